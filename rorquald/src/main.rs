@@ -1,0 +1,3 @@
+//! Part of Rorqual.
+
+fn main() {}
