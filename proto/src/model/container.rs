@@ -1,0 +1,83 @@
+//! One container as `run` and `service` both describe it.
+
+use std::collections::BTreeMap;
+
+/// What runs: image, process, environment and limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// The reference in its full form: `docker.io/library/nginx:latest`.
+    pub image: String,
+    /// The manifest digest that the reference was resolved to, once: `sha256:…`.
+    pub image_digest: Option<String>,
+    /// Replaces the image's ENTRYPOINT where not empty.
+    pub entrypoint: Vec<String>,
+    /// Replaces the image's CMD where not empty.
+    pub args: Vec<String>,
+    /// `NAME=value` in order; a later one wins.
+    pub env: Vec<String>,
+    /// Replaces the image's WORKDIR.
+    pub workdir: Option<String>,
+    /// `name`, `uid`, `name:group` or `uid:gid`; replaces the image's USER.
+    pub user: Option<String>,
+    /// The host name inside; the container's own name where absent.
+    pub hostname: Option<String>,
+    /// Folders and volumes of the node.
+    pub mounts: Vec<Mount>,
+    /// What the container can't exceed.
+    pub limits: Resources,
+    /// What the scheduler keeps free for it.
+    pub reservations: Resources,
+    /// Mounts the root filesystem read-only.
+    pub read_only: bool,
+    /// Capabilities added to the default set.
+    pub cap_add: Vec<String>,
+    /// Capabilities taken from the default set.
+    pub cap_drop: Vec<String>,
+    /// Name or number of the signal that asks it to end; the image's, else SIGTERM, where absent.
+    pub stop_signal: Option<String>,
+    /// How long it may take after that signal before SIGKILL.
+    pub stop_grace_ms: u64,
+    /// Labels of the container.
+    pub labels: BTreeMap<String, String>,
+    /// Runs an init process that reaps and forwards signals.
+    pub init: bool,
+    /// Namespaced kernel parameters.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// Amounts of what a node has; 0 means none asked for, or no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Billionths of a core.
+    pub nano_cpus: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// Where a mount's content comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountKind {
+    /// A path of the node.
+    Bind,
+    /// A named volume of the node.
+    Volume,
+    /// Memory.
+    Tmpfs,
+}
+
+/// One mount inside the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where the content comes from.
+    pub kind: MountKind,
+    /// The path on the node, or the volume's name; empty for tmpfs.
+    pub source: String,
+    /// The absolute path inside.
+    pub target: String,
+    /// Refuses writes.
+    pub read_only: bool,
+    /// 0 means half of the memory.
+    pub tmpfs_size_bytes: u64,
+}

@@ -1,0 +1,34 @@
+//! The domain model: what the planner and the store reason about, free of wire types.
+//!
+//! Start with [`service::ServiceSpec`] (what a user asks for), [`task::Task`] (one replica of it, bound
+//! to one node for life) and [`node::Node`]. Desired and observed state are separate fields with one
+//! writer each; see `docs/architecture.md`.
+
+pub mod cluster;
+pub mod container;
+pub mod id;
+pub mod network;
+pub mod node;
+pub mod service;
+pub mod task;
+
+pub use cluster::Cluster;
+pub use container::{ContainerSpec, Mount, MountKind, Resources};
+pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
+pub use network::{BlockLease, Network, NetworkSpec};
+pub use node::{Availability, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
+pub use service::{
+    PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,
+};
+pub use task::{DesiredState, Placement, Task, TaskAddress, TaskState, TaskStatus};
+
+/// When an object was written, and at which place in the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// The Raft index of the last write; 0 before the object is stored.
+    pub version: u64,
+    /// Milliseconds since the Unix epoch, stamped by the leader.
+    pub created_at_ms: i64,
+    /// Milliseconds since the Unix epoch, stamped by the leader.
+    pub updated_at_ms: i64,
+}

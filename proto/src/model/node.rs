@@ -1,0 +1,104 @@
+//! A node: a machine of the cluster, as asked for and as seen.
+
+use std::collections::BTreeMap;
+
+use super::{Meta, NodeId};
+
+/// What a node does. Every node runs the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Runs containers.
+    Worker,
+    /// Also keeps the cluster's state.
+    Controller,
+}
+
+/// Whether a node gets tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// It gets tasks.
+    Active,
+    /// It keeps its tasks and gets no new ones.
+    Pause,
+    /// Its tasks go elsewhere.
+    Drain,
+}
+
+/// The desired side of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// What it does.
+    pub role: Role,
+    /// Whether it gets tasks.
+    pub availability: Availability,
+    /// Labels set by the operator.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What the node's agent says about its machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeDescription {
+    /// Its host name.
+    pub hostname: String,
+    /// Billionths of a core.
+    pub nano_cpus: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// `amd64`, `arm64`, as images name it.
+    pub arch: String,
+    /// `linux`.
+    pub os: String,
+    /// Version of `rorquald`.
+    pub engine_version: String,
+    /// `v1`, `v2` or `hybrid`.
+    pub cgroup_version: String,
+    /// Labels from the daemon's configuration.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What the leader sees of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeState {
+    /// Joined and not heard of yet.
+    Unknown,
+    /// Its session is alive.
+    Ready,
+    /// Silent for a moment: it gets no new tasks, and nothing of it is replaced.
+    Suspect,
+    /// Silent for so long that its tasks are replaced.
+    Down,
+    /// It left the cluster.
+    Left,
+}
+
+/// Observed side of a node, written by the leader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// How it is.
+    pub state: NodeState,
+    /// Why, in words.
+    pub message: String,
+    /// Since when, milliseconds since the Unix epoch.
+    pub since_ms: i64,
+}
+
+/// A node as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its id, the same as in its certificate.
+    pub id: NodeId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the operator asked for.
+    pub spec: NodeSpec,
+    /// What its agent told.
+    pub description: NodeDescription,
+    /// What the leader sees.
+    pub status: NodeStatus,
+    /// `host:port` of its TLS port.
+    pub address: String,
+    /// Its Raft member id where it is a controller.
+    pub raft_id: Option<u64>,
+}

@@ -1,0 +1,128 @@
+//! A service: what the user wants to run, how often, and how it is reached.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::{ContainerSpec, Meta, NetworkId, Placement, ServiceId};
+
+/// What the user asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// A DNS label: 1 to 63 of a–z, 0–9 and `-`, with a letter or digit at both ends.
+    pub name: String,
+    /// Labels of the service.
+    pub labels: BTreeMap<String, String>,
+    /// What each task runs.
+    pub container: ContainerSpec,
+    /// How many tasks there are.
+    pub mode: ServiceMode,
+    /// Ports on every node.
+    pub ports: Vec<PortSpec>,
+    /// Names of networks; empty means `default`.
+    pub networks: Vec<String>,
+    /// What happens when a container ends.
+    pub restart: RestartPolicy,
+    /// Where tasks may run.
+    pub placement: Placement,
+    /// Raised to replace every task although nothing else changed.
+    pub force_update: u64,
+}
+
+/// How many tasks a service has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceMode {
+    /// One task in each of so many slots.
+    Replicated {
+        /// The number of slots.
+        replicas: u32,
+    },
+}
+
+/// The transport of a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One port of every node that leads to the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortSpec {
+    /// On every node; 0 lets the allocator choose one of 30000–32767.
+    pub published: u16,
+    /// Inside the container.
+    pub target: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+/// Which ends of a container are followed by a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartCondition {
+    /// Never.
+    None,
+    /// When it failed.
+    OnFailure,
+    /// Always.
+    Any,
+}
+
+/// How the agent restarts a container in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartPolicy {
+    /// Which ends count.
+    pub condition: RestartCondition,
+    /// The first wait; it doubles with each failure in a row. The first restart after a healthy run is
+    /// immediate.
+    pub delay_ms: u64,
+    /// The longest wait.
+    pub max_delay_ms: u64,
+    /// 0 means without end.
+    pub max_attempts: u32,
+    /// Attempts older than this do not count; 0 means that all count.
+    pub window_ms: u64,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        Self {
+            condition: RestartCondition::Any,
+            delay_ms: 100,
+            max_delay_ms: 60_000,
+            max_attempts: 0,
+            window_ms: 0,
+        }
+    }
+}
+
+/// A virtual address of a service in one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vip {
+    /// The network.
+    pub network_id: NetworkId,
+    /// The address, from the cluster's VIP pool.
+    pub address: Ipv4Addr,
+}
+
+/// A service as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the user asked for.
+    pub spec: ServiceSpec,
+    /// Counts the changes of what a task runs; a task says which one it runs.
+    pub spec_version: u64,
+    /// Written by the allocator.
+    pub vips: Vec<Vip>,
+    /// Written by the allocator: the ports as given, none of them 0.
+    pub ports: Vec<PortSpec>,
+    /// The service is being taken away: its tasks go first.
+    pub removing: bool,
+    /// Written by the allocator: why it can't be served as asked.
+    pub problem: Option<String>,
+}
