@@ -7,3 +7,5 @@
 #![forbid(unsafe_code)]
 
 pub mod model;
+#[cfg(feature = "rpc")]
+pub mod wire;
