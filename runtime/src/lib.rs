@@ -1,1 +1,28 @@
-//! Part of Rorqual.
+//! Runs containers: an OCI runtime as a library, and the monitor process that looks after each container.
+//!
+//! Start reading at [`Runtime`]: it launches containers, finds them again after a restart of the daemon, and says how
+//! they ended. Nothing in here knows of clusters, images or networks.
+//!
+//! ```text
+//! Runtime::launch ── writes record.json and config.json, spawns ──> rorqual-runtime monitor
+//!                                                                     │  plan::launch_plan (pure)
+//!                                                                     │  monitor::setup    (cgroup, pipes, clone)
+//!                                                                     ├──> init: executes the plan's steps, execs
+//!                                                                     └──> monitor::serve  (logs, exit status, socket)
+//! ```
+//!
+//! A container belongs to its monitor, never to the daemon: `Runtime` values come and go, and each one sees the same
+//! containers, because all that is known of them lies in the runtime directory and in the container's own directory.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod api;
+mod error;
+pub mod log;
+pub mod spec;
+
+pub use api::{
+    CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, LogPolicy, Rootfs, Runtime, RuntimeOptions, Started,
+    Stats,
+};
+pub use error::{Error, LaunchError, Result};
+pub use oci_spec;

@@ -1,0 +1,206 @@
+//! The public types, and [`Runtime`] itself.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, LaunchError, Result};
+
+/// Where a [`Runtime`] keeps what it knows and what it starts.
+#[derive(Clone, Debug)]
+pub struct RuntimeOptions {
+    /// Sockets and state of running containers, such as `/run/rorqual/n1/containers`. On a tmpfs; gone after a reboot,
+    /// as the containers are.
+    pub runtime_dir: PathBuf,
+    /// The parent group of all containers of this node, on every hierarchy, such as `rorqual-n1`.
+    pub cgroup_parent: String,
+    /// The `rorqual-runtime` executable, which is run as the monitor.
+    pub binary: PathBuf,
+}
+
+/// What the machine offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// Processors that this process may use, in billionths (2 CPUs: 2,000,000,000).
+    pub nano_cpus: u64,
+    /// Physical memory.
+    pub memory_bytes: u64,
+    /// The kernel's release, such as `6.12.0`.
+    pub kernel: String,
+    /// The architecture in the words of OCI images: `amd64`, `arm64`.
+    pub arch: String,
+    /// Which control groups are mounted.
+    pub cgroup: CgroupVersion,
+}
+
+/// How the machine mounts its control groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupVersion {
+    /// One hierarchy, `/sys/fs/cgroup` is a cgroup2.
+    V2,
+    /// A hierarchy per controller.
+    V1,
+    /// v1 controllers, and a cgroup2 without them beside it.
+    Hybrid,
+}
+
+/// A container to start.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// 1 to 128 letters, digits, `_`, `.`, `-`.
+    pub id: String,
+    /// The container's own directory: `config.json`, log files and `exit.json` come here. Has to exist.
+    pub dir: PathBuf,
+    /// What to run; [`crate::spec::default_spec`] makes one. `root.path` is not looked at, `rootfs` counts.
+    pub spec: oci_spec::runtime::Spec,
+    /// The file system it runs in.
+    pub rootfs: Rootfs,
+    /// `nginx`, `nginx:adm`, `1000`, `1000:1000`: looked up in the container's own passwd and group files. `None`:
+    /// `spec.process.user`.
+    pub user: Option<String>,
+    /// How much of its output is kept.
+    pub log: LogPolicy,
+}
+
+/// How much of a container's output is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPolicy {
+    /// A file is rotated before it grows beyond this.
+    pub max_bytes: u64,
+    /// How many files there are, the one being written included; at least 1.
+    pub max_files: u32,
+}
+
+impl Default for LogPolicy {
+    fn default() -> Self {
+        LogPolicy { max_bytes: 10 << 20, max_files: 3 }
+    }
+}
+
+/// The root file system of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rootfs {
+    /// A folder, used as it is.
+    Directory(PathBuf),
+    /// Layers, mounted inside the container's own mount namespace: the host's mount table does not see it.
+    Overlay {
+        /// Read-only layers, the topmost first.
+        lowers: Vec<PathBuf>,
+        /// Where the container's changes go.
+        upper: PathBuf,
+        /// Overlayfs' work folder: empty, on the same file system as `upper`.
+        work: PathBuf,
+    },
+}
+
+/// A container that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The first process of the container, as the host sees it.
+    pub pid: i32,
+    /// When it was executed, in milliseconds since 1970.
+    pub started_at_ms: i64,
+}
+
+/// How a container ended. Written to `exit.json` in the container's directory, and sent to watchers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// The exit code; 128+n for signal n.
+    pub code: i32,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// Whether the kernel killed a process of the container because its memory limit was reached.
+    pub oom_killed: bool,
+    /// When the first process ended, in milliseconds since 1970.
+    pub finished_at_ms: i64,
+}
+
+/// What is known of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Its monitor is setting it up (seen by another `Runtime` than the one that launches it).
+    Starting,
+    /// It runs.
+    Running(Started),
+    /// It has ended, and its end is on disk.
+    Exited(ExitStatus),
+    /// Its monitor died without recording an end. The kernel killed the container with it; `delete` takes away
+    /// whatever is left.
+    Lost,
+    /// No container of that id is known here.
+    Unknown,
+}
+
+/// What a container uses now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Memory in use without the page cache that could be dropped at once (as `docker stats` counts).
+    pub memory_bytes: u64,
+    /// The memory limit, if one is set.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processor time used since the start, all CPUs together.
+    pub cpu_ns: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// How often the kernel killed a process of the container for want of memory.
+    pub oom_kills: u64,
+}
+
+/// The containers of one node. Cheap to make, safe to share; two values on the same directory see the same containers.
+#[derive(Debug)]
+pub struct Runtime {
+    options: RuntimeOptions,
+    host: HostFacts,
+}
+
+impl Runtime {
+    /// Prepares the runtime directory and the parent control group.
+    pub fn new(options: RuntimeOptions) -> Result<Self> {
+        Err(Error::File { operation: "open", path: options.runtime_dir, source: std::io::ErrorKind::Unsupported.into() })
+    }
+
+    /// What this machine offers.
+    #[must_use]
+    pub fn host(&self) -> HostFacts {
+        self.host.clone()
+    }
+
+    /// Starts a container, and returns once its process has been executed. After an error nothing is left of it.
+    pub fn launch(&self, launch: Launch) -> Result<Started, LaunchError> {
+        Err(Error::NotFound { id: launch.id }.into())
+    }
+
+    /// The state of one container.
+    pub fn state(&self, id: &str) -> Result<ContainerState> {
+        Err(Error::NotFound { id: id.to_owned() })
+    }
+
+    /// All containers of this runtime directory, ordered by id.
+    pub fn list(&self) -> Result<Vec<(String, ContainerState)>> {
+        Err(Error::NotFound { id: self.options.cgroup_parent.clone() })
+    }
+
+    /// A stream that gives one line, [`ExitStatus`] as JSON, when the container has ended (at once if it has), and then
+    /// ends. An end without a line means that the monitor died, and the container with it.
+    pub fn watch(&self, id: &str) -> Result<UnixStream> {
+        Err(Error::NotFound { id: id.to_owned() })
+    }
+
+    /// Sends a signal to the container's first process; SIGKILL goes to all of its processes.
+    pub fn kill(&self, id: &str, signal: i32) -> Result<()> {
+        Err(Error::NotFound { id: format!("{id} {signal}") })
+    }
+
+    /// Takes away what is left of a container that has ended: control group, socket, state. Its directory stays. No
+    /// error if there is nothing to take away.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        Err(Error::NotFound { id: id.to_owned() })
+    }
+
+    /// What a running container uses.
+    pub fn stats(&self, id: &str) -> Result<Stats> {
+        Err(Error::NotFound { id: id.to_owned() })
+    }
+}

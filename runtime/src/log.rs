@@ -1,0 +1,1 @@
+//! The container's log files, and how to read them.
