@@ -1,1 +1,32 @@
-//! Part of Rorqual.
+//! The network of one node: desired state in, netlink and nftables operations out.
+//!
+//! Start reading at [`Fabric`], the handle that a daemon holds. Behind it stands one thread (`engine`) which
+//! owns all kernel state of this node's network:
+//!
+//! ```text
+//!  Fabric ──Event──▶ engine ──▶ container   a namespace, a veth and a /32 per container
+//!  (handle)          (thread) ├─▶ routes     blocks of other nodes, reply paths of the routing mesh
+//!                             ├─▶ ruleset    VIPs, published ports, isolation: pure text, run by `nft`
+//!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
+//!                    pool (thread): network namespaces, prepared ahead of time
+//! ```
+//!
+//! The crate knows nothing of clusters: what to do comes in [`Change`]s and [`Attach`]ments. Nothing that it made
+//! depends on the process: namespaces, links, routes and rules stay when it ends, and [`Fabric::start`] takes them
+//! over as they are. Only [`Fabric::teardown`] removes them.
+//!
+//! Everything happens in the network namespace of the thread that calls [`Fabric::start`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod engine;
+mod error;
+mod fabric;
+mod model;
+
+pub use error::Error;
+pub use fabric::{DNS, Fabric, GATEWAY};
+pub use model::{
+    Attach, Attachment, Block, Change, Endpoint, HostPort, LOCAL_NETWORK, NetworkOptions, Peer, Protocol,
+    PublishedPort, ServiceView,
+};

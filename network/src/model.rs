@@ -1,0 +1,309 @@
+//! What the caller tells the fabric: options, attachments and changes of the desired state.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// The network of containers that live on one node only and have an address of the local pool.
+pub const LOCAL_NETWORK: &str = "local";
+
+/// How a node's fabric is set up. Everything is fixed for the life of the [`crate::Fabric`].
+#[derive(Debug, Clone)]
+pub struct NetworkOptions {
+    /// Name of this node, `[a-z0-9-]`, at most 63 characters. Links and the nftables table carry it.
+    pub node: String,
+    /// Folder for namespace files (`netns/<id>`) and records. Has to survive the daemon, not the machine.
+    pub state_dir: PathBuf,
+    /// This node's address on the network between the nodes. Unspecified while it is in no cluster.
+    pub underlay: Ipv4Addr,
+    /// Addresses of the containers of all nodes, for example 10.213.0.0/16.
+    pub cluster_pool: Ipv4Net,
+    /// Virtual addresses of services, for example 10.214.0.0/16.
+    pub vip_pool: Ipv4Net,
+    /// Addresses of containers that only this node knows, for example 10.215.0.0/24.
+    pub local_pool: Ipv4Net,
+    /// Resolvers for names that are not ours. `None`: those of the host's `/etc/resolv.conf`.
+    pub dns_upstreams: Option<Vec<SocketAddr>>,
+    /// Largest packet of a container's interface. `None`: what the underlay's interface has.
+    pub mtu: Option<u32>,
+}
+
+/// A transport protocol of a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        })
+    }
+}
+
+/// A port of this node that leads to one container of this node (`rctl run -p 8080:80`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// The node's address to publish on; `None`: all of them.
+    pub address: Option<Ipv4Addr>,
+    /// Port of the node.
+    pub published: u16,
+    /// Port of the container.
+    pub target: u16,
+    /// Protocol of both.
+    pub protocol: Protocol,
+}
+
+/// A container that wants to be on the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Id, `[A-Za-z0-9_.-]`, at most 128 characters.
+    pub id: String,
+    /// The name under which containers of the same network find it.
+    pub name: String,
+    /// The network. Containers of different networks do not reach each other.
+    pub network: String,
+    /// Its address of a block of this node, or `None` for one of the local pool.
+    pub address: Option<Ipv4Addr>,
+    /// Ports of this node that lead to it.
+    pub ports: Vec<HostPort>,
+}
+
+/// A container that is on the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// Id as given.
+    pub id: String,
+    /// DNS name as given.
+    pub name: String,
+    /// Network as given.
+    pub network: String,
+    /// File to `setns` to. It stays until [`crate::Fabric::detach`], also without a daemon.
+    pub netns: PathBuf,
+    /// The container's address, a /32 on `eth0`.
+    pub address: Ipv4Addr,
+    /// Its default gateway, the same for all containers.
+    pub gateway: Ipv4Addr,
+    /// The resolver to write into its `resolv.conf`.
+    pub dns: Ipv4Addr,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name or id; what blocks and endpoints refer to.
+    pub node: String,
+    /// Its address on the network between the nodes.
+    pub underlay: Ipv4Addr,
+}
+
+/// A range of the cluster pool that belongs to one network on one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// The range.
+    pub block: Ipv4Net,
+    /// Its network.
+    pub network: String,
+    /// Its node; this node's own blocks have [`NetworkOptions::node`].
+    pub node: String,
+}
+
+/// A port that every node publishes for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublishedPort {
+    /// Port of the nodes.
+    pub published: u16,
+    /// Port of the containers.
+    pub target: u16,
+    /// Protocol of both.
+    pub protocol: Protocol,
+}
+
+/// One healthy task of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Task id.
+    pub id: String,
+    /// Its DNS name, for example `web.1`.
+    pub name: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The node that it runs on.
+    pub node: String,
+}
+
+/// What a node has to know of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceView {
+    /// Service id, `[A-Za-z0-9_.-]`, at most 128 characters.
+    pub id: String,
+    /// DNS name.
+    pub name: String,
+    /// The network whose containers may use name and VIP.
+    pub network: String,
+    /// Its virtual address; `None`: the name resolves to all endpoints.
+    pub vip: Option<Ipv4Addr>,
+    /// Its published ports.
+    pub ports: Vec<PublishedPort>,
+    /// The healthy tasks, of all nodes.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A change of the desired state. Items replace those with the same key (node, block, service id).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// This is the whole truth: what is not in it goes.
+    pub full: bool,
+    /// New or changed nodes.
+    pub peers: Vec<Peer>,
+    /// Names of nodes that are gone.
+    pub removed_peers: Vec<String>,
+    /// New or changed blocks.
+    pub blocks: Vec<Block>,
+    /// Blocks that are no longer leased.
+    pub removed_blocks: Vec<Ipv4Net>,
+    /// New or changed services, each complete.
+    pub services: Vec<ServiceView>,
+    /// Ids of services that are gone.
+    pub removed_services: Vec<String>,
+}
+
+impl NetworkOptions {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let node_ok = (1..=63).contains(&self.node.len())
+            && self.node.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !node_ok {
+            return Err(Error::Invalid {
+                field: "options.node",
+                value: self.node.clone(),
+                expected: "expected 1 to 63 characters of a-z, 0-9 and -",
+            });
+        }
+        let pools = [
+            ("options.vip_pool", self.vip_pool, [self.cluster_pool, self.local_pool]),
+            ("options.local_pool", self.local_pool, [self.cluster_pool, self.vip_pool]),
+        ];
+        for (field, pool, others) in pools {
+            if others.iter().any(|other| overlap(*other, pool)) {
+                return Err(Error::Invalid {
+                    field,
+                    value: pool.to_string(),
+                    expected: "overlaps another pool; choose ranges that do not overlap",
+                });
+            }
+        }
+        if self.local_pool.prefix_len() > 30 {
+            return Err(Error::Invalid {
+                field: "options.local_pool",
+                value: self.local_pool.to_string(),
+                expected: "expected at least a /30",
+            });
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| !(576..=65535).contains(mtu)) {
+            return Err(Error::Invalid {
+                field: "options.mtu",
+                value: mtu.to_string(),
+                expected: "expected 576 to 65535 bytes",
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Attach {
+    pub(crate) fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
+        validate_id("attach.id", &self.id)?;
+        if let Some(address) = self.address {
+            let ok = options.cluster_pool.contains(&address) || options.local_pool.contains(&address);
+            if !ok {
+                return Err(Error::Invalid {
+                    field: "attach.address",
+                    value: address.to_string(),
+                    expected: "expected an address of the cluster's or the local pool",
+                });
+            }
+        }
+        for port in &self.ports {
+            validate_port("attach.ports.published", port.published)?;
+            validate_port("attach.ports.target", port.target)?;
+        }
+        Ok(())
+    }
+}
+
+impl Change {
+    pub(crate) fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
+        for block in &self.blocks {
+            if !options.cluster_pool.contains(&block.block) {
+                return Err(Error::Invalid {
+                    field: "change.blocks.block",
+                    value: block.block.to_string(),
+                    expected: "expected a range inside the cluster pool",
+                });
+            }
+        }
+        for service in &self.services {
+            validate_id("change.services.id", &service.id)?;
+            if let Some(vip) = service.vip.filter(|vip| !options.vip_pool.contains(vip)) {
+                return Err(Error::Invalid {
+                    field: "change.services.vip",
+                    value: vip.to_string(),
+                    expected: "expected an address of the VIP pool",
+                });
+            }
+            for port in &service.ports {
+                validate_port("change.services.ports.published", port.published)?;
+                validate_port("change.services.ports.target", port.target)?;
+            }
+        }
+        for peer in &self.peers {
+            if peer.underlay.is_unspecified() || peer.underlay.is_loopback() || peer.underlay.is_multicast() {
+                return Err(Error::Invalid {
+                    field: "change.peers.underlay",
+                    value: peer.underlay.to_string(),
+                    expected: "expected an address at which the node can be reached",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ids become file names and nftables comments, so they are held to a safe alphabet.
+fn validate_id(field: &'static str, id: &str) -> Result<(), Error> {
+    let ok = (1..=128).contains(&id.len())
+        && !id.starts_with('.')
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    if ok {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        field,
+        value: id.to_owned(),
+        expected: "expected 1 to 128 letters, digits, _, - and ., not starting with a dot",
+    })
+}
+
+fn validate_port(field: &'static str, port: u16) -> Result<(), Error> {
+    if port != 0 {
+        return Ok(());
+    }
+    Err(Error::Invalid { field, value: "0".to_owned(), expected: "expected a port from 1 to 65535" })
+}
+
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
