@@ -1,0 +1,1 @@
+//! What is acceptable in specs, for controllers and for the command line alike.
