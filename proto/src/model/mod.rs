@@ -5,6 +5,7 @@
 //! writer each; see `docs/architecture.md`.
 
 pub mod cluster;
+pub mod constraint;
 pub mod container;
 pub mod id;
 pub mod network;
@@ -13,6 +14,7 @@ pub mod service;
 pub mod task;
 
 pub use cluster::Cluster;
+pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
 pub use container::{ContainerSpec, Mount, MountKind, Resources};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Network, NetworkSpec};

@@ -1,1 +1,201 @@
-//! What is acceptable in specs, for controllers and for the command line alike.
+//! What is acceptable in specs: semantic checks on the model, for controllers and for the command line
+//! alike. Each function checks one object and names the first bad field relative to it; nothing here needs
+//! to know what else is in the cluster (that a port or name is free is the planner's to say).
+
+mod container;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::Ipv4Net;
+
+pub use crate::InvalidField;
+pub use container::{
+    MAX_NANO_CPUS, MIN_MEMORY_BYTES, MIN_NANO_CPUS, SIGNALS, container_spec, mounts, signal_number,
+};
+
+use crate::model::{
+    Constraint, NetworkSpec, NodeSpec, Placement, PortSpec, RestartCondition, RestartPolicy, ServiceMode,
+    ServiceSpec,
+};
+
+/// The most slots that a service may have.
+pub const MAX_REPLICAS: u32 = 10_000;
+
+/// The most elements of a list, and labels of an object.
+pub const MAX_ELEMENTS: usize = 512;
+
+/// The longest wait that a policy may name.
+pub const MAX_WAIT_MS: u64 = 24 * 3600 * 1000;
+
+/// Blocks of this length are leased out of the container pool.
+pub const BLOCK_PREFIX: u8 = 26;
+
+/// A whole service spec.
+pub fn service_spec(spec: &ServiceSpec) -> Result<(), InvalidField> {
+    dns_label(&spec.name, "name")?;
+    labels(&spec.labels, "labels")?;
+    container_spec(&spec.container).map_err(|error| error.within("container"))?;
+    mode(&spec.mode)?;
+    port_specs(&spec.ports, "ports")?;
+    networks(&spec.networks)?;
+    restart_policy(&spec.restart).map_err(|error| error.within("restart"))?;
+    placement(&spec.placement).map_err(|error| error.within("placement"))
+}
+
+/// The number of tasks that a service asks for.
+pub fn mode(mode: &ServiceMode) -> Result<(), InvalidField> {
+    match *mode {
+        ServiceMode::Replicated { replicas } if replicas > MAX_REPLICAS => Err(InvalidField::new(
+            "mode.replicated.replicas",
+            format!("{replicas} are too many: at most {MAX_REPLICAS} replicas"),
+        )),
+        ServiceMode::Replicated { .. } => Ok(()),
+    }
+}
+
+fn networks(names: &[String]) -> Result<(), InvalidField> {
+    at_most(names.len(), "networks")?;
+    let mut seen = BTreeSet::new();
+    for (index, name) in names.iter().enumerate() {
+        let path = format!("networks[{index}]");
+        dns_label(name, &path)?;
+        if !seen.insert(name) {
+            return Err(InvalidField::new(path, format!("`{name}` is named twice")));
+        }
+    }
+    Ok(())
+}
+
+/// A name that can be a DNS label: 1 to 63 of a–z, 0–9 and `-`, a letter or digit at both ends.
+pub fn dns_label(name: &str, path: &str) -> Result<(), InvalidField> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let problem = match name {
+        "" => "is empty".to_owned(),
+        name if name.len() > 63 => format!("`{name}` has {} characters, at most 63 are allowed", name.len()),
+        name if !name.chars().all(allowed) || name.starts_with('-') || name.ends_with('-') => {
+            format!("`{name}` is not a DNS label")
+        }
+        _ => return Ok(()),
+    };
+    Err(InvalidField::new(path, problem)
+        .remedy("use 1 to 63 of a–z, 0–9 and `-`, with a letter or digit at both ends"))
+}
+
+/// Labels: names of printable characters without spaces and `=`, values without control characters.
+pub fn labels(labels: &BTreeMap<String, String>, path: &str) -> Result<(), InvalidField> {
+    at_most(labels.len(), path)?;
+    for (name, value) in labels {
+        let field = format!("{path}.{name}");
+        let bad = |c: char| c.is_whitespace() || c.is_control() || c == '=';
+        if name.is_empty() || name.len() > 255 || name.chars().any(bad) {
+            return Err(InvalidField::new(field, format!("`{name}` is not the name of a label"))
+                .remedy("use 1 to 255 characters without spaces and `=`"));
+        }
+        if value.len() > 4096 || value.contains('\0') {
+            return Err(InvalidField::new(field, "the value has more than 4096 bytes or contains a NUL"));
+        }
+    }
+    Ok(())
+}
+
+/// Published ports: targets of 1 to 65535, no published port twice on one transport.
+pub fn port_specs(ports: &[PortSpec], path: &str) -> Result<(), InvalidField> {
+    at_most(ports.len(), path)?;
+    let mut taken = BTreeSet::new();
+    for (index, port) in ports.iter().enumerate() {
+        if port.target == 0 {
+            return Err(InvalidField::new(format!("{path}[{index}].target"), "is 0")
+                .remedy("give the port inside the container, 1 to 65535"));
+        }
+        if port.published != 0 && !taken.insert((port.published, port.protocol)) {
+            let field = format!("{path}[{index}].published");
+            return Err(InvalidField::new(field, format!("port {} is published twice", port.published))
+                .remedy("publish each port once"));
+        }
+    }
+    Ok(())
+}
+
+/// A restart policy: waits in their bounds and in order.
+pub fn restart_policy(policy: &RestartPolicy) -> Result<(), InvalidField> {
+    let waits = [
+        ("delay_ms", policy.delay_ms),
+        ("max_delay_ms", policy.max_delay_ms),
+        ("window_ms", policy.window_ms),
+    ];
+    for (path, wait_ms) in waits {
+        if wait_ms > MAX_WAIT_MS {
+            return Err(InvalidField::new(path, format!("{wait_ms} ms are too long: at most 24 h")));
+        }
+    }
+    if policy.condition != RestartCondition::None && policy.delay_ms == 0 {
+        return Err(InvalidField::new("delay_ms", "is 0").remedy("give at least 1 ms"));
+    }
+    if policy.max_delay_ms < policy.delay_ms {
+        let problem = format!("{} ms is less than delay_ms, {} ms", policy.max_delay_ms, policy.delay_ms);
+        return Err(InvalidField::new("max_delay_ms", problem));
+    }
+    Ok(())
+}
+
+/// Placement: each constraint can be read.
+pub fn placement(placement: &Placement) -> Result<(), InvalidField> {
+    at_most(placement.constraints.len(), "constraints")?;
+    for (index, text) in placement.constraints.iter().enumerate() {
+        if let Err(error) = text.parse::<Constraint>() {
+            return Err(InvalidField::new(format!("constraints[{index}]"), error.to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// A network spec.
+pub fn network_spec(spec: &NetworkSpec) -> Result<(), InvalidField> {
+    dns_label(&spec.name, "name")?;
+    labels(&spec.labels, "labels")
+}
+
+/// A node spec.
+pub fn node_spec(spec: &NodeSpec) -> Result<(), InvalidField> {
+    labels(&spec.labels, "labels")
+}
+
+/// The cluster's address pools: private enough, large enough, and apart from each other.
+pub fn pools(container_pool: Ipv4Net, vip_pool: Ipv4Net) -> Result<(), InvalidField> {
+    for (path, pool, longest) in
+        [("container_pool", container_pool, 24), ("vip_pool", vip_pool, BLOCK_PREFIX)]
+    {
+        if pool.addr() != pool.network() {
+            return Err(InvalidField::new(path, format!("{pool} has host bits set"))
+                .remedy(format!("its network is {}", pool.trunc())));
+        }
+        if pool.prefix_len() < 8 || pool.prefix_len() > longest {
+            let problem = format!("{pool} is not of a size that works: expected /8 to /{longest}");
+            return Err(InvalidField::new(path, problem));
+        }
+        let address = pool.addr();
+        if address.is_loopback()
+            || address.is_multicast()
+            || address.is_link_local()
+            || address.octets()[0] == 0
+        {
+            return Err(InvalidField::new(path, format!("{pool} can't be given to containers"))
+                .remedy("choose a private network that nothing else uses, as 10.213.0.0/16"));
+        }
+    }
+    if container_pool.contains(&vip_pool) || vip_pool.contains(&container_pool) {
+        let problem = format!("{vip_pool} overlaps the container pool, {container_pool}");
+        return Err(InvalidField::new("vip_pool", problem).remedy("choose two networks that don't overlap"));
+    }
+    Ok(())
+}
+
+fn at_most(count: usize, path: &str) -> Result<(), InvalidField> {
+    if count > MAX_ELEMENTS {
+        return Err(InvalidField::new(path, format!("{count} are too many: at most {MAX_ELEMENTS}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
