@@ -1,0 +1,168 @@
+//! What is written to the state, what a write changed, and why a write is refused.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use rorqual_proto::model::{
+    Cluster, DesiredState, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus, Protocol, Service,
+    ServiceId, Task, TaskId, TaskStatus,
+};
+
+/// One write to the replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Action {
+    /// What is written.
+    pub kind: ActionKind,
+    /// The `meta.version` that the writer saw of the object it writes: 0 says that the object must not
+    /// exist yet, none skips the check.
+    pub expected_version: Option<u64>,
+}
+
+impl Action {
+    /// A write that depends on no version.
+    pub fn new(kind: ActionKind) -> Self {
+        Self { kind, expected_version: None }
+    }
+
+    /// A write that is refused when the object moved on from `version`.
+    pub fn expecting(kind: ActionKind, version: u64) -> Self {
+        Self { kind, expected_version: Some(version) }
+    }
+}
+
+/// The writes that there are. `meta` of a given object is ignored: [`crate::State::apply`] stamps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ActionKind {
+    /// The cluster object, whole.
+    PutCluster(Box<Cluster>),
+    /// A new node, whole. Of a node that exists only the operator's side is written: `spec` and `raft_id`.
+    PutNode(Box<Node>),
+    /// A service, whole.
+    PutService(Box<Service>),
+    /// A task. Of a task that exists the node, the addresses and both states never go back.
+    PutTask(Box<Task>),
+    /// A network, whole.
+    PutNetwork(Box<Network>),
+    /// The node's record goes; its tasks become orphans.
+    RemoveNode(NodeId),
+    /// The service's record goes.
+    RemoveService(ServiceId),
+    /// The task's record goes.
+    RemoveTask(TaskId),
+    /// The network's record goes.
+    RemoveNetwork(NetworkId),
+    /// The observed side of a task. An older or later-than-terminal status changes nothing.
+    TaskStatus {
+        /// Whose.
+        task_id: TaskId,
+        /// What was seen.
+        status: TaskStatus,
+    },
+    /// The desired side of a task. It only moves forward.
+    TaskDesired {
+        /// Whose.
+        task_id: TaskId,
+        /// What is wanted.
+        desired_state: DesiredState,
+    },
+    /// The observed side of a node.
+    NodeStatus {
+        /// Whose.
+        node_id: NodeId,
+        /// What the leader saw.
+        status: NodeStatus,
+        /// What the agent tells of its machine; none leaves it as it is.
+        description: Option<NodeDescription>,
+        /// `host:port` of its TLS port; none leaves it as it is.
+        address: Option<String>,
+    },
+}
+
+/// What one action changed: it feeds watchers and the planner's dirty sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The cluster object.
+    Cluster,
+    /// A node was written or removed.
+    Node(NodeId),
+    /// A service was written or removed.
+    Service(ServiceId),
+    /// A task was made, written or removed.
+    Task {
+        /// Its id.
+        id: TaskId,
+        /// Its service.
+        service_id: ServiceId,
+        /// Its node, where it has or had one.
+        node_id: Option<NodeId>,
+        /// As it was; none for a new one.
+        before: Option<Arc<Task>>,
+        /// As it is; none for one that was removed.
+        after: Option<Arc<Task>>,
+    },
+    /// A network was written or removed.
+    Network(NetworkId),
+    /// The action changed nothing: a late status, an object that is already gone.
+    Nothing,
+}
+
+/// Why a write is refused. The writer looks again at the state and decides anew.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// The object moved on.
+    #[error("{object} has changed meanwhile (version {actual}, not {expected}): read it again and repeat")]
+    Version {
+        /// `service web`, `task web.3`.
+        object: String,
+        /// What the writer saw.
+        expected: u64,
+        /// What it is; 0 where the object does not exist.
+        actual: u64,
+    },
+    /// Another object of the kind has the name.
+    #[error("the {kind} name `{name}` is already in use: choose another name")]
+    NameTaken {
+        /// `service` or `network`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Another service publishes the port.
+    #[error(
+        "port {port}/{} is already published by service `{service}`: choose another port or remove it there",
+        protocol_name(*.protocol)
+    )]
+    PortTaken {
+        /// The published port.
+        port: u16,
+        /// Its transport.
+        protocol: Protocol,
+        /// The other service's name.
+        service: String,
+    },
+    /// The address is given to something else.
+    #[error("address {address} is already given to {owner}")]
+    AddressTaken {
+        /// The address.
+        address: Ipv4Addr,
+        /// `task web.3`, `service web`.
+        owner: String,
+    },
+    /// The block is leased to another network or node.
+    #[error("block {block} is already leased in network `{network}`")]
+    BlockTaken {
+        /// The block.
+        block: Ipv4Net,
+        /// The network that has it.
+        network: String,
+    },
+}
+
+/// `tcp` or `udp`.
+pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}

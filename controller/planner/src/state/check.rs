@@ -1,0 +1,127 @@
+//! What is asked before a batch is applied: versions that writers saw, and that nothing is given twice.
+
+use rorqual_proto::model::{Network, Service, Task};
+
+use super::State;
+use crate::action::{Action, ActionKind, Conflict};
+
+impl State {
+    /// Whether an action fits the state. A batch is applied whole or not at all: every action is checked
+    /// against the state before the batch.
+    pub fn check(&self, action: &Action) -> Result<(), Conflict> {
+        if let Some(expected) = action.expected_version {
+            let (actual, object) = self.version_of(&action.kind);
+            if actual != expected {
+                return Err(Conflict::Version { object, expected, actual });
+            }
+        }
+        match &action.kind {
+            ActionKind::PutService(service) => self.check_service(service),
+            ActionKind::PutTask(task) => self.check_task(task),
+            ActionKind::PutNetwork(network) => self.check_network(network),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether all actions of a batch fit the state: the first conflict otherwise.
+    pub fn check_all(&self, actions: &[Action]) -> Result<(), Conflict> {
+        actions.iter().try_for_each(|action| self.check(action))
+    }
+
+    /// The version of the object that an action writes (0 where there is none), and what people call it.
+    fn version_of(&self, kind: &ActionKind) -> (u64, String) {
+        match kind {
+            ActionKind::PutCluster(cluster) => {
+                (self.cluster.as_ref().map_or(0, |old| old.meta.version), format!("cluster {}", cluster.name))
+            }
+            ActionKind::PutNode(node) => self.version_of_node(&node.id),
+            ActionKind::RemoveNode(id) | ActionKind::NodeStatus { node_id: id, .. } => {
+                self.version_of_node(id)
+            }
+            ActionKind::PutService(service) => {
+                let version = self.services.get(&service.id).map_or(0, |old| old.meta.version);
+                (version, format!("service {}", service.spec.name))
+            }
+            ActionKind::RemoveService(id) => {
+                self.services.get(id).map_or((0, format!("service {id}")), |old| {
+                    (old.meta.version, format!("service {}", old.spec.name))
+                })
+            }
+            ActionKind::PutTask(task) => {
+                (self.tasks.get(&task.id).map_or(0, |old| old.meta.version), format!("task {}", task.name()))
+            }
+            ActionKind::RemoveTask(id)
+            | ActionKind::TaskStatus { task_id: id, .. }
+            | ActionKind::TaskDesired { task_id: id, .. } => self
+                .tasks
+                .get(id)
+                .map_or((0, format!("task {id}")), |old| (old.meta.version, format!("task {}", old.name()))),
+            ActionKind::PutNetwork(network) => {
+                let version = self.networks.get(&network.id).map_or(0, |old| old.meta.version);
+                (version, format!("network {}", network.spec.name))
+            }
+            ActionKind::RemoveNetwork(id) => {
+                self.networks.get(id).map_or((0, format!("network {id}")), |old| {
+                    (old.meta.version, format!("network {}", old.spec.name))
+                })
+            }
+        }
+    }
+
+    fn version_of_node(&self, id: &rorqual_proto::model::NodeId) -> (u64, String) {
+        match self.nodes.get(id) {
+            Some(old) => (old.meta.version, format!("node {}", old.description.hostname)),
+            None => (0, format!("node {id}")),
+        }
+    }
+
+    fn check_service(&self, service: &Service) -> Result<(), Conflict> {
+        let taken = |owner: &rorqual_proto::model::ServiceId| *owner != service.id;
+        if self.index.service_names.get(&service.spec.name).is_some_and(taken) {
+            return Err(Conflict::NameTaken { kind: "service", name: service.spec.name.clone() });
+        }
+        let name_of = |id| self.services.get(id).map_or_else(String::new, |other| other.spec.name.clone());
+        for port in &service.ports {
+            if let Some(owner) = self.index.ports.get(&(port.protocol, port.published)).filter(|id| taken(id))
+            {
+                return Err(Conflict::PortTaken {
+                    port: port.published,
+                    protocol: port.protocol,
+                    service: name_of(owner),
+                });
+            }
+        }
+        for vip in &service.vips {
+            if let Some(owner) = self.index.vips.get(&vip.address).filter(|id| taken(id)) {
+                let owner = format!("service {}", name_of(owner));
+                return Err(Conflict::AddressTaken { address: vip.address, owner });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_task(&self, task: &Task) -> Result<(), Conflict> {
+        for given in &task.addresses {
+            if let Some(owner) = self.index.addresses.get(&given.address).filter(|id| **id != task.id) {
+                let name = self.tasks.get(owner).map_or_else(|| owner.to_string(), |task| task.name());
+                return Err(Conflict::AddressTaken { address: given.address, owner: format!("task {name}") });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_network(&self, network: &Network) -> Result<(), Conflict> {
+        let name = &network.spec.name;
+        if self.index.network_names.get(name).is_some_and(|owner| *owner != network.id) {
+            return Err(Conflict::NameTaken { kind: "network", name: name.clone() });
+        }
+        for lease in &network.blocks {
+            if let Some(owner) = self.index.leased.get(&lease.block).filter(|id| **id != network.id) {
+                let network =
+                    self.networks.get(owner).map_or_else(String::new, |other| other.spec.name.clone());
+                return Err(Conflict::BlockTaken { block: lease.block, network });
+            }
+        }
+        Ok(())
+    }
+}

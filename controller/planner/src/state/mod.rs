@@ -1,0 +1,192 @@
+//! The replicated objects and the indices over them.
+//!
+//! [`State::apply`] is the only way in (and [`State::restore`] from a snapshot). It cannot fail and reads
+//! no clock, so that every controller comes to the same state from the same log. [`State::check`] is asked
+//! first, for the whole batch, against the state before the batch.
+//!
+//! `apply.rs` writes, `check.rs` refuses, `index.rs` keeps what the planner's stages ask for.
+
+mod apply;
+mod check;
+pub(crate) mod index;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rorqual_proto::model::{Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId};
+
+use index::Indices;
+
+/// Everything that the controllers agree on. A clone shares the objects.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub(crate) cluster: Option<Arc<Cluster>>,
+    pub(crate) nodes: BTreeMap<NodeId, Arc<Node>>,
+    pub(crate) services: BTreeMap<ServiceId, Arc<Service>>,
+    pub(crate) tasks: BTreeMap<TaskId, Arc<Task>>,
+    pub(crate) networks: BTreeMap<NetworkId, Arc<Network>>,
+    pub(crate) index: Indices,
+}
+
+/// All objects of a state, as a snapshot carries them.
+#[derive(Debug, Clone, Default)]
+pub struct Objects {
+    /// The cluster, once there is one.
+    pub cluster: Option<Cluster>,
+    /// All nodes.
+    pub nodes: Vec<Node>,
+    /// All services.
+    pub services: Vec<Service>,
+    /// All tasks.
+    pub tasks: Vec<Task>,
+    /// All networks.
+    pub networks: Vec<Network>,
+}
+
+impl State {
+    /// The state that a snapshot describes. Every `meta` stays as it is.
+    pub fn restore(objects: Objects) -> Self {
+        let Objects { cluster, nodes, mut services, mut tasks, networks } = objects;
+        let mut state = Self { cluster: cluster.map(Arc::new), ..Self::default() };
+        for node in nodes {
+            state.set_node(Arc::new(node));
+        }
+        for network in networks {
+            state.set_network(Arc::new(network));
+        }
+        // In the order of creation, so that addresses go on behind the one that was given last.
+        services.sort_by(|a, b| (a.meta.created_at_ms, &a.id).cmp(&(b.meta.created_at_ms, &b.id)));
+        for service in services {
+            state.set_service(Arc::new(service));
+        }
+        tasks.sort_by(|a, b| (a.meta.created_at_ms, &a.id).cmp(&(b.meta.created_at_ms, &b.id)));
+        for task in tasks {
+            state.set_task(Arc::new(task));
+        }
+        state
+    }
+
+    /// Copies of all objects, for a snapshot.
+    pub fn objects(&self) -> Objects {
+        Objects {
+            cluster: self.cluster.as_deref().cloned(),
+            nodes: self.nodes.values().map(|node| Node::clone(node)).collect(),
+            services: self.services.values().map(|service| Service::clone(service)).collect(),
+            tasks: self.tasks.values().map(|task| Task::clone(task)).collect(),
+            networks: self.networks.values().map(|network| Network::clone(network)).collect(),
+        }
+    }
+
+    /// The cluster object; none before `cluster init` was applied.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// One node.
+    pub fn node(&self, id: &NodeId) -> Option<&Arc<Node>> {
+        self.nodes.get(id)
+    }
+
+    /// The nodes that call themselves so: host names need not be unique.
+    pub fn nodes_by_hostname<'a>(&'a self, hostname: &str) -> impl Iterator<Item = &'a Arc<Node>> {
+        self.index.hostnames.get(hostname).into_iter().flatten().filter_map(|id| self.nodes.get(id))
+    }
+
+    /// All services, by id.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// One service.
+    pub fn service(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id)
+    }
+
+    /// The service of that name.
+    pub fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(self.index.service_names.get(name)?)
+    }
+
+    /// All tasks, by id.
+    pub fn tasks(&self) -> impl ExactSizeIterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+
+    /// One task.
+    pub fn task(&self, id: &TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(id)
+    }
+
+    /// The tasks of a service by slot, dead ones too.
+    pub fn tasks_of_service<'a>(&'a self, id: &ServiceId) -> impl Iterator<Item = &'a Arc<Task>> {
+        let slots = self.index.services.get(id).map(|service| &service.slots);
+        slots
+            .into_iter()
+            .flat_map(|slots| slots.values())
+            .flat_map(|slot| &slot.tasks)
+            .filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks of one slot, dead ones too.
+    pub fn tasks_in_slot<'a>(&'a self, id: &ServiceId, slot: u32) -> impl Iterator<Item = &'a Arc<Task>> {
+        let slot = self.index.services.get(id).and_then(|service| service.slots.get(&slot));
+        slots_tasks(slot).filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks bound to a node, dead ones too.
+    pub fn tasks_on_node<'a>(&'a self, id: &NodeId) -> impl Iterator<Item = &'a Arc<Task>> {
+        let tasks = self.index.nodes.get(id).map(|node| &node.tasks);
+        tasks.into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks of a service that run, are meant to run, and may get traffic. A node that is down does
+    /// not count here: see [`crate::assign`].
+    pub fn endpoints_of_service<'a>(&'a self, id: &ServiceId) -> impl Iterator<Item = &'a Arc<Task>> {
+        let tasks = self.index.services.get(id).map(|service| &service.endpoints);
+        tasks.into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// All networks, by id.
+    pub fn networks(&self) -> impl ExactSizeIterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// One network.
+    pub fn network(&self, id: &NetworkId) -> Option<&Arc<Network>> {
+        self.networks.get(id)
+    }
+
+    /// The network of that name.
+    pub fn network_by_name(&self, name: &str) -> Option<&Arc<Network>> {
+        self.networks.get(self.index.network_names.get(name)?)
+    }
+
+    /// How many wanted tasks of a service there are, and how many of those run and are healthy.
+    pub fn replica_counts(&self, id: &ServiceId) -> ReplicaCounts {
+        let Some(index) = self.index.services.get(id) else { return ReplicaCounts::default() };
+        let version = self.services.get(id).map_or(0, |service| service.spec_version);
+        let running = index.holders.values().map(|holders| holders.settled.len()).sum();
+        let updated = index.holders.get(&version).map_or(0, |holders| holders.settled.len());
+        ReplicaCounts { slots: index.wanted.len(), running, updated }
+    }
+}
+
+/// How far a service is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReplicaCounts {
+    /// Slots that are filled or are being filled.
+    pub slots: usize,
+    /// Slots with a task that runs and is healthy (or has done its work and is not to run again).
+    pub running: usize,
+    /// Those of them that run the present spec.
+    pub updated: usize,
+}
+
+fn slots_tasks(slot: Option<&index::Slot>) -> impl Iterator<Item = &rorqual_proto::model::TaskId> {
+    slot.into_iter().flat_map(|slot| &slot.tasks)
+}
