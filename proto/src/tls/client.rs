@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -90,7 +90,7 @@ fn lazy(
             let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake(&address, name, config))
                 .await
                 .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
+                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {}", explain(&error))))?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
@@ -105,4 +105,23 @@ async fn handshake(
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     TlsConnector::from(config).connect(name, stream).await
+}
+
+/// The reason in words for people, where rustls' own are for programmers.
+fn explain(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(problem)) = tls else { return error.to_string() };
+    match problem {
+        CertificateError::Other(other) => other.0.to_string(),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the server's certificate was signed by another CA: it belongs to another cluster".to_owned()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("the server's certificate has expired; compare the clocks of both nodes ({error})")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!("the server's certificate is not valid yet; compare the clocks of both nodes ({error})")
+        }
+        _ => error.to_string(),
+    }
 }
