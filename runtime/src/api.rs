@@ -1,11 +1,8 @@
-//! The public types, and [`Runtime`] itself.
+//! The types that callers give and get.
 
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-
-use crate::error::{Error, LaunchError, Result};
 
 /// Where a [`Runtime`] keeps what it knows and what it starts.
 #[derive(Clone, Debug)]
@@ -146,61 +143,4 @@ pub struct Stats {
     pub pids: u64,
     /// How often the kernel killed a process of the container for want of memory.
     pub oom_kills: u64,
-}
-
-/// The containers of one node. Cheap to make, safe to share; two values on the same directory see the same containers.
-#[derive(Debug)]
-pub struct Runtime {
-    options: RuntimeOptions,
-    host: HostFacts,
-}
-
-impl Runtime {
-    /// Prepares the runtime directory and the parent control group.
-    pub fn new(options: RuntimeOptions) -> Result<Self> {
-        Err(Error::File { operation: "open", path: options.runtime_dir, source: std::io::ErrorKind::Unsupported.into() })
-    }
-
-    /// What this machine offers.
-    #[must_use]
-    pub fn host(&self) -> HostFacts {
-        self.host.clone()
-    }
-
-    /// Starts a container, and returns once its process has been executed. After an error nothing is left of it.
-    pub fn launch(&self, launch: Launch) -> Result<Started, LaunchError> {
-        Err(Error::NotFound { id: launch.id }.into())
-    }
-
-    /// The state of one container.
-    pub fn state(&self, id: &str) -> Result<ContainerState> {
-        Err(Error::NotFound { id: id.to_owned() })
-    }
-
-    /// All containers of this runtime directory, ordered by id.
-    pub fn list(&self) -> Result<Vec<(String, ContainerState)>> {
-        Err(Error::NotFound { id: self.options.cgroup_parent.clone() })
-    }
-
-    /// A stream that gives one line, [`ExitStatus`] as JSON, when the container has ended (at once if it has), and then
-    /// ends. An end without a line means that the monitor died, and the container with it.
-    pub fn watch(&self, id: &str) -> Result<UnixStream> {
-        Err(Error::NotFound { id: id.to_owned() })
-    }
-
-    /// Sends a signal to the container's first process; SIGKILL goes to all of its processes.
-    pub fn kill(&self, id: &str, signal: i32) -> Result<()> {
-        Err(Error::NotFound { id: format!("{id} {signal}") })
-    }
-
-    /// Takes away what is left of a container that has ended: control group, socket, state. Its directory stays. No
-    /// error if there is nothing to take away.
-    pub fn delete(&self, id: &str) -> Result<()> {
-        Err(Error::NotFound { id: id.to_owned() })
-    }
-
-    /// What a running container uses.
-    pub fn stats(&self, id: &str) -> Result<Stats> {
-        Err(Error::NotFound { id: id.to_owned() })
-    }
 }

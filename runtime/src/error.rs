@@ -12,7 +12,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The id cannot be a file name.
-    #[error("container id {id:?} is not valid: use 1 to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'")]
+    #[error(
+        "container id {id:?} is not valid: use 1 to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"
+    )]
     InvalidId {
         /// What was given.
         id: String,
@@ -139,7 +141,9 @@ pub enum LaunchError {
         command: String,
     },
     /// The command is there and cannot be executed.
-    #[error("command {command:?} cannot be executed: is it a program for this machine, with its execute bit set?")]
+    #[error(
+        "command {command:?} cannot be executed: is it a program for this machine, with its execute bit set?"
+    )]
     CommandNotExecutable {
         /// The first word of the command.
         command: String,

@@ -16,13 +16,23 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod api;
+mod cgroup;
 mod error;
+mod init;
+mod launch;
 pub mod log;
+pub mod monitor;
+mod plan;
+mod record;
+mod runtime;
+mod seccomp;
 pub mod spec;
+mod sys;
 
 pub use api::{
-    CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, LogPolicy, Rootfs, Runtime, RuntimeOptions, Started,
+    CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, LogPolicy, Rootfs, RuntimeOptions, Started,
     Stats,
 };
 pub use error::{Error, LaunchError, Result};
 pub use oci_spec;
+pub use runtime::Runtime;

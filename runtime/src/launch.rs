@@ -1,0 +1,208 @@
+//! The launcher's side of a start: writes down what is asked for, spawns the monitor, and waits for its report.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::api::{Launch, RuntimeOptions};
+use crate::error::{Error, LaunchError, Result};
+use crate::init::{Failure, Kind};
+use crate::plan::{self, Facts};
+use crate::record::{self, Files, Record, Report, State};
+use crate::sys;
+
+/// No honest launch takes longer; a file system that hangs does.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The monitor's program, opened so that nothing that runs it can write to it.
+///
+/// A process of a container can get hold of the program by which it was started (CVE-2019-5736). So monitors are
+/// started from a private read-only mount of the file, which is part of no mount namespace.
+#[derive(Debug)]
+pub(crate) struct Program {
+    path: PathBuf,
+    file: OwnedFd,
+}
+
+impl Program {
+    pub(crate) fn open(path: &Path) -> Result<Program> {
+        let open = || {
+            let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+            let file = sys::open_tree(sys::CWD, &name, false)?;
+            sys::mount_setattr(file.as_fd(), plan::ATTR_RDONLY, 0, 0, false)?;
+            Ok(file)
+        };
+        let file =
+            open().map_err(|source| Error::File { operation: "open", path: path.to_owned(), source })?;
+        Ok(Program { path: path.to_owned(), file })
+    }
+
+    fn spawn(&self, dir: &Path) -> io::Result<Child> {
+        // Only what posix_spawn can do, so that a large daemon is not copied.
+        Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+            .arg0("rorqual-runtime")
+            .arg("monitor")
+            .arg(dir)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+    }
+}
+
+/// Starts a container. After an error nothing of it is left in the runtime directory and in the control groups. The
+/// monitor is handed out too, to be reaped by its parent when it ends.
+pub(crate) fn launch(
+    options: &RuntimeOptions,
+    program: &Program,
+    facts: &Facts,
+    launch: Launch,
+) -> (Result<State, LaunchError>, Option<Child>) {
+    let files = Files(options.runtime_dir.join(&launch.id));
+    match fs::DirBuilder::new().mode(0o700).create(&files.0) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return (Err(LaunchError::AlreadyExists { id: launch.id }), None);
+        }
+        Err(source) => {
+            let path = files.0.clone();
+            return (Err(Error::File { operation: "create", path, source }.into()), None);
+        }
+    }
+    let mut child = None;
+    let result = write_request(options, facts, &launch, &files).and_then(|group| {
+        let monitor = |reason: String| LaunchError::Monitor { binary: program.path.clone(), reason };
+        let spawned = program.spawn(&files.0).map_err(|error| monitor(error.to_string()))?;
+        let spawned = child.insert(spawned);
+        match report(spawned) {
+            Ok(Some(Report::Started(state))) => Ok(state),
+            Ok(Some(Report::Failed(failure))) => {
+                // It has cleaned up by then, and is about to end.
+                let _ = spawned.wait();
+                Err(from_failure(failure))
+            }
+            Ok(None) => {
+                let status =
+                    spawned.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+                remove_groups(facts, &group);
+                Err(monitor(format!("it ended before the container ran ({status})")))
+            }
+            Err(error) => {
+                let _ = spawned.kill();
+                let _ = spawned.wait();
+                remove_groups(facts, &group);
+                Err(match error.kind() {
+                    io::ErrorKind::TimedOut => LaunchError::TimedOut {
+                        id: launch.id.clone(),
+                        waited_ms: DEADLINE.as_millis() as u64,
+                    },
+                    _ => monitor(error.to_string()),
+                })
+            }
+        }
+    });
+    if result.is_err() {
+        // The failure that counts is the one that is returned.
+        let _ = fs::remove_dir_all(&files.0);
+    }
+    (result, child)
+}
+
+fn remove_groups(facts: &Facts, group: &str) {
+    let dirs = facts.layout.dirs(group);
+    let _ = crate::cgroup::kill_all(&dirs);
+    for dir in dirs {
+        let _ = crate::cgroup::remove(&dir, Duration::from_secs(2));
+    }
+}
+
+/// Writes config.json and record.json; returns the container's control group.
+fn write_request(
+    options: &RuntimeOptions,
+    facts: &Facts,
+    launch: &Launch,
+    files: &Files,
+) -> Result<String, LaunchError> {
+    let invalid =
+        |wrong: plan::Invalid| LaunchError::InvalidSpec { field: wrong.field, reason: wrong.reason };
+    let group = plan::group(&launch.spec, &launch.id, &options.cgroup_parent).map_err(invalid)?;
+    let failed = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| LaunchError::from(Error::File { operation, path, source })
+    };
+    // Of an earlier run in the same directory; its log goes on.
+    let exit = record::exit_path(&launch.dir);
+    match fs::remove_file(&exit) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &exit)(error)),
+        _ => {}
+    }
+    let config = record::config_path(&launch.dir);
+    let json =
+        serde_json::to_vec(&launch.spec).map_err(io::Error::other).map_err(failed("write", &config))?;
+    record::write(&config, &json, false).map_err(failed("write", &config))?;
+    let record = Record {
+        id: launch.id.clone(),
+        dir: launch.dir.clone(),
+        rootfs: launch.rootfs.clone(),
+        user: launch.user.clone(),
+        log: launch.log,
+        cgroup_parent: options.cgroup_parent.clone(),
+        group: group.clone(),
+        facts: facts.clone(),
+    };
+    let path = files.record();
+    let json = serde_json::to_vec(&record).map_err(io::Error::other).map_err(failed("write", &path))?;
+    record::write(&path, &json, false).map_err(failed("write", &path))?;
+    Ok(group)
+}
+
+/// The monitor's report: one line; `None` if it ended without.
+fn report(child: &mut Child) -> io::Result<Option<Report>> {
+    let Some(pipe) = child.stdout.take() else { return Err(io::Error::other("no pipe")) };
+    sys::set_nonblocking(pipe.as_fd())?;
+    let mut pipe = File::from(OwnedFd::from(pipe));
+    let deadline = Instant::now() + DEADLINE;
+    let mut text = Vec::new();
+    loop {
+        let mut buffer = [0; 4096];
+        match pipe.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(count) => {
+                text.extend_from_slice(&buffer[..count]);
+                if let Some(line) = text.strip_suffix(b"\n") {
+                    return serde_json::from_slice(line).map(Some).map_err(io::Error::other);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                let mut fds = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+                sys::poll(&mut fds, i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn from_failure(failure: Failure) -> LaunchError {
+    let source = failure.error();
+    let Failure { kind, subject, detail, .. } = failure;
+    match kind {
+        Kind::Spec => LaunchError::InvalidSpec { field: subject, reason: detail },
+        Kind::CommandNotFound => LaunchError::CommandNotFound { command: subject },
+        Kind::CommandNotExecutable => LaunchError::CommandNotExecutable { command: subject, source },
+        Kind::UnknownUser => LaunchError::UnknownUser { user: subject, reason: detail },
+        Kind::WorkingDirectory => LaunchError::WorkingDirectory { path: subject, source },
+        Kind::Step => LaunchError::Step { step: subject, source },
+    }
+}

@@ -1,1 +1,0 @@
-//! The container's log files, and how to read them.

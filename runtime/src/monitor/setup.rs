@@ -1,0 +1,243 @@
+//! Sets a container up and starts it, then becomes the process that serves it.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+
+use super::SERVE;
+use crate::cgroup;
+use crate::init::{self, Failure, Kind, Pipes};
+use crate::plan::cgroup::CgroupPlan;
+use crate::plan::{self, Plan, Request};
+use crate::record::{self, Files, Record, Report, SOCKET, State};
+use crate::sys;
+
+/// Everything the serving process needs.
+struct Container {
+    record: Record,
+    state: State,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    listener: UnixListener,
+    lock: File,
+}
+
+/// Sets up, reports, serves.
+pub(super) fn run(dir: &Path) -> ExitCode {
+    let files = Files(dir.to_owned());
+    let container = match detach().and_then(|()| start(&files)) {
+        Ok(container) => container,
+        Err(failure) => {
+            report(&Report::Failed(failure));
+            return ExitCode::FAILURE;
+        }
+    };
+    report(&Report::Started(container.state));
+    if let Err(error) = leave_the_daemon(&container.record) {
+        // The container runs; that it would go with the daemon's group is for the operator to know.
+        let _ = fs::write(dir.join("monitor.err"), format!("leaving the daemon's control groups: {error}\n"));
+    }
+    let error = serve_anew(container);
+    let _ = fs::write(dir.join("monitor.err"), format!("executing the monitor anew: {error}\n"));
+    ExitCode::FAILURE
+}
+
+/// Cuts the ties to whoever started us.
+fn detach() -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::step("detaching the monitor", &error);
+    sys::close_range(3, false).map_err(failed)?;
+    nix::unistd::setsid().map_err(|errno| failed(errno.into()))?;
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map_err(failed)?;
+    for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
+        sys::ignore_signal(signal);
+    }
+    sys::umask(0o077);
+    nix::unistd::chdir("/").map_err(|errno| failed(errno.into()))
+}
+
+fn report(report: &Report) {
+    let mut line = serde_json::to_vec(report).unwrap_or_default();
+    line.push(b'\n');
+    // Nobody listening means that the daemon died meanwhile: the next one finds the container by its files.
+    let _ = io::stdout().write_all(&line).and_then(|()| io::stdout().flush());
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = sys::dup_to(null.as_fd(), 1);
+    }
+}
+
+fn start(files: &Files) -> Result<Container, Failure> {
+    let (record, spec) = load(files)?;
+    let lock = File::create(files.lock()).and_then(|file| sys::lock_file(file.as_fd()).map(|()| file));
+    let lock = lock.map_err(|error| Failure::step("locking the runtime directory", &error))?;
+    let mountpoint = files.mountpoint();
+    let request = Request {
+        spec: &spec,
+        rootfs: &record.rootfs,
+        user: record.user.as_deref(),
+        group: &record.group,
+        mountpoint: &mountpoint,
+    };
+    let plan = plan::launch_plan(&request, &record.facts).map_err(|wrong| Failure {
+        kind: Kind::Spec,
+        subject: wrong.field,
+        errno: None,
+        detail: wrong.reason,
+    })?;
+    let started = make_groups(&plan.cgroup).and_then(|()| first_process(files, plan, &record));
+    match started {
+        Ok((state, stdout, stderr, listener)) => {
+            Ok(Container { record, state, stdout, stderr, listener, lock })
+        }
+        Err(failure) => {
+            for dir in record.facts.layout.dirs(&record.group) {
+                // The failure that counts is the one that is reported; the launcher looks after leftovers.
+                let _ = cgroup::remove(&dir, Duration::from_secs(2));
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn load(files: &Files) -> Result<(Record, Spec), Failure> {
+    let wrong = |error: String| Failure {
+        kind: Kind::Step,
+        subject: "reading the request".to_owned(),
+        errno: None,
+        detail: error,
+    };
+    let missing = || wrong("it is not there".to_owned());
+    let record: Record =
+        record::read(&files.record()).map_err(|error| wrong(error.to_string()))?.ok_or_else(missing)?;
+    let spec = record::read(&record::config_path(&record.dir));
+    let spec = spec.map_err(|error| wrong(error.to_string()))?.ok_or_else(missing)?;
+    Ok((record, spec))
+}
+
+fn make_groups(plan: &CgroupPlan) -> Result<(), Failure> {
+    for dir in plan.unified.iter().chain(&plan.v1) {
+        fs::create_dir_all(dir)
+            .map_err(|error| Failure::step(format!("making control group {}", dir.display()), &error))?;
+    }
+    for write in &plan.writes {
+        match fs::write(&write.path, &write.value) {
+            Err(error) if write.optional && error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(Failure::step(
+                    format!("writing {} to {}", write.value, write.path.display()),
+                    &error,
+                ));
+            }
+            Ok(()) => {}
+        }
+    }
+    let (Some(program), Some(dir)) = (&plan.device_program, &plan.unified) else { return Ok(()) };
+    let attach = File::open(dir).and_then(|dir| {
+        sys::load_device_program(program).and_then(|loaded| sys::attach_device_program(dir.as_fd(), loaded))
+    });
+    attach.map_err(|error| Failure::step("restricting devices (BPF, CONFIG_CGROUP_BPF)", &error))
+}
+
+type Running = (State, OwnedFd, OwnedFd, UnixListener);
+
+fn first_process(files: &Files, plan: Plan, record: &Record) -> Result<Running, Failure> {
+    let pipe = || sys::pipe().map_err(|error| Failure::step("making a pipe", &error));
+    let ((stdout, stdout_in), (stderr, stderr_in), (result, result_in)) = (pipe()?, pipe()?, pipe()?);
+    let listener = listen(&files.0).map_err(|error| Failure::step("listening for watchers", &error))?;
+    fs::create_dir_all(files.mountpoint())
+        .map_err(|error| Failure::step("making the mount point", &error))?;
+    let group = match &plan.cgroup.unified {
+        Some(dir) => {
+            Some(File::open(dir).map_err(|error| Failure::step("opening the control group", &error))?)
+        }
+        None => None,
+    };
+    let pipes = Pipes { stdout: stdout_in, stderr: stderr_in, report: result_in };
+    let child = sys::clone3(plan.namespaces, group.as_ref().map(AsFd::as_fd));
+    let pid = match child {
+        Ok(None) => init::run(&plan.steps, &pipes),
+        Ok(Some(pid)) => pid,
+        Err(error) => return Err(Failure::step("making the first process and its namespaces", &error)),
+    };
+    drop(pipes);
+    let mut text = Vec::new();
+    let read = File::from(result).read_to_end(&mut text);
+    if let Err(error) = read {
+        let _ = sys::kill(pid, libc::SIGKILL);
+        let _ = sys::wait_for(pid);
+        return Err(Failure::step("waiting for the first process", &error));
+    }
+    if !text.is_empty() {
+        let _ = sys::wait_for(pid);
+        return Err(serde_json::from_slice(&text).unwrap_or_else(|error| {
+            Failure::step("reading the first process' failure", &io::Error::other(error.to_string()))
+        }));
+    }
+    let state = State {
+        pid,
+        // It is our child and not reaped, so it is there, even if it has ended already.
+        start_ticks: record::start_ticks(pid).unwrap_or(0),
+        started_at_ms: record::now_ms(),
+        monitor_pid: nix::unistd::getpid().as_raw(),
+    };
+    let text = serde_json::to_vec(&state).unwrap_or_default();
+    if let Err(error) = record::write(&files.state(), &text, false) {
+        let _ = sys::kill(pid, libc::SIGKILL);
+        let _ = sys::wait_for(pid);
+        return Err(Failure::step(format!("recording container {}", record.id), &error));
+    }
+    Ok((state, stdout, stderr, listener))
+}
+
+/// A socket in the file system: an abstract one would be seen from every container in the host's network namespace.
+/// Bound by way of a descriptor, since the path may be longer than the 108 bytes that an address has.
+fn listen(dir: &Path) -> io::Result<UnixListener> {
+    let dir = File::open(dir)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Joins the group of the monitors on every hierarchy, so that nothing that ends the daemon's group ends us.
+fn leave_the_daemon(record: &Record) -> io::Result<()> {
+    for dir in record.facts.layout.monitor_dirs(&record.cgroup_parent) {
+        fs::create_dir_all(&dir)?;
+        // `tasks` on v1 spares the wait for a grace period.
+        let tasks = dir.join("tasks");
+        let file = if tasks.exists() { tasks } else { dir.join("cgroup.procs") };
+        fs::write(file, "0")?;
+    }
+    Ok(())
+}
+
+/// Executes this program anew, with nothing but what serving needs.
+fn serve_anew(container: Container) -> io::Error {
+    let Container { record, state, stdout, stderr, listener, lock } = container;
+    let text = |text: String| CString::new(text).map_err(io::Error::other);
+    let oom = cgroup::oom_file(&record.facts.layout, &record.group);
+    let dir = record.dir.as_os_str().as_bytes().to_vec();
+    let args = (|| {
+        let mut args = vec![c"rorqual-monitor".to_owned(), c"monitor".to_owned(), text(SERVE.to_owned())?];
+        args.push(text(record.id)?);
+        args.push(text(state.pid.to_string())?);
+        for fd in [stdout, stderr, OwnedFd::from(listener), OwnedFd::from(lock)] {
+            args.push(text(sys::into_number(fd)?.to_string())?);
+        }
+        args.push(text(record.log.max_bytes.to_string())?);
+        args.push(text(record.log.max_files.to_string())?);
+        args.push(CString::new(dir).map_err(io::Error::other)?);
+        args.push(CString::new(oom.as_os_str().as_bytes()).map_err(io::Error::other)?);
+        Ok(args)
+    })();
+    match args {
+        Ok(args) => sys::exec_self(&args),
+        Err(error) => error,
+    }
+}

@@ -1,0 +1,111 @@
+//! Capability names and bit sets.
+
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
+
+/// Every capability, its position being its number (capability.h).
+pub(crate) const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// The number of a capability: `net_admin`, `CAP_NET_ADMIN` and `NET_ADMIN` all name it.
+pub(crate) fn number(name: &str) -> Option<u32> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    NAMES.iter().position(|known| *known == bare).map(|index| index as u32)
+}
+
+/// The five sets of a process, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sets {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) permitted: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) ambient: u64,
+}
+
+impl Sets {
+    /// The sets of a specification. Those that this kernel does not know (greater than `last`) are left out.
+    pub(crate) fn of(spec: Option<&LinuxCapabilities>, last: u32) -> Sets {
+        let Some(spec) = spec else { return Sets::default() };
+        let known = if last >= 63 { u64::MAX } else { (1 << (last + 1)) - 1 };
+        let bits = |set: &Option<Capabilities>| {
+            set.iter().flatten().fold(0, |bits, capability| bits | bit(*capability)) & known
+        };
+        Sets {
+            bounding: bits(spec.bounding()),
+            effective: bits(spec.effective()),
+            permitted: bits(spec.permitted()),
+            inheritable: bits(spec.inheritable()),
+            ambient: bits(spec.ambient()),
+        }
+    }
+}
+
+fn bit(capability: Capability) -> u64 {
+    number(&capability.to_string()).map_or(0, |number| 1 << number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::str::FromStr;
+
+    #[test]
+    fn every_name_is_one_of_the_specification() {
+        for (index, name) in NAMES.iter().enumerate() {
+            let capability = Capability::from_str(name).unwrap();
+            assert_eq!(bit(capability), 1 << index, "{name}");
+        }
+        assert_eq!(number("cap_sys_admin"), Some(21));
+        assert_eq!(number("SYS_ADMINN"), None);
+    }
+
+    #[test]
+    fn capabilities_that_the_kernel_does_not_know_are_left_out() {
+        let all = NAMES.iter().map(|name| Capability::from_str(name).unwrap()).collect::<Capabilities>();
+        let mut spec = LinuxCapabilities::default();
+        spec.set_bounding(Some(all));
+        assert_eq!(Sets::of(Some(&spec), 37).bounding, (1 << 38) - 1);
+    }
+}

@@ -1,0 +1,217 @@
+//! The smaller parts of a specification: what is refused, devices, sysctls, the filter, names of limits.
+
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSeccompFilterFlag, PosixRlimitType, Process, Spec};
+
+use super::{Device, Result, Step, below_root, invalid, text};
+use crate::seccomp;
+use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
+
+/// Refuses what this runtime does not do: a field that is passed over in silence would be a promise broken.
+pub(super) fn supported(spec: &Spec, linux: &Linux, process: &Process) -> Result<()> {
+    let filled = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
+        list.as_ref().is_some_and(|list| !list.is_empty())
+    };
+    let unsupported = [
+        ("hooks", spec.hooks().is_some()),
+        ("process.terminal", process.terminal() == Some(true)),
+        ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty())),
+        ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|label| !label.is_empty())),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
+        ("linux.uidMappings", filled(linux.uid_mappings())),
+        ("linux.gidMappings", filled(linux.gid_mappings())),
+        ("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        ("linux.personality", linux.personality().is_some()),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
+        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
+        ("vm", spec.vm().is_some()),
+        ("windows", spec.windows().is_some()),
+        ("solaris", spec.solaris().is_some()),
+    ];
+    match unsupported.iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(invalid(field, "not supported by this runtime yet: leave it out")),
+        None => Ok(()),
+    }
+}
+
+/// What becomes of mounts in the container: none ever reaches the host unless the specification asks for it.
+pub(super) fn propagation(linux: &Linux) -> Result<u64> {
+    match linux.rootfs_propagation().as_deref() {
+        None | Some("" | "private" | "rprivate") => Ok(libc::MS_REC | libc::MS_PRIVATE),
+        Some("slave" | "rslave") => Ok(libc::MS_REC | libc::MS_SLAVE),
+        Some(other) => Err(invalid(
+            "linux.rootfsPropagation",
+            &format!("{other:?} is not supported yet: use private or slave"),
+        )),
+    }
+}
+
+/// Nodes that the specification promises every container (config-linux.md, Default Devices).
+const DEFAULT_DEVICES: [(&std::ffi::CStr, u32, u32); 6] = [
+    (c"dev/null", 1, 3),
+    (c"dev/zero", 1, 5),
+    (c"dev/full", 1, 7),
+    (c"dev/random", 1, 8),
+    (c"dev/urandom", 1, 9),
+    (c"dev/tty", 5, 0),
+];
+
+pub(super) fn devices(linux: &Linux) -> Result<Vec<Device>> {
+    let mut devices: Vec<Device> = DEFAULT_DEVICES
+        .iter()
+        .map(|(path, major, minor)| Device {
+            path: (*path).to_owned(),
+            mode: libc::S_IFCHR | 0o666,
+            major: *major,
+            minor: *minor,
+            uid: 0,
+            gid: 0,
+            default: true,
+        })
+        .collect();
+    for (index, device) in linux.devices().iter().flatten().enumerate() {
+        let field = format!("linux.devices[{index}]");
+        let path = below_root(device.path(), &field)?;
+        if devices.iter().any(|known| known.path == path) {
+            continue;
+        }
+        let kind = match device.typ() {
+            LinuxDeviceType::B => libc::S_IFBLK,
+            LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+            LinuxDeviceType::P => libc::S_IFIFO,
+            LinuxDeviceType::A => return Err(invalid(&field, "type has to be c, b, u or p")),
+        };
+        let number =
+            |number: i64| u32::try_from(number).map_err(|_| invalid(&field, "device number out of range"));
+        devices.push(Device {
+            path,
+            mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
+            major: number(device.major())?,
+            minor: number(device.minor())?,
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+            default: false,
+        });
+    }
+    Ok(devices)
+}
+
+/// Only what belongs to a namespace of the container's own: everything else would change the host.
+pub(super) fn sysctls(linux: &Linux, own_namespaces: u64, steps: &mut Vec<Step>) -> Result<()> {
+    let mut sorted: Vec<_> = linux.sysctl().iter().flatten().collect();
+    sorted.sort();
+    for (name, value) in sorted {
+        let field = "linux.sysctl";
+        let path = name.replace('.', "/");
+        let parts_fine = path.split('/').all(|part| !part.is_empty() && part != "..");
+        let clean = parts_fine && !path.contains('\0');
+        let ipc = [
+            "kernel/msgmax",
+            "kernel/msgmnb",
+            "kernel/msgmni",
+            "kernel/sem",
+            "kernel/shmall",
+            "kernel/shmmax",
+            "kernel/shmmni",
+            "kernel/shm_rmid_forced",
+        ]
+        .contains(&path.as_str())
+            || path.starts_with("fs/mqueue/");
+        let (namespace, flag) = if path.starts_with("net/") {
+            ("network", libc::CLONE_NEWNET)
+        } else if ipc {
+            ("ipc", libc::CLONE_NEWIPC)
+        } else {
+            ("", 0)
+        };
+        if !clean || namespace.is_empty() {
+            let reason = format!(
+                "{name:?} does not belong to a container: net.*, fs.mqueue.* and kernel.{{msg*,sem,shm*}} do"
+            );
+            return Err(invalid(field, &reason));
+        }
+        if own_namespaces & flag as u64 == 0 {
+            return Err(invalid(
+                field,
+                &format!("{name:?} would change the host: it needs a {namespace} namespace of its own"),
+            ));
+        }
+        steps.push(Step::Sysctl {
+            path: text(&format!("sys/{path}"), field)?,
+            value: value.clone().into_bytes(),
+        });
+    }
+    Ok(())
+}
+
+/// The filter: the one of the specification, or the built-in one if the annotation asks for it.
+pub(super) fn filter(linux: &Linux, spec: &Spec, capabilities: u64) -> Result<Option<Step>> {
+    if let Some(wanted) = linux.seccomp() {
+        let profile = seccomp::from_spec(wanted)
+            .map_err(|(field, reason)| invalid(&format!("linux.seccomp.{field}"), &reason))?;
+        let mut flags = 0;
+        for flag in wanted.flags().iter().flatten() {
+            flags |= match flag {
+                LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                // The process has one thread; and without notifications there is nothing to be killed in.
+                LinuxSeccompFilterFlag::SeccompFilterFlagTsync
+                | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+            };
+        }
+        let program = seccomp::compile(&profile);
+        if program.len() > 4096 {
+            return Err(invalid(
+                "linux.seccomp.syscalls",
+                "the filter would be longer than the kernel's 4096 instructions",
+            ));
+        }
+        return Ok(Some(Step::Seccomp { program, flags }));
+    }
+    match spec.annotations().as_ref().and_then(|map| map.get(SECCOMP_ANNOTATION)).map(String::as_str) {
+        None => Ok(None),
+        Some(SECCOMP_DEFAULT) => {
+            let program = seccomp::compile(&seccomp::default_profile(capabilities));
+            Ok(Some(Step::Seccomp { program, flags: 0 }))
+        }
+        Some(other) => Err(invalid(
+            &format!("annotations.{SECCOMP_ANNOTATION}"),
+            &format!("{other:?} is not known: use {SECCOMP_DEFAULT:?}, or set linux.seccomp"),
+        )),
+    }
+}
+
+pub(super) fn resource(typ: PosixRlimitType) -> (u32, &'static str) {
+    use PosixRlimitType as Type;
+    match typ {
+        Type::RlimitCpu => (libc::RLIMIT_CPU, "cpu"),
+        Type::RlimitFsize => (libc::RLIMIT_FSIZE, "fsize"),
+        Type::RlimitData => (libc::RLIMIT_DATA, "data"),
+        Type::RlimitStack => (libc::RLIMIT_STACK, "stack"),
+        Type::RlimitCore => (libc::RLIMIT_CORE, "core"),
+        Type::RlimitRss => (libc::RLIMIT_RSS, "rss"),
+        Type::RlimitNproc => (libc::RLIMIT_NPROC, "nproc"),
+        Type::RlimitNofile => (libc::RLIMIT_NOFILE, "nofile"),
+        Type::RlimitMemlock => (libc::RLIMIT_MEMLOCK, "memlock"),
+        Type::RlimitAs => (libc::RLIMIT_AS, "as"),
+        Type::RlimitLocks => (libc::RLIMIT_LOCKS, "locks"),
+        Type::RlimitSigpending => (libc::RLIMIT_SIGPENDING, "sigpending"),
+        Type::RlimitMsgqueue => (libc::RLIMIT_MSGQUEUE, "msgqueue"),
+        Type::RlimitNice => (libc::RLIMIT_NICE, "nice"),
+        Type::RlimitRtprio => (libc::RLIMIT_RTPRIO, "rtprio"),
+        Type::RlimitRttime => (libc::RLIMIT_RTTIME, "rttime"),
+    }
+}
+
+/// Links that every container has in /dev: (path, where it leads).
+pub(crate) const DEV_LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];

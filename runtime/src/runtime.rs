@@ -1,0 +1,383 @@
+//! [`Runtime`]: the containers of one node, found by what lies on disk, so that it makes no difference which daemon
+//! started them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Child;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::api::{
+    CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, RuntimeOptions, Started, Stats,
+};
+use crate::cgroup::{self, Layout};
+use crate::error::{Error, LaunchError, Result};
+use crate::launch::{self, Program};
+use crate::plan::Facts;
+use crate::record::{self, Files, Record, SOCKET, State};
+use crate::sys;
+
+/// How long a monitor may take to greet a watcher, and to end after it has recorded the container's end.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The containers of one node. Safe to share; two values on the same directory see the same containers.
+#[derive(Debug)]
+pub struct Runtime {
+    options: RuntimeOptions,
+    facts: Facts,
+    host: HostFacts,
+    program: Program,
+    /// Monitors that this process started and has to reap.
+    children: Mutex<BTreeMap<String, Child>>,
+    /// Launches under way: not lost, although no monitor answers for them yet.
+    launching: Mutex<BTreeSet<String>>,
+}
+
+impl Runtime {
+    /// Prepares the runtime directory and the parent control group.
+    pub fn new(options: RuntimeOptions) -> Result<Self> {
+        let dir = &options.runtime_dir;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| Error::File {
+            operation: "create",
+            path: dir.clone(),
+            source,
+        })?;
+        let layout = Layout::discover()?;
+        layout.prepare_parent(&options.cgroup_parent)?;
+        let host = host_facts(layout.version())?;
+        let last_capability = read_text(Path::new("/proc/sys/kernel/cap_last_cap"))?;
+        let facts = Facts { layout, last_capability: last_capability.trim().parse().unwrap_or(40) };
+        let program = Program::open(&options.binary)?;
+        let (children, launching) = (Mutex::default(), Mutex::default());
+        Ok(Runtime { options, facts, host, program, children, launching })
+    }
+
+    /// What this machine offers.
+    #[must_use]
+    pub fn host(&self) -> HostFacts {
+        self.host.clone()
+    }
+
+    /// Starts a container, and returns once its process has been executed. After an error nothing is left of it.
+    pub fn launch(&self, launch: Launch) -> Result<Started, LaunchError> {
+        let id = launch.id.clone();
+        check_id(&id)?;
+        self.reap();
+        lock(&self.launching).insert(id.clone());
+        let (result, child) = launch::launch(&self.options, &self.program, &self.facts, launch);
+        lock(&self.launching).remove(&id);
+        if let (Ok(_), Some(child)) = (&result, child) {
+            lock(&self.children).insert(id, child);
+        }
+        result.map(started)
+    }
+
+    /// The state of one container.
+    pub fn state(&self, id: &str) -> Result<ContainerState> {
+        check_id(id)?;
+        self.reap();
+        self.look(id).map(|found| found.map_or(ContainerState::Unknown, |(_, state)| state))
+    }
+
+    /// All containers of this runtime directory, ordered by id.
+    pub fn list(&self) -> Result<Vec<(String, ContainerState)>> {
+        self.reap();
+        let dir = &self.options.runtime_dir;
+        let failed = |source| Error::File { operation: "list", path: dir.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(id) = name.to_str().filter(|id| check_id(id).is_ok()) else { continue };
+            if let Some((_, state)) = self.look(id)? {
+                found.push((id.to_owned(), state));
+            }
+        }
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(found)
+    }
+
+    /// A stream that gives one line, [`ExitStatus`] as JSON, when the container has ended (at once if it has), and then
+    /// ends. An end without a line means that the monitor died, and the container with it.
+    pub fn watch(&self, id: &str) -> Result<UnixStream> {
+        check_id(id)?;
+        let deadline = Instant::now() + MONITOR_DEADLINE;
+        loop {
+            let failed = |source| Error::Monitor { id: id.to_owned(), source };
+            match self.look(id)? {
+                None => return Err(Error::NotFound { id: id.to_owned() }),
+                Some((_, ContainerState::Exited(status))) => return ended(Some(&status)).map_err(failed),
+                Some((_, ContainerState::Lost)) => return ended(None).map_err(failed),
+                Some((_, ContainerState::Running(_))) => {
+                    // No greeting: it has just ended, and the next look will see it.
+                    match connect(&self.files(id).0) {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) if Instant::now() > deadline => return Err(failed(error)),
+                        Err(_) => {}
+                    }
+                }
+                Some(_) if Instant::now() > deadline => return Err(Error::NotRunning { id: id.to_owned() }),
+                Some(_) => {}
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Sends a signal to the container's first process; SIGKILL goes to all of its processes.
+    pub fn kill(&self, id: &str, signal: i32) -> Result<()> {
+        check_id(id)?;
+        if !(1..=64).contains(&signal) {
+            return Err(Error::InvalidSignal { signal });
+        }
+        let not_running = || Error::NotRunning { id: id.to_owned() };
+        let (record, state) = match self.look(id)?.ok_or_else(|| Error::NotFound { id: id.to_owned() })? {
+            (Some(record), ContainerState::Running(_)) => {
+                (record, self.process(id)?.ok_or_else(not_running)?)
+            }
+            _ => return Err(not_running()),
+        };
+        let failed =
+            |source| Error::File { operation: "signal process", path: state.pid.to_string().into(), source };
+        let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ESRCH);
+        let process = match sys::pidfd_open(state.pid) {
+            Err(error) if gone(&error) => return Err(not_running()),
+            other => other.map_err(failed)?,
+        };
+        // Looked at after it was opened: if it is the right one now, the descriptor is of the right one.
+        if record::start_ticks(state.pid) != Some(state.start_ticks) {
+            return Err(not_running());
+        }
+        match sys::pidfd_send_signal(process.as_fd(), signal) {
+            Err(error) if gone(&error) => return Err(not_running()),
+            other => other.map_err(failed)?,
+        }
+        if signal == libc::SIGKILL {
+            // The kernel ends a pid namespace with its first process; this reaches what has been put into the group.
+            let dirs = record.facts.layout.dirs(&record.group);
+            if let Some(dir) = dirs.first() {
+                let _ = fs::write(dir.join("cgroup.kill"), "1");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what is left of a container that has ended: control group, socket, state. Its directory stays. No
+    /// error if there is nothing to take away.
+    pub fn delete(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        let Some((record, state)) = self.look(id)? else { return Ok(()) };
+        if matches!(state, ContainerState::Running(_) | ContainerState::Starting) {
+            return Err(Error::StillRunning { id: id.to_owned() });
+        }
+        let files = self.files(id);
+        self.await_monitor(id, &files)?;
+        let mut errors = Vec::new();
+        if let Some(record) = &record {
+            self.remove_groups(id, record, &mut errors);
+        }
+        if errors.is_empty() {
+            // Last, since it is what the container is found by: a removal that failed can be tried again.
+            match fs::remove_dir_all(&files.0) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    errors.push(Error::File { operation: "remove", path: files.0, source });
+                }
+                _ => {}
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Error::Removal { id: id.to_owned(), errors }) }
+    }
+
+    fn remove_groups(&self, id: &str, record: &Record, errors: &mut Vec<Error>) {
+        const WAIT: Duration = Duration::from_secs(10);
+        let dirs = record.facts.layout.dirs(&record.group);
+        if let Err(source) = cgroup::kill_all(&dirs) {
+            errors.push(Error::File {
+                operation: "kill what is left in",
+                path: record.group.clone().into(),
+                source,
+            });
+        }
+        for dir in dirs {
+            match cgroup::remove(&dir, WAIT) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    let waited_ms = WAIT.as_millis() as u64;
+                    errors.push(Error::CgroupBusy { id: id.to_owned(), path: dir, waited_ms });
+                }
+                Err(source) => {
+                    errors.push(Error::File { operation: "remove control group", path: dir, source })
+                }
+            }
+        }
+    }
+
+    /// What a running container uses.
+    pub fn stats(&self, id: &str) -> Result<Stats> {
+        check_id(id)?;
+        match self.look(id)? {
+            None => Err(Error::NotFound { id: id.to_owned() }),
+            Some((Some(record), ContainerState::Running(_))) => {
+                Ok(cgroup::stats(&record.facts.layout, &record.group))
+            }
+            Some(_) => Err(Error::NotRunning { id: id.to_owned() }),
+        }
+    }
+
+    /// Takes the node's parent control group and the runtime directory away, for a node that is taken down for good.
+    /// Fails if a container is left.
+    pub fn remove_node(&self) -> Result<()> {
+        if let Some((id, _)) = self.list()?.into_iter().next() {
+            return Err(Error::StillRunning { id });
+        }
+        self.facts.layout.remove_parent(&self.options.cgroup_parent)?;
+        let path = &self.options.runtime_dir;
+        fs::remove_dir(path).map_err(|source| Error::File { operation: "remove", path: path.clone(), source })
+    }
+
+    fn files(&self, id: &str) -> Files {
+        Files(self.options.runtime_dir.join(id))
+    }
+
+    fn process(&self, id: &str) -> Result<Option<State>> {
+        record::read(&self.files(id).state())
+    }
+
+    /// What is known of a container; `None` if nothing is.
+    fn look(&self, id: &str) -> Result<Option<(Option<Record>, ContainerState)>> {
+        let files = self.files(id);
+        if !files.0.exists() {
+            return Ok(None);
+        }
+        if lock(&self.launching).contains(id) {
+            return Ok(Some((None, ContainerState::Starting)));
+        }
+        // Before the files: what it does while we read them, it does with the lock held.
+        let alive = monitor_lives(&files);
+        let Some(record) = record::read::<Record>(&files.record())? else {
+            return Ok(Some((None, if alive { ContainerState::Starting } else { ContainerState::Lost })));
+        };
+        let state = match self.process(id)? {
+            None if alive => ContainerState::Starting,
+            None => ContainerState::Lost,
+            Some(process) => match record::read::<ExitStatus>(&record::exit_path(&record.dir))? {
+                Some(status) => ContainerState::Exited(status),
+                None if alive => ContainerState::Running(started(process)),
+                None => ContainerState::Lost,
+            },
+        };
+        Ok(Some((Some(record), state)))
+    }
+
+    /// Waits until the monitor of a container that has ended has gone, too.
+    fn await_monitor(&self, id: &str, files: &Files) -> Result<()> {
+        let deadline = Instant::now() + MONITOR_DEADLINE;
+        while monitor_lives(files) {
+            if Instant::now() > deadline {
+                let source = io::Error::from(io::ErrorKind::TimedOut);
+                return Err(Error::Monitor { id: id.to_owned(), source });
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        if let Some(mut child) = lock(&self.children).remove(id) {
+            // It has given its lock up, which it does by ending.
+            let _ = child.wait();
+        }
+        Ok(())
+    }
+
+    /// Reaps monitors that have ended.
+    fn reap(&self) {
+        lock(&self.children).retain(|_, child| matches!(child.try_wait(), Ok(None)));
+    }
+}
+
+fn started(state: State) -> Started {
+    Started { pid: state.pid, started_at_ms: state.started_at_ms }
+}
+
+/// The data behind a lock stays usable if a thread panicked: each change to it is a single call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the monitor's lock is held, by which it lives.
+fn monitor_lives(files: &Files) -> bool {
+    match File::open(files.lock()) {
+        Ok(file) => sys::is_locked(file.as_fd()).unwrap_or(false),
+        Err(_) => false,
+    }
+}
+
+fn connect(dir: &Path) -> io::Result<UnixStream> {
+    let dir = File::open(dir)?;
+    let mut stream = UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?;
+    stream.set_read_timeout(Some(MONITOR_DEADLINE))?;
+    let mut greeting = [0; 3];
+    stream.read_exact(&mut greeting)?;
+    stream.set_read_timeout(None)?;
+    Ok(stream)
+}
+
+/// A stream like that of a monitor whose container has ended.
+fn ended(status: Option<&ExitStatus>) -> io::Result<UnixStream> {
+    let (mine, theirs) = UnixStream::pair()?;
+    if let Some(status) = status {
+        (&mine).write_all(record::exit_line(status).as_bytes())?;
+    }
+    Ok(theirs)
+}
+
+fn check_id(id: &str) -> Result<()> {
+    let valid = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if valid && (1..=128).contains(&id.len()) && !id.starts_with(['.', '-']) {
+        Ok(())
+    } else {
+        Err(Error::InvalidId { id: id.to_owned() })
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|source| Error::File {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn host_facts(cgroup: CgroupVersion) -> Result<HostFacts> {
+    let meminfo = read_text(Path::new("/proc/meminfo"))?;
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib: u64 = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0);
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Ok(HostFacts {
+        nano_cpus: cpus * 1_000_000_000,
+        memory_bytes: kib * 1024,
+        kernel: read_text(Path::new("/proc/sys/kernel/osrelease"))?.trim().to_owned(),
+        arch: arch.to_owned(),
+        cgroup,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_file_names() {
+        for id in ["a", "web.1-x_2", &"x".repeat(128)] {
+            assert!(check_id(id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", ".monitors", "-a", "a/b", "a b", "ä", &"x".repeat(129)] {
+            assert!(check_id(id).is_err(), "{id}");
+        }
+    }
+}
