@@ -1,1 +1,37 @@
-//! Part of Rorqual.
+//! OCI images on one node: names, content, layers, and how they get here.
+//!
+//! - [`Reference`] and [`Digest`] name images and content.
+//! - [`Store`] keeps blobs by digest, unpacks layers for overlayfs, and knows which names stand for what.
+//! - [`Store::load`] takes image layouts and `docker save` archives.
+//! - [`pull`] brings an image from peers ([`BlobSource`]) or from a registry ([`RegistryClient`]).
+//!
+//! Nothing that comes from outside is believed: blobs are verified by size and digest before they get
+//! a name, layers by diff-id while they are unpacked, and unpacking stays inside the layer's own folder.
+//! A crash at any point leaves the store as it was before or after, never in between.
+//!
+//! [`Store`]'s methods wait for the disk: call them from `spawn_blocking`. [`pull`] does that itself.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod config;
+mod digest;
+mod error;
+mod load;
+pub mod manifest;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+mod sys;
+mod unpack;
+
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use error::{Error, Result};
+pub use load::Loaded;
+pub use manifest::Manifest;
+pub use platform::Platform;
+pub use pull::{BlobRole, BlobSource, Progress, SourceError, pull};
+pub use reference::{Reference, ReferenceError};
+pub use registry::{Credentials, RegistryClient, RegistryError, RegistryOptions};
+pub use store::{Blob, BlobWriter, ImageRecord, Options, Prepared, Removed, Store, Target};
+pub use unpack::{Limits, UnpackError};

@@ -1,0 +1,191 @@
+//! TCP and TLS under the HTTP client, and the rule which addresses may be connected to.
+
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::{RegistryError, RegistryOptions};
+
+/// Makes connections for the HTTP client of one registry.
+#[derive(Clone)]
+pub(super) struct Connector {
+    tls: Option<TlsConnector>,
+    options: Arc<RegistryOptions>,
+    /// The registry's own host, which the user has named: it may be anywhere.
+    home: Arc<str>,
+    /// The registry is on this machine or named insecure, so it may point there as well.
+    is_trusting: bool,
+}
+
+impl Connector {
+    pub(super) fn new(
+        home: &str,
+        is_trusting: bool,
+        needs_tls: bool,
+        options: Arc<RegistryOptions>,
+    ) -> Result<Self, RegistryError> {
+        let tls = if needs_tls { Some(TlsConnector::from(tls_config()?)) } else { None };
+        Ok(Connector { tls, options, home: home.into(), is_trusting })
+    }
+}
+
+fn tls_config() -> Result<Arc<ClientConfig>, RegistryError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _ignored) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+        return Err(RegistryError::Certificates(io::Error::new(io::ErrorKind::NotFound, reason)));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| RegistryError::Certificates(io::Error::other(error)))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = RegistryError;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, RegistryError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RegistryError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move {
+            let limit = connector.options.connect_timeout;
+            match tokio::time::timeout(limit, connector.connect(&uri)).await {
+                Ok(connected) => connected,
+                Err(_) => Err(RegistryError::Timeout { action: "connecting", seconds: limit.as_secs() }),
+            }
+        })
+    }
+}
+
+impl Connector {
+    async fn connect(&self, uri: &Uri) -> Result<Stream, RegistryError> {
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        let is_tls = uri.scheme_str() != Some("http");
+        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let fail = |source| RegistryError::Connect { host: format!("{host}:{port}"), source };
+        let addresses = tokio::net::lookup_host((host, port)).await.map_err(fail)?;
+        let mut outcome = Err(fail(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+        for address in addresses {
+            // Judged by the address that is really used, so a name that changes its mind gains nothing.
+            if !self.is_trusting && host != &*self.home && is_own_or_link_local(address.ip()) {
+                return Err(RegistryError::Refused {
+                    target: host.to_owned(),
+                    reason: format!(
+                        "{} is this machine or link-local, and the registry is not",
+                        address.ip()
+                    ),
+                });
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => {
+                    outcome = Ok(stream);
+                    break;
+                }
+                Err(error) => outcome = Err(fail(error)),
+            }
+        }
+        let stream = outcome?;
+        // Requests are small and wait for their answer.
+        stream.set_nodelay(true).map_err(fail)?;
+        if !is_tls {
+            return Ok(Stream::Plain(TokioIo::new(stream)));
+        }
+        let Some(tls) = &self.tls else {
+            return Err(RegistryError::Refused {
+                target: uri.to_string(),
+                reason: "the registry is plain HTTP, it can't send us to HTTPS".to_owned(),
+            });
+        };
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| fail(io::Error::other(error)))?;
+        let stream = tls.connect(name, stream).await.map_err(fail)?;
+        Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+    }
+}
+
+/// Loopback, unspecified and link-local addresses: cloud metadata and this machine's own services.
+pub(super) fn is_own_or_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => is_own_or_link_local(IpAddr::V4(v4)),
+            None => v6.is_loopback() || v6.is_unspecified() || v6.is_unicast_link_local(),
+        },
+    }
+}
+
+/// A connection, with or without TLS.
+pub(super) enum Stream {
+    Plain(TokioIo<TcpStream>),
+    Tls(Box<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>>),
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        match self {
+            Stream::Plain(_) => Connected::new(),
+            Stream::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
+            Stream::Tls(_) => Connected::new(),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+}

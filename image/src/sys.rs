@@ -1,0 +1,111 @@
+//! Raw system calls: what std does not offer, and the only place with `unsafe`.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::error::{Error, Result};
+
+/// On a folder, with the value `y`: overlayfs shows nothing of it from lower layers.
+pub(crate) const OVERLAY_OPAQUE: &CStr = c"trusted.overlay.opaque";
+
+/// Sets the extended attribute `name` on `entry` of the folder `parent`, never through a symbolic link.
+///
+/// Goes by the folder's entry in `/proc/self/fd`, because `fsetxattr` needs a descriptor that is open for
+/// reading, which devices and symbolic links can't safely give.
+pub(crate) fn set_xattr(
+    parent: BorrowedFd<'_>,
+    entry: &[u8],
+    name: &CStr,
+    value: &[u8],
+) -> Result<(), Errno> {
+    let path = proc_path(parent, entry)?;
+    // SAFETY: `path` and `name` are NUL-terminated and live through the call, `value` is readable for
+    // the length that is given; the call keeps none of them. nix has no binding for it.
+    let result =
+        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(result).map(drop)
+}
+
+/// The extended attribute `name` of `entry` in the folder `parent`; `None` when it has none.
+pub(crate) fn get_xattr(parent: BorrowedFd<'_>, entry: &[u8], name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+    let path = proc_path(parent, entry)?;
+    let mut value = vec![0u8; 65536];
+    // SAFETY: as above; `value` is writable for the length that is given.
+    let result =
+        unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    match Errno::result(result) {
+        Ok(length) => {
+            value.truncate(usize::try_from(length).unwrap_or(0));
+            Ok(Some(value))
+        }
+        Err(Errno::ENODATA | Errno::ENOTSUP) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the folder `entry` of `parent` with everything in it. The standard library walks it by
+/// descriptor and removes links, not what they point to.
+pub(crate) fn remove_tree(parent: BorrowedFd<'_>, entry: &[u8]) -> io::Result<()> {
+    fs::remove_dir_all(OsStr::from_bytes(proc_path(parent, entry)?.as_bytes()))
+}
+
+fn proc_path(parent: BorrowedFd<'_>, entry: &[u8]) -> Result<CString, Errno> {
+    let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
+    path.extend_from_slice(entry);
+    CString::new(path).map_err(|_| Errno::EINVAL)
+}
+
+/// Takes the store's lock; `None` when another process has it. A record lock: it is not inherited, so
+/// a child that outlives the daemon can't hold it, and it goes with the process, however that ends.
+pub(crate) fn lock_file(path: &Path) -> Result<Option<File>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| Error::io("open", path, error))?;
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_SETLK(&whole)) {
+        Ok(_) => Ok(Some(file)),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        Err(error) => Err(Error::io("lock", path, error.into())),
+    }
+}
+
+/// Makes the folder accessible for its owner, and passable (not listable) for nobody else.
+pub(crate) fn make_private(folder: &Path) -> Result<()> {
+    fs::set_permissions(folder, Permissions::from_mode(0o700))
+        .map_err(|error| Error::io("change the mode of", folder, error))
+}
+
+/// Makes the names in `folder` durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|opened| opened.sync_all()).map_err(|error| Error::io("sync", folder, error))
+}
+
+/// Makes the name `path` durable.
+pub(crate) fn sync_folder_of(path: &Path) -> Result<()> {
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Writes everything out that the file system of `folder` holds back.
+pub(crate) fn sync_filesystem(folder: impl AsFd) -> io::Result<()> {
+    nix::unistd::syncfs(folder).map_err(io::Error::from)
+}
