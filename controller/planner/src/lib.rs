@@ -23,7 +23,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod action;
+mod allocate;
+mod draft;
+pub mod invariants;
+pub mod liveness;
+mod orchestrate;
+mod planner;
+pub mod prepare;
+mod schedule;
 mod state;
 
 pub use action::{Action, ActionKind, Change, Conflict};
+pub use allocate::DYNAMIC_PORTS;
+pub use draft::MAX_ACTIONS;
+pub use orchestrate::HISTORY;
+pub use planner::{Plan, Planner};
 pub use state::{Objects, ReplicaCounts, State};

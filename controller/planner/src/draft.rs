@@ -1,0 +1,248 @@
+//! The plan while it is being made: its actions, and what they take on top of the state.
+//!
+//! The stages see the state as it is and, through the draft, what this plan has already given away, so
+//! that one plan can carry many tasks from nothing to ASSIGNED. What a plan frees is given only by a later
+//! plan, from the state that has it applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use rorqual_proto::model::{BlockLease, Network, NetworkId, NodeId, ServiceId, Task, TaskId};
+use rorqual_proto::validate::BLOCK_PREFIX;
+
+use crate::State;
+use crate::action::{Action, ActionKind};
+use crate::allocate::Given;
+use crate::planner::Look;
+use crate::state::index::Usage;
+
+/// The most actions of one plan (only a single slot that needs more makes a longer one).
+pub const MAX_ACTIONS: usize = 256;
+
+/// Kept free for what the last stages add: networks with new blocks.
+const RESERVED_ACTIONS: usize = 32;
+
+/// A slot that is to get a new task.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) slot: u32,
+    /// How often tasks of this slot failed on a node.
+    pub(crate) avoid: BTreeMap<NodeId, u32>,
+}
+
+/// See the module.
+pub(crate) struct Draft<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) now_ms: i64,
+    pub(crate) given: Given,
+    pub(crate) requests: BTreeMap<ServiceId, Vec<Request>>,
+    pub(crate) explanations: BTreeMap<TaskId, String>,
+    /// When to look again at what.
+    pub(crate) timers: Vec<(i64, Look)>,
+    actions: Vec<Action>,
+    requested: usize,
+    handled: BTreeSet<(ServiceId, u32)>,
+    usage: BTreeMap<NodeId, Usage>,
+    replicas: BTreeMap<(ServiceId, NodeId), u32>,
+    addresses: BTreeSet<Ipv4Addr>,
+    last_addresses: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    networks: BTreeMap<NetworkId, Network>,
+    leased: BTreeSet<Ipv4Net>,
+    /// So many blocks at the start of the pool are known to be leased.
+    blocks_leased: usize,
+    ids: Ids,
+}
+
+/// What a draft becomes.
+pub(crate) struct Finished {
+    pub(crate) actions: Vec<Action>,
+    pub(crate) explanations: BTreeMap<TaskId, String>,
+    pub(crate) timers: Vec<(i64, Look)>,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(state: &'a State, now_ms: i64, seed: u64) -> Self {
+        Self {
+            state,
+            now_ms,
+            given: Given::default(),
+            requests: BTreeMap::new(),
+            explanations: BTreeMap::new(),
+            timers: Vec::new(),
+            actions: Vec::new(),
+            requested: 0,
+            handled: BTreeSet::new(),
+            usage: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+            last_addresses: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            leased: BTreeSet::new(),
+            blocks_leased: 0,
+            ids: Ids { seed, count: 0 },
+        }
+    }
+
+    /// How many more actions this plan takes.
+    pub(crate) fn room(&self) -> usize {
+        (MAX_ACTIONS - RESERVED_ACTIONS).saturating_sub(self.actions.len() + self.requested)
+    }
+
+    /// Whether so many actions fit. A slot is never decided on in parts: into an empty plan any fits.
+    pub(crate) fn fits(&self, count: usize) -> bool {
+        self.room() >= count || (self.actions.is_empty() && self.requested == 0)
+    }
+
+    pub(crate) fn push(&mut self, kind: ActionKind) {
+        self.actions.push(Action::new(kind));
+    }
+
+    pub(crate) fn push_expecting(&mut self, kind: ActionKind, version: u64) {
+        self.actions.push(Action::expecting(kind, version));
+    }
+
+    pub(crate) fn request(&mut self, service_id: &ServiceId, request: Request) {
+        self.requested += 1;
+        self.requests.entry(service_id.clone()).or_default().push(request);
+    }
+
+    /// The requests of a service; from here on their actions count instead of them.
+    pub(crate) fn take_requests(&mut self, service_id: &ServiceId) -> Vec<Request> {
+        let requests = self.requests.remove(service_id).unwrap_or_default();
+        self.requested -= requests.len();
+        requests
+    }
+
+    /// Notes that the slot has been decided on: later stages of this plan leave it alone.
+    pub(crate) fn handle(&mut self, service_id: &ServiceId, slot: u32) {
+        self.handled.insert((service_id.clone(), slot));
+    }
+
+    pub(crate) fn is_handled(&self, service_id: &ServiceId, slot: u32) -> bool {
+        self.handled.contains(&(service_id.clone(), slot))
+    }
+
+    pub(crate) fn new_task_id(&mut self) -> TaskId {
+        TaskId::from_bits(self.ids.next())
+    }
+
+    /// What live tasks reserve on a node, this plan's included.
+    pub(crate) fn usage(&self, node_id: &NodeId) -> Usage {
+        let stored = || self.state.index.nodes.get(node_id).map(|node| node.used);
+        self.usage.get(node_id).copied().or_else(stored).unwrap_or_default()
+    }
+
+    /// Live replicas of a service on a node, this plan's included.
+    pub(crate) fn replicas(&self, service_id: &ServiceId, node_id: &NodeId) -> u32 {
+        let index = self.state.index.services.get(service_id);
+        let stored = index.and_then(|index| index.nodes.get(node_id)).copied().unwrap_or_default();
+        let planned = self.replicas.get(&(service_id.clone(), node_id.clone())).copied().unwrap_or_default();
+        stored + planned
+    }
+
+    /// Notes that a task of this plan is placed.
+    pub(crate) fn place(&mut self, task: &Task) {
+        let Some(node_id) = &task.node_id else { return };
+        let mut usage = self.usage(node_id);
+        usage.add(task);
+        self.usage.insert(node_id.clone(), usage);
+        *self.replicas.entry((task.service_id.clone(), node_id.clone())).or_default() += 1;
+    }
+
+    pub(crate) fn is_address_taken(&self, address: Ipv4Addr) -> bool {
+        self.addresses.contains(&address) || self.state.index.addresses.contains_key(&address)
+    }
+
+    pub(crate) fn take_address(&mut self, group: Ipv4Addr, address: Ipv4Addr) {
+        self.addresses.insert(address);
+        self.last_addresses.insert(group, address);
+    }
+
+    pub(crate) fn give_back_address(&mut self, address: Ipv4Addr) {
+        self.addresses.remove(&address);
+    }
+
+    pub(crate) fn last_address(&self, group: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.last_addresses.get(&group).or_else(|| self.state.index.last_addresses.get(&group)).copied()
+    }
+
+    /// The blocks of a node in a network, this plan's included.
+    pub(crate) fn blocks(&self, node_id: &NodeId, network_id: &NetworkId) -> Vec<Ipv4Net> {
+        let key = (node_id.clone(), network_id.clone());
+        let stored = self.state.index.leases.get(&key).into_iter().flatten().copied();
+        let planned = self.networks.get(network_id).into_iter().flat_map(|network| &network.blocks);
+        let planned = planned.filter(|lease| lease.node_id == *node_id).map(|lease| lease.block);
+        let mut blocks: Vec<Ipv4Net> = stored.chain(planned).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
+    }
+
+    /// The first block of the pool that nobody has. Within one plan the search goes on where it stopped.
+    pub(crate) fn free_block(&mut self, pool: Ipv4Net) -> Option<Ipv4Net> {
+        let prefix = BLOCK_PREFIX.max(pool.prefix_len());
+        let mut blocks = pool.subnets(prefix).ok()?.skip(self.blocks_leased);
+        blocks.find(|block| {
+            let leased = self.leased.contains(block) || self.state.index.leased.contains_key(block);
+            self.blocks_leased += usize::from(leased);
+            !leased
+        })
+    }
+
+    /// Leases a block; false where the plan already writes as many networks as it may.
+    pub(crate) fn lease(&mut self, network_id: &NetworkId, node_id: &NodeId, block: Ipv4Net) -> bool {
+        if self.networks.len() >= RESERVED_ACTIONS && !self.networks.contains_key(network_id) {
+            return false;
+        }
+        let Some(stored) = self.state.networks.get(network_id) else { return false };
+        let network = self.networks.entry(network_id.clone()).or_insert_with(|| Network::clone(stored));
+        let place = network.blocks.partition_point(|lease| lease.block < block);
+        network.blocks.insert(place, BlockLease { block, node_id: node_id.clone() });
+        self.leased.insert(block);
+        true
+    }
+
+    /// Takes all blocks of a node back.
+    pub(crate) fn release(&mut self, network_id: &NetworkId, node_id: &NodeId) {
+        if self.networks.len() >= RESERVED_ACTIONS && !self.networks.contains_key(network_id) {
+            return;
+        }
+        let Some(stored) = self.state.networks.get(network_id) else { return };
+        let network = self.networks.entry(network_id.clone()).or_insert_with(|| Network::clone(stored));
+        network.blocks.retain(|lease| lease.node_id != *node_id);
+    }
+
+    /// All actions: networks first, so that blocks stand before the addresses in them.
+    pub(crate) fn finish(self) -> Finished {
+        let networks = self.networks.into_values().map(|network| {
+            let version = network.meta.version;
+            Action::expecting(ActionKind::PutNetwork(Box::new(network)), version)
+        });
+        let actions = networks.chain(self.actions).collect();
+        Finished { actions, explanations: self.explanations, timers: self.timers }
+    }
+}
+
+/// Ids from a seed: splitmix64 (Steele, Lea, Flood 2014), two words an id.
+struct Ids {
+    seed: u64,
+    count: u64,
+}
+
+impl Ids {
+    fn next(&mut self) -> u128 {
+        let mut word = || {
+            self.count += 1;
+            mix(self.seed.wrapping_add(self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        };
+        (u128::from(word()) << 64) | u128::from(word())
+    }
+}
+
+/// The finalizer of splitmix64: spreads the bits of a word over all of its bits.
+pub(crate) fn mix(mut word: u64) -> u64 {
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}

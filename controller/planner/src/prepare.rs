@@ -1,0 +1,285 @@
+//! Turns a user's wish into the action that fulfils it, or into a refusal that says what is in the way.
+//!
+//! Pure functions of the state; what a spec must look like by itself is checked before, by
+//! `rorqual_proto::validate`. The actions carry the versions that were seen: a
+//! [`crate::Conflict::Version`] means that the wish is to be prepared again.
+
+use std::collections::BTreeMap;
+
+use rorqual_proto::model::{
+    Availability, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeState, Protocol, Service,
+    ServiceId, ServiceMode, ServiceSpec,
+};
+
+use crate::State;
+use crate::action::{Action, ActionKind, protocol_name};
+use crate::allocate::{self, Given, network_names};
+
+/// Why a wish is not fulfilled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing has that name or id.
+    #[error("there is no {kind} `{name}`")]
+    NotFound {
+        /// `service`, `node` or `network`.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+    },
+    /// The beginning of an id, or a host name, fits several.
+    #[error("`{name}` fits several {kind}s: {candidates}; name one of them in full")]
+    Ambiguous {
+        /// `service` or `node`.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+        /// Names and ids of what it fits.
+        candidates: String,
+    },
+    /// Another object of the kind has the name.
+    #[error("the {kind} name `{name}` is already in use: choose another name, or remove that {kind} first")]
+    NameTaken {
+        /// `service` or `network`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A name can't be changed: DNS and tasks are called by it.
+    #[error("a service keeps its name: it is `{name}`, not `{given}`; create another service instead")]
+    Renamed {
+        /// What it is called.
+        name: String,
+        /// What it should be called.
+        given: String,
+    },
+    /// Another service publishes the port.
+    #[error(
+        "port {port}/{} is already published by service `{service}`: choose another port or remove it there",
+        protocol_name(*.protocol)
+    )]
+    PortTaken {
+        /// The published port.
+        port: u16,
+        /// Its transport.
+        protocol: Protocol,
+        /// Who has it.
+        service: String,
+    },
+    /// A network that the spec names does not exist.
+    #[error("network `{0}` does not exist: create it, or name another network")]
+    NoNetwork(String),
+    /// The service is being taken away.
+    #[error("service `{0}` is being removed: wait until it is gone, then create it again")]
+    Removing(String),
+    /// The service changed since the caller read it.
+    #[error(
+        "service `{name}` has changed meanwhile (version {actual}, not {expected}): read it again and repeat"
+    )]
+    Moved {
+        /// Its name.
+        name: String,
+        /// What the caller saw.
+        expected: u64,
+        /// What it is.
+        actual: u64,
+    },
+    /// The node is alive.
+    #[error("node `{0}` is not down: run `rctl cluster leave` on it, or remove it by force")]
+    NodeAlive(String),
+    /// The network has users.
+    #[error("network `{network}` is in use by service `{service}`: remove it there first")]
+    NetworkInUse {
+        /// The network.
+        network: String,
+        /// The first service that names it.
+        service: String,
+    },
+}
+
+/// The service of that name, id, or unique beginning of an id.
+pub fn find_service<'a>(state: &'a State, name: &str) -> Result<&'a Service, Refusal> {
+    if let Some(service) = state.service_by_name(name) {
+        return Ok(service);
+    }
+    // A beginning of an id names a range of ids.
+    let fits = state.services().filter(|service| !name.is_empty() && service.id.as_str().starts_with(name));
+    one("service", name, fits.map(AsRef::as_ref).collect(), |service: &Service| service.spec.name.clone())
+}
+
+/// The node of that id, host name, or unique beginning of an id.
+pub fn find_node<'a>(state: &'a State, name: &str) -> Result<&'a Node, Refusal> {
+    if let Ok(id) = name.parse::<NodeId>()
+        && let Some(node) = state.node(&id)
+    {
+        return Ok(node);
+    }
+    let label = |node: &Node| format!("{} ({})", node.description.hostname, node.id);
+    let named: Vec<&Node> = state.nodes_by_hostname(name).map(AsRef::as_ref).collect();
+    if !named.is_empty() {
+        return one("node", name, named, label);
+    }
+    let fits = state.nodes().filter(|node| !name.is_empty() && node.id.as_str().starts_with(name));
+    one("node", name, fits.map(AsRef::as_ref).collect(), label)
+}
+
+fn one<'a, T>(
+    kind: &'static str,
+    name: &str,
+    fits: Vec<&'a T>,
+    label: impl Fn(&T) -> String,
+) -> Result<&'a T, Refusal> {
+    match fits.as_slice() {
+        [] => Err(Refusal::NotFound { kind, name: name.to_owned() }),
+        [only] => Ok(only),
+        several => {
+            let candidates = several.iter().map(|item| label(item)).collect::<Vec<_>>().join(", ");
+            Err(Refusal::Ambiguous { kind, name: name.to_owned(), candidates })
+        }
+    }
+}
+
+/// A new service. It has its ports and virtual addresses from the start.
+pub fn create_service(state: &State, spec: ServiceSpec, id: ServiceId) -> Result<Action, Refusal> {
+    if let Some(other) = state.service_by_name(&spec.name) {
+        return Err(if other.removing {
+            Refusal::Removing(spec.name)
+        } else {
+            Refusal::NameTaken { kind: "service", name: spec.name }
+        });
+    }
+    let service = Service {
+        id,
+        meta: Meta::default(),
+        spec,
+        spec_version: 1,
+        vips: Vec::new(),
+        ports: Vec::new(),
+        removing: false,
+        problem: None,
+    };
+    put(state, service, 0)
+}
+
+/// A service with another spec. `version` is the one that the caller read, where that matters. Tasks are
+/// replaced where what they run has changed; a change of labels, ports or the number of replicas alone
+/// replaces none.
+pub fn update_service(
+    state: &State,
+    id: &ServiceId,
+    spec: ServiceSpec,
+    version: Option<u64>,
+) -> Result<Action, Refusal> {
+    let old = present(state, id)?;
+    if let Some(expected) = version
+        && expected != old.meta.version
+    {
+        let name = old.spec.name.clone();
+        return Err(Refusal::Moved { name, expected, actual: old.meta.version });
+    }
+    if spec.name != old.spec.name {
+        return Err(Refusal::Renamed { name: old.spec.name.clone(), given: spec.name });
+    }
+    let spec_version = old.spec_version + u64::from(replaces_tasks(&old.spec, &spec));
+    put(state, Service { spec, spec_version, ..old.clone() }, old.meta.version)
+}
+
+/// A service with another number of replicas.
+pub fn scale_service(state: &State, id: &ServiceId, replicas: u32) -> Result<Action, Refusal> {
+    let old = present(state, id)?;
+    let mut service = old.clone();
+    service.spec.mode = ServiceMode::Replicated { replicas };
+    Ok(Action::expecting(ActionKind::PutService(Box::new(service)), old.meta.version))
+}
+
+/// Takes a service away: its tasks go first, then its record. Doing it twice is fine.
+pub fn remove_service(state: &State, id: &ServiceId) -> Result<Action, Refusal> {
+    let old = state.service(id).ok_or_else(|| Refusal::NotFound { kind: "service", name: id.to_string() })?;
+    let service = Service { removing: true, ..Service::clone(old) };
+    Ok(Action::expecting(ActionKind::PutService(Box::new(service)), old.meta.version))
+}
+
+fn present<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Service, Refusal> {
+    let service =
+        state.service(id).ok_or_else(|| Refusal::NotFound { kind: "service", name: id.to_string() })?;
+    if service.removing {
+        return Err(Refusal::Removing(service.spec.name.clone()));
+    }
+    Ok(service)
+}
+
+/// What a task runs, or where it may run, is different.
+fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+    old.container != new.container
+        || old.networks != new.networks
+        || old.restart != new.restart
+        || old.placement != new.placement
+        || old.force_update != new.force_update
+}
+
+fn put(state: &State, mut service: Service, version: u64) -> Result<Action, Refusal> {
+    let mut given = Given::default();
+    for port in service.spec.ports.iter().filter(|port| port.published != 0) {
+        let key = (port.protocol, port.published);
+        if let Some(owner) = allocate::port_owner(state, &given, &service, key) {
+            return Err(Refusal::PortTaken { port: port.published, protocol: port.protocol, service: owner });
+        }
+    }
+    if let Some(name) = network_names(&service.spec).iter().find(|name| state.network_by_name(name).is_none())
+    {
+        return Err(Refusal::NoNetwork((*name).to_owned()));
+    }
+    // What is left (a pool that is exhausted) may pass: it is written down and tried again.
+    let allocation = allocate::service(state, &mut given, &service);
+    service.vips = allocation.vips;
+    service.ports = allocation.ports;
+    service.problem = (!allocation.problems.is_empty()).then(|| allocation.problems.join("; "));
+    Ok(Action::expecting(ActionKind::PutService(Box::new(service)), version))
+}
+
+/// A node with another availability and other labels; none of them leaves things as they are.
+pub fn update_node(
+    state: &State,
+    id: &NodeId,
+    availability: Option<Availability>,
+    labels_add: BTreeMap<String, String>,
+    labels_remove: &[String],
+) -> Result<Action, Refusal> {
+    let old = state.node(id).ok_or_else(|| Refusal::NotFound { kind: "node", name: id.to_string() })?;
+    let mut node = Node::clone(old);
+    node.spec.availability = availability.unwrap_or(node.spec.availability);
+    node.spec.labels.retain(|name, _| !labels_remove.contains(name));
+    node.spec.labels.extend(labels_add);
+    Ok(Action::expecting(ActionKind::PutNode(Box::new(node)), old.meta.version))
+}
+
+/// Takes a node's record away. One that is alive has to leave by itself, unless by force. (Taking a
+/// controller out of the Raft group comes first, and is not decided here.)
+pub fn remove_node(state: &State, id: &NodeId, force: bool) -> Result<Action, Refusal> {
+    let node = state.node(id).ok_or_else(|| Refusal::NotFound { kind: "node", name: id.to_string() })?;
+    if !force && !matches!(node.status.state, NodeState::Down | NodeState::Left) {
+        return Err(Refusal::NodeAlive(node.description.hostname.clone()));
+    }
+    Ok(Action::new(ActionKind::RemoveNode(id.clone())))
+}
+
+/// A new network.
+pub fn create_network(state: &State, spec: NetworkSpec, id: NetworkId) -> Result<Action, Refusal> {
+    if state.network_by_name(&spec.name).is_some() {
+        return Err(Refusal::NameTaken { kind: "network", name: spec.name });
+    }
+    let network = Network { id, meta: Meta::default(), spec, blocks: Vec::new() };
+    Ok(Action::expecting(ActionKind::PutNetwork(Box::new(network)), 0))
+}
+
+/// Takes a network away that no service names.
+pub fn remove_network(state: &State, id: &NetworkId) -> Result<Action, Refusal> {
+    let network =
+        state.network(id).ok_or_else(|| Refusal::NotFound { kind: "network", name: id.to_string() })?;
+    let name = &network.spec.name;
+    if let Some(user) = state.services().find(|service| network_names(&service.spec).contains(&name.as_str()))
+    {
+        let (network, service) = (name.clone(), user.spec.name.clone());
+        return Err(Refusal::NetworkInUse { network, service });
+    }
+    Ok(Action::expecting(ActionKind::RemoveNetwork(id.clone()), network.meta.version))
+}
