@@ -128,6 +128,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A change could not be made effective. It is tried again with the next one.
+    #[error("apply the change")]
+    Apply {
+        /// Why; shared by all whose changes were put together.
+        #[source]
+        source: std::sync::Arc<Error>,
+    },
     /// Too many requests wait for the fabric.
     #[error("the network is busy; try again")]
     Busy,

@@ -1,13 +1,16 @@
 //! The handle to the node's network. Every call is an event for the engine's thread and waits for its answer.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
+use crate::dns::{self, names::Names};
 use crate::engine::{self, Event};
 use crate::error::Error;
+use crate::host;
 use crate::model::{Attach, Attachment, Change, NetworkOptions, Protocol};
 
 /// The default gateway of every container: link-local, answered by the node at the other end of the veth.
@@ -26,6 +29,8 @@ pub struct Fabric {
 #[derive(Debug)]
 struct Inner {
     events: SyncSender<Event>,
+    /// The resolver: its tasks end with the last handle.
+    resolver: Mutex<JoinSet<()>>,
 }
 
 impl Fabric {
@@ -33,8 +38,11 @@ impl Fabric {
     /// then only the local pool is used.
     pub async fn start(options: NetworkOptions) -> Result<Fabric, Error> {
         options.validate()?;
-        let events = engine::spawn(options).await?;
-        Ok(Fabric { inner: Arc::new(Inner { events }) })
+        let names = Arc::new(Names::default());
+        let upstreams = options.dns_upstreams.clone();
+        let events = engine::spawn(options, Arc::clone(&names)).await?;
+        let resolver = Mutex::new(dns::start(names, upstreams).await?);
+        Ok(Fabric { inner: Arc::new(Inner { events, resolver }) })
     }
 
     /// Gives a container its namespace, address and ports. The same id again returns what it has, with its name,
@@ -64,13 +72,16 @@ impl Fabric {
 
     /// Removes everything of ours from the kernel and the state directory. The fabric is of no use afterwards.
     pub async fn teardown(&self) -> Result<(), Error> {
+        self.inner.resolver.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         self.ask(Event::Teardown).await
     }
 
     /// Who holds this port of the node, if a process listens on it (in words for people).
     pub fn port_taken(&self, port: u16, protocol: Protocol) -> Option<String> {
-        let _ = (port, protocol);
-        None
+        host::port_taken(port, protocol, None).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell whether a port is taken");
+            None
+        })
     }
 
     async fn ask<T>(

@@ -19,10 +19,21 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod container;
+mod desired;
+mod dns;
 mod engine;
 mod error;
 mod fabric;
+mod host;
 mod model;
+mod netlink;
+mod nft;
+mod pool;
+mod publish;
+mod random;
+mod routes;
+mod ruleset;
 
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};

@@ -247,6 +247,13 @@ impl Attach {
 impl Change {
     pub(crate) fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
         for block in &self.blocks {
+            if block.network == LOCAL_NETWORK {
+                return Err(Error::Invalid {
+                    field: "change.blocks.network",
+                    value: block.network.clone(),
+                    expected: "names the node's own network; choose another name",
+                });
+            }
             if !options.cluster_pool.contains(&block.block) {
                 return Err(Error::Invalid {
                     field: "change.blocks.block",

@@ -1,0 +1,284 @@
+//! Requests for addresses, routes, rules and neighbours (rtnetlink(7), linux/rtnetlink.h, linux/fib_rules.h).
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nix::errno::Errno;
+
+use super::link::Mac;
+use super::{CREATE, EXCLUSIVE, Netlink, REPLACE, Request, attribute, ipv4, u32_at};
+use crate::error::Error;
+
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_GETNEIGH: u16 = 30;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_GETRULE: u16 = 34;
+const AF_INET: u8 = nix::libc::AF_INET as u8;
+
+/// `proto` of our routes in `ip route`: how they are told from those of others.
+pub(crate) const ROUTE_PROTOCOL: u8 = 113;
+pub(crate) const MAIN_TABLE: u32 = 254;
+const SCOPE_UNIVERSE: u8 = 0;
+pub(crate) const SCOPE_LINK: u8 = 253;
+const SCOPE_HOST: u8 = 254;
+
+/// `struct ifaddrmsg`: family, prefix length, flags, scope, index
+fn address_header(scope: u8, index: u32) -> [u8; 8] {
+    let [a, b, c, d] = index.to_ne_bytes();
+    [AF_INET, 32, 0, scope, a, b, c, d]
+}
+
+/// Gives an interface a /32.
+pub(crate) fn add_address(index: u32, address: Ipv4Addr, host_only: bool) -> Request {
+    let scope = if host_only { SCOPE_HOST } else { SCOPE_UNIVERSE };
+    Request::new(RTM_NEWADDR, REPLACE, format!("add address {address}"))
+        .put(&address_header(scope, index))
+        .attr(2, &address.octets())
+        .attr(1, &address.octets())
+}
+
+/// Takes a /32 away; fine if it is gone.
+pub(crate) fn delete_address(index: u32, address: Ipv4Addr) -> Request {
+    Request::new(RTM_DELADDR, 0, format!("remove address {address}"))
+        .tolerate(&[Errno::EADDRNOTAVAIL, Errno::ENODEV])
+        .put(&address_header(SCOPE_HOST, index))
+        .attr(2, &address.octets())
+}
+
+/// Index of the interface that has an address.
+pub(crate) fn interface_of(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, Error> {
+    let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&address_header(0, 0));
+    let answers = netlink.dump(request)?;
+    let found = answers.iter().find(|a| attribute(&a.payload, 8, 2) == Some(&address.octets()[..]));
+    Ok(found.and_then(|a| u32_at(&a.payload, 4)))
+}
+
+/// A route that is ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) to: Ipv4Net,
+    pub(crate) table: u32,
+    pub(crate) interface: u32,
+    pub(crate) via: Option<Ipv4Addr>,
+    pub(crate) source: Option<Ipv4Addr>,
+}
+
+impl Route {
+    /// `struct rtmsg`
+    fn header(&self) -> [u8; 12] {
+        const UNICAST: u8 = 1;
+        const ONLINK: u32 = 4;
+        let scope = if self.via.is_some() { SCOPE_UNIVERSE } else { SCOPE_LINK };
+        let table = u8::try_from(self.table).unwrap_or(0);
+        let flags = if self.via.is_some() { ONLINK } else { 0 };
+        let mut bytes =
+            [AF_INET, self.to.prefix_len(), 0, 0, table, ROUTE_PROTOCOL, scope, UNICAST, 0, 0, 0, 0];
+        bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
+        bytes
+    }
+
+    fn attributes(&self, mut request: Request) -> Request {
+        request = request.attr(1, &self.to.network().octets()).attr_u32(15, self.table);
+        request = request.attr_u32(4, self.interface);
+        if let Some(via) = self.via {
+            request = request.attr(5, &via.octets());
+        }
+        if let Some(source) = self.source {
+            request = request.attr(7, &source.octets());
+        }
+        request
+    }
+
+    /// Sets the route, in one step where there is another to the same destination.
+    pub(crate) fn replace(&self) -> Request {
+        self.set(REPLACE)
+    }
+
+    /// Adds the route where no other can be.
+    pub(crate) fn set(&self, flags: u16) -> Request {
+        let request = Request::new(RTM_NEWROUTE, flags, format!("set route to {}", self.to));
+        self.attributes(request.put(&self.header()))
+    }
+
+    /// Removes the route; fine if it is gone.
+    pub(crate) fn delete(&self) -> Request {
+        let request = Request::new(RTM_DELROUTE, 0, format!("remove route to {}", self.to))
+            .tolerate(&[Errno::ESRCH, Errno::ENODEV]);
+        self.attributes(request.put(&self.header()))
+    }
+}
+
+/// All IPv4 routes with our protocol number, of all tables.
+pub(crate) fn list_routes(netlink: &mut Netlink) -> Result<Vec<Route>, Error> {
+    let request =
+        Request::new(RTM_GETROUTE, 0, "list routes").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut routes = Vec::new();
+    for answer in netlink.dump(request)? {
+        let payload = &answer.payload;
+        if payload.get(5) != Some(&ROUTE_PROTOCOL) {
+            continue;
+        }
+        let address = |kind| attribute(payload, 12, kind).and_then(ipv4);
+        let prefix = payload.get(1).copied().unwrap_or(32);
+        let to = address(1).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let (Ok(to), Some(interface)) =
+            (Ipv4Net::new(to, prefix), attribute(payload, 12, 4).and_then(|v| u32_at(v, 0)))
+        else {
+            continue;
+        };
+        let table = attribute(payload, 12, 15).and_then(|v| u32_at(v, 0)).unwrap_or(MAIN_TABLE);
+        routes.push(Route { to, table, interface, via: address(5), source: address(7) });
+    }
+    Ok(routes)
+}
+
+/// How a packet to `address` would leave: interface, and the router if it is not on the segment.
+pub(crate) fn lookup(
+    netlink: &mut Netlink,
+    address: Ipv4Addr,
+) -> Result<Option<(u32, Option<Ipv4Addr>)>, Error> {
+    let request = Request::new(RTM_GETROUTE, 0, format!("look up the route to {address}"))
+        .tolerate(&[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EACCES, Errno::EINVAL])
+        .put(&[AF_INET, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        .attr(1, &address.octets());
+    let Some(answer) = netlink.get(request)? else { return Ok(None) };
+    let interface = attribute(&answer.payload, 12, 4).and_then(|v| u32_at(v, 0));
+    let via = attribute(&answer.payload, 12, 5).and_then(ipv4);
+    Ok(interface.map(|interface| (interface, via)))
+}
+
+/// `struct ndmsg`: family, pad, index, state, flags, type
+fn neighbour_header(index: u32, state: u16) -> [u8; 12] {
+    let [a, b, c, d] = index.to_ne_bytes();
+    let [e, f] = state.to_ne_bytes();
+    [AF_INET, 0, 0, 0, a, b, c, d, e, f, 0, 0]
+}
+
+/// A neighbour that needs no ARP.
+pub(crate) fn add_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> Request {
+    const PERMANENT: u16 = 0x80;
+    Request::new(RTM_NEWNEIGH, REPLACE, format!("set neighbour {address}"))
+        .put(&neighbour_header(index, PERMANENT))
+        .attr(1, &address.octets())
+        .attr(2, &mac)
+}
+
+/// Tells a tunnel which node has an Ethernet address.
+pub(crate) fn add_forwarding(tunnel: u32, mac: Mac, node: Ipv4Addr) -> Request {
+    const PERMANENT_NO_ARP: u16 = 0x80 | 0x40;
+    const SELF: u8 = 0x02;
+    let mut header = neighbour_header(tunnel, PERMANENT_NO_ARP);
+    header[0] = nix::libc::AF_BRIDGE as u8;
+    header[10] = SELF;
+    Request::new(RTM_NEWNEIGH, REPLACE, format!("set tunnel to {node}"))
+        .put(&header)
+        .attr(2, &mac)
+        .attr(1, &node.octets())
+}
+
+/// Makes the kernel find a neighbour's Ethernet address, as if a packet were on its way.
+pub(crate) fn resolve_neighbour(index: u32, address: Ipv4Addr) -> Request {
+    const USE: u8 = 0x01;
+    let mut header = neighbour_header(index, 0);
+    header[10] = USE;
+    Request::new(RTM_NEWNEIGH, CREATE, format!("resolve neighbour {address}"))
+        .put(&header)
+        .attr(1, &address.octets())
+}
+
+/// Neighbours on an interface whose Ethernet address is known.
+pub(crate) fn list_neighbours(netlink: &mut Netlink, index: u32) -> Result<Vec<(Ipv4Addr, Mac)>, Error> {
+    const NO_ADDRESS: u16 = 0x01 | 0x20; // incomplete, failed
+    let request = Request::new(RTM_GETNEIGH, 0, "list neighbours").put(&neighbour_header(0, 0));
+    let answers = netlink.dump(request)?;
+    let parse = |payload: &[u8]| {
+        let state = super::u16_at(payload, 8)?;
+        if u32_at(payload, 4)? != index || state & NO_ADDRESS != 0 {
+            return None;
+        }
+        let mac = attribute(payload, 12, 2)?.try_into().ok()?;
+        Some((attribute(payload, 12, 1).and_then(ipv4)?, mac))
+    };
+    Ok(answers.iter().filter_map(|a| parse(&a.payload)).collect())
+}
+
+/// What a rule of ours does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RuleAction {
+    /// Go on at another rule unless the packet is marked: one step for packets that do not concern us.
+    SkipTo(u32),
+    /// Look into a table.
+    Table(u32),
+    /// Where `SkipTo` goes on.
+    Nothing,
+}
+
+/// A routing rule, IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) priority: u32,
+    pub(crate) mark: u32,
+    pub(crate) mask: u32,
+    pub(crate) action: RuleAction,
+}
+
+impl Rule {
+    fn request(&self, kind: u16, flags: u16, operation: &str) -> Request {
+        let (action, table) = match self.action {
+            RuleAction::Table(table) => (1, table),
+            RuleAction::SkipTo(_) => (2, 0),
+            RuleAction::Nothing => (3, 0),
+        };
+        // struct fib_rule_hdr
+        let header = [AF_INET, 0, 0, 0, 0, 0, 0, action, 0, 0, 0, 0];
+        let mut request = Request::new(kind, flags, format!("{operation} routing rule {}", self.priority))
+            .put(&header)
+            .attr_u32(6, self.priority)
+            .attr(21, &[ROUTE_PROTOCOL]);
+        if self.mask != 0 {
+            request = request.attr_u32(10, self.mark).attr_u32(16, self.mask);
+        }
+        match self.action {
+            RuleAction::SkipTo(priority) => request.attr_u32(4, priority),
+            RuleAction::Table(_) => request.attr_u32(15, table),
+            RuleAction::Nothing => request,
+        }
+    }
+
+    pub(crate) fn add(&self) -> Request {
+        self.request(RTM_NEWRULE, EXCLUSIVE, "add").tolerate(&[Errno::EEXIST])
+    }
+
+    pub(crate) fn delete(&self) -> Request {
+        self.request(RTM_DELRULE, 0, "remove").tolerate(&[Errno::ENOENT])
+    }
+}
+
+/// All rules with our protocol number.
+pub(crate) fn list_rules(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
+    let request =
+        Request::new(RTM_GETRULE, 0, "list routing rules").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let mut rules = Vec::new();
+    for answer in netlink.dump(request)? {
+        let payload = &answer.payload;
+        let value = |kind| attribute(payload, 12, kind).and_then(|v| u32_at(v, 0));
+        if attribute(payload, 12, 21) != Some(&[ROUTE_PROTOCOL][..]) {
+            continue;
+        }
+        let action = match payload.get(7) {
+            Some(1) => RuleAction::Table(value(15).unwrap_or(0)),
+            Some(2) => RuleAction::SkipTo(value(4).unwrap_or(0)),
+            _ => RuleAction::Nothing,
+        };
+        let (mark, mask) = (value(10).unwrap_or(0), value(16).unwrap_or(0));
+        rules.push(Rule { priority: value(6).unwrap_or(0), mark, mask, action });
+    }
+    Ok(rules)
+}

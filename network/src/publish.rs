@@ -1,0 +1,84 @@
+//! Which published ports of services may take effect on this node: a port has one holder, and a port on which a
+//! process of the node listens is left to it.
+
+use std::collections::BTreeMap;
+
+use crate::container::Containers;
+use crate::desired::Desired;
+use crate::error::Error;
+use crate::host;
+use crate::model::{Protocol, PublishedPort};
+use crate::ruleset::{Element, Item, Ruleset, parts};
+
+/// The ports of the services that were looked at, and what is wrong with the others.
+#[derive(Debug, Default)]
+pub(crate) struct Admitted {
+    pub(crate) ports: BTreeMap<String, Vec<PublishedPort>>,
+    pub(crate) errors: BTreeMap<String, Vec<Error>>,
+}
+
+/// Looks at the ports of these services. One that has a port keeps it.
+pub(crate) fn admit<'a>(
+    ids: impl Iterator<Item = &'a String> + Clone,
+    desired: &Desired,
+    ruleset: &Ruleset,
+    containers: &Containers,
+) -> Admitted {
+    let mut claims: BTreeMap<Element, &str> = BTreeMap::new();
+    let services = || ids.clone().filter_map(|id| desired.services.get(id));
+    for service in services() {
+        let item = Item::Service(service.id.clone());
+        for element in service.ports.iter().map(parts::published) {
+            if ruleset.has(&item, &element) {
+                claims.insert(element, &service.id);
+            }
+        }
+    }
+    let mut admitted = Admitted::default();
+    for service in services() {
+        let mut ports = Vec::new();
+        for port in &service.ports {
+            let element = parts::published(port);
+            match claims.get(&element) {
+                Some(holder) if *holder == service.id => {
+                    ports.push(*port);
+                    continue;
+                }
+                _ => {}
+            }
+            let claimed = claims.get(&element).map(|id| format!("service {id}"));
+            let conflict = claimed.or_else(|| other_service(&element, &service.id, desired, ruleset));
+            let conflict = conflict.or_else(|| {
+                let id = containers.with_port(port.published, port.protocol, None)?;
+                Some(format!("container {id}"))
+            });
+            match check(port.published, port.protocol, conflict) {
+                Ok(()) => {
+                    claims.insert(element, &service.id);
+                    ports.push(*port);
+                }
+                Err(error) => admitted.errors.entry(service.id.clone()).or_default().push(error),
+            }
+        }
+        admitted.ports.insert(service.id.clone(), ports);
+    }
+    admitted
+}
+
+fn check(port: u16, protocol: Protocol, conflict: Option<String>) -> Result<(), Error> {
+    if let Some(holder) = conflict {
+        return Err(Error::PortConflict { port, protocol, holder });
+    }
+    match host::port_taken(port, protocol, None)? {
+        None => Ok(()),
+        Some(holder) => Err(Error::PortTaken { port, protocol, holder }),
+    }
+}
+
+/// A service that has the port in the kernel and still wants it.
+fn other_service(element: &Element, id: &str, desired: &Desired, ruleset: &Ruleset) -> Option<String> {
+    let holder = ruleset.holder(element, &Item::Service(id.to_owned()))?;
+    let Item::Service(other) = holder else { return None };
+    let wants = desired.services.get(other)?.ports.iter().any(|port| parts::published(port) == *element);
+    wants.then(|| format!("service {other}"))
+}

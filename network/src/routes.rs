@@ -1,0 +1,349 @@
+//! How this node reaches the containers of its peers, and through whom replies of the routing mesh go back.
+//!
+//! A peer on the same segment is the next hop itself; behind a router it is reached through a VXLAN tunnel whose
+//! neighbours are written down here, never learned. Every peer has a number: it stands in the marks of connections
+//! that came through this peer, and names the routing table that leads back to it.
+//!
+//! ```text
+//!   rule 11000  unmarked packets ──▶ 11999      rule 11000+n  mark n ──▶ table of peer n ──▶ the peer
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+
+use crate::error::Error;
+use crate::model::{Block, Peer};
+use crate::netlink::link::{self, Mac};
+use crate::netlink::route::{self, Route, Rule, RuleAction};
+use crate::netlink::{Netlink, Request};
+use crate::ruleset::{MARK_MASK, MARK_SHIFT};
+
+/// Rules stand at 11000 to 11999, before the main table (32766) and after the local one (0).
+const RULES: u32 = 11_000;
+const RULES_END: u32 = 11_999;
+/// Numbers of peers, also the most peers that a node can have.
+const NUMBERS: std::ops::Range<u16> = 1..999;
+/// Tables of peers: this plus the peer's number.
+const TABLES: u32 = 0x7271_0000;
+/// UDP port and network identifier of the tunnel. Not 4789, which other programs use on the same machine.
+pub(crate) const TUNNEL_PORT: u16 = 7271;
+const TUNNEL_ID: u32 = 7271;
+/// What the tunnel takes of a packet: IPv4, UDP, VXLAN and Ethernet headers.
+pub(crate) const TUNNEL_BYTES: u32 = 50;
+
+/// How packets get to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Segment { interface: u32 },
+    Tunnel { interface: u32 },
+}
+
+#[derive(Debug)]
+struct Known {
+    underlay: Ipv4Addr,
+    number: u16,
+    way: Way,
+    mac: Option<Mac>,
+}
+
+/// Routes and rules of this node.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    netlink: Netlink,
+    node: String,
+    tunnel: String,
+    underlay: Ipv4Addr,
+    pools: Vec<Ipv4Net>,
+    /// The node's address towards containers.
+    source: Ipv4Addr,
+    underlay_mtu: u32,
+    numbers_file: PathBuf,
+    numbers: BTreeMap<String, u16>,
+    peers: BTreeMap<String, Known>,
+    routes: BTreeMap<(u32, Ipv4Net), Route>,
+    rules: BTreeMap<u32, Rule>,
+}
+
+/// What [`Routes`] depends on.
+pub(crate) struct Settings<'a> {
+    pub(crate) node: String,
+    pub(crate) tunnel: String,
+    pub(crate) underlay: Ipv4Addr,
+    pub(crate) underlay_mtu: u32,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) pools: Vec<Ipv4Net>,
+    pub(crate) state_dir: &'a Path,
+}
+
+impl Routes {
+    /// Takes over the routes and rules of an earlier process. They stay until the first [`Routes::update`].
+    pub(crate) fn start(settings: Settings<'_>) -> Result<Routes, Error> {
+        let mut netlink = Netlink::route()?;
+        let numbers_file = settings.state_dir.join("peers.json");
+        let numbers = match fs::read(&numbers_file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(_) => BTreeMap::new(),
+        };
+        let mut routes = BTreeMap::new();
+        for route in route::list_routes(&mut netlink)? {
+            // Routes to containers have no gateway: `container` looks after them.
+            if route.via.is_some() {
+                routes.insert((route.table, route.to), route);
+            }
+        }
+        let rules = route::list_rules(&mut netlink)?.into_iter().map(|rule| (rule.priority, rule)).collect();
+        let mut this = Routes {
+            netlink,
+            node: settings.node,
+            tunnel: settings.tunnel,
+            underlay: settings.underlay,
+            pools: settings.pools,
+            source: settings.source,
+            underlay_mtu: settings.underlay_mtu,
+            numbers_file,
+            numbers,
+            peers: BTreeMap::new(),
+            routes,
+            rules,
+        };
+        let requests = this.pool_routes().iter().map(Route::replace).collect();
+        this.netlink.run(requests)?;
+        Ok(this)
+    }
+
+    /// What has no better route stays on this node, where the ruleset answers it.
+    fn pool_routes(&self) -> Vec<Route> {
+        const LOOPBACK: u32 = 1;
+        let route = |to: &Ipv4Net| Route {
+            to: *to,
+            table: route::MAIN_TABLE,
+            interface: LOOPBACK,
+            via: None,
+            source: Some(self.source),
+        };
+        self.pools.iter().map(route).collect()
+    }
+
+    /// Sets what is new. What is old goes with the returned requests, once the ruleset no longer leads there.
+    pub(crate) fn update(
+        &mut self,
+        peers: &BTreeMap<String, Peer>,
+        blocks: &BTreeMap<Ipv4Net, Block>,
+    ) -> (Vec<Request>, Vec<Error>) {
+        let mut errors = Vec::new();
+        if let Err(error) = self.number(peers) {
+            errors.push(error);
+        }
+        self.peers.retain(|node, known| peers.get(node).is_some_and(|p| p.underlay == known.underlay));
+        let mut requests = Vec::new();
+        for peer in peers.values() {
+            if peer.node == self.node || self.peers.contains_key(&peer.node) {
+                continue;
+            }
+            match self.reach(peer) {
+                Ok((known, setup)) => {
+                    self.peers.insert(peer.node.clone(), known);
+                    requests.extend(setup);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        let (routes, rules) = self.desired(blocks);
+        let is_new = |(key, route): &(&(u32, Ipv4Net), &Route)| self.routes.get(*key) != Some(*route);
+        requests.extend(routes.iter().filter(is_new).map(|(_, route)| route.replace()));
+        let old_rules = self.rules.iter().filter(|(at, rule)| rules.get(at) != Some(*rule));
+        let mut removals: Vec<Request> = old_rules.map(|(_, rule)| rule.delete()).collect();
+        let new_rules = rules.iter().filter(|(at, rule)| self.rules.get(at) != Some(*rule));
+        requests.extend(new_rules.map(|(_, rule)| rule.add()));
+        let gone = self.routes.iter().filter(|(key, _)| !routes.contains_key(*key));
+        removals.extend(gone.map(|(_, route)| route.delete()));
+        match self.netlink.run(requests) {
+            Ok(()) => (self.routes, self.rules) = (routes, rules),
+            Err(error) => errors.push(error),
+        }
+        (removals, errors)
+    }
+
+    /// Runs the removals of [`Routes::update`].
+    pub(crate) fn remove(&mut self, removals: Vec<Request>) -> Result<(), Error> {
+        self.netlink.run(removals)
+    }
+
+    fn desired(
+        &self,
+        blocks: &BTreeMap<Ipv4Net, Block>,
+    ) -> (BTreeMap<(u32, Ipv4Net), Route>, BTreeMap<u32, Rule>) {
+        let mut routes = BTreeMap::new();
+        let mut rules = BTreeMap::new();
+        let mut add = |to: Ipv4Net, table, known: &Known, source| {
+            let (Way::Segment { interface } | Way::Tunnel { interface }) = known.way;
+            let route = Route { to, table, interface, via: Some(known.underlay), source };
+            routes.insert((table, to), route);
+        };
+        for block in blocks.values() {
+            if let Some(known) = self.peers.get(&block.node) {
+                add(block.block.trunc(), route::MAIN_TABLE, known, Some(self.source));
+            }
+        }
+        for known in self.peers.values() {
+            let (number, table) = (u32::from(known.number), TABLES + u32::from(known.number));
+            add(Ipv4Net::default(), table, known, None);
+            let (mark, action) = (number << MARK_SHIFT, RuleAction::Table(table));
+            rules.insert(RULES + number, Rule { priority: RULES + number, mark, mask: MARK_MASK, action });
+        }
+        if !self.peers.is_empty() {
+            let skip = RuleAction::SkipTo(RULES_END);
+            rules.insert(RULES, Rule { priority: RULES, mark: 0, mask: MARK_MASK, action: skip });
+            let end = Rule { priority: RULES_END, mark: 0, mask: 0, action: RuleAction::Nothing };
+            rules.insert(RULES_END, end);
+        }
+        (routes, rules)
+    }
+
+    /// Gives new peers a number and frees those of peers that are gone. Kept on disk: connections carry them.
+    fn number(&mut self, peers: &BTreeMap<String, Peer>) -> Result<(), Error> {
+        let before = self.numbers.clone();
+        self.numbers.retain(|node, _| peers.contains_key(node));
+        let mut used: BTreeSet<u16> = self.numbers.values().copied().collect();
+        for node in peers.keys().filter(|node| **node != self.node) {
+            if self.numbers.contains_key(node) {
+                continue;
+            }
+            let Some(free) = NUMBERS.into_iter().find(|n| !used.contains(n)) else {
+                return Err(Error::Invalid {
+                    field: "change.peers",
+                    value: peers.len().to_string(),
+                    expected: "expected at most 998 other nodes",
+                });
+            };
+            used.insert(free);
+            self.numbers.insert(node.clone(), free);
+        }
+        if self.numbers == before {
+            return Ok(());
+        }
+        let path = self.numbers_file.clone();
+        let write = || -> std::io::Result<()> {
+            let fresh = path.with_extension("new");
+            fs::write(&fresh, serde_json::to_vec(&self.numbers)?)?;
+            fs::rename(&fresh, &path)
+        };
+        write().map_err(|source| Error::State { path: path.clone(), operation: "write", source })
+    }
+
+    fn reach(&mut self, peer: &Peer) -> Result<(Known, Vec<Request>), Error> {
+        let number = self.numbers.get(&peer.node).copied().unwrap_or(NUMBERS.end);
+        let underlay = peer.underlay;
+        let unreachable = || Error::Netlink {
+            operation: format!("find a route to node {} at {underlay}", peer.node),
+            source: std::io::ErrorKind::NetworkUnreachable.into(),
+        };
+        let (interface, router) = route::lookup(&mut self.netlink, underlay)?.ok_or_else(unreachable)?;
+        if router.is_none() {
+            let way = Way::Segment { interface };
+            let resolve = route::resolve_neighbour(interface, underlay);
+            return Ok((Known { underlay, number, way, mac: None }, vec![resolve]));
+        }
+        let tunnel = self.open_tunnel()?;
+        let mac = tunnel_mac(underlay);
+        let setup =
+            vec![route::add_neighbour(tunnel, underlay, mac), route::add_forwarding(tunnel, mac, underlay)];
+        Ok((Known { underlay, number, way: Way::Tunnel { interface: tunnel }, mac: Some(mac) }, setup))
+    }
+
+    fn open_tunnel(&mut self) -> Result<u32, Error> {
+        if let Some(link) = link::find(&mut self.netlink, &self.tunnel)? {
+            return Ok(link.index);
+        }
+        let tunnel = link::Tunnel {
+            name: &self.tunnel,
+            mac: tunnel_mac(self.underlay),
+            local: self.underlay,
+            id: TUNNEL_ID,
+            port: TUNNEL_PORT,
+            mtu: self.underlay_mtu.saturating_sub(TUNNEL_BYTES),
+        };
+        self.netlink.run(vec![link::add_tunnel(&tunnel)])?;
+        let link = link::find(&mut self.netlink, &self.tunnel)?.ok_or_else(|| Error::Netlink {
+            operation: format!("find the new tunnel {}", self.tunnel),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        self.netlink.run(vec![link::up_tunnel(link.index)])?;
+        Ok(link.index)
+    }
+
+    /// Looks which Ethernet addresses the peers of the segment have. Returns the peers for whom that changed.
+    pub(crate) fn look(&mut self) -> Result<Vec<String>, Error> {
+        let interfaces: BTreeSet<u32> = self.segment_peers().map(|(interface, _)| interface).collect();
+        let mut macs = BTreeMap::new();
+        for interface in interfaces {
+            for (address, mac) in route::list_neighbours(&mut self.netlink, interface)? {
+                macs.insert((interface, address), mac);
+            }
+        }
+        let mut changed = Vec::new();
+        let mut resolve = Vec::new();
+        for (node, known) in &mut self.peers {
+            let Way::Segment { interface } = known.way else { continue };
+            match macs.get(&(interface, known.underlay)) {
+                Some(mac) if known.mac != Some(*mac) => {
+                    known.mac = Some(*mac);
+                    changed.push(node.clone());
+                }
+                Some(_) => {}
+                // An address that was found once stays until another is found.
+                None => resolve.push(route::resolve_neighbour(interface, known.underlay)),
+            }
+        }
+        self.netlink.run(resolve)?;
+        Ok(changed)
+    }
+
+    fn segment_peers(&self) -> impl Iterator<Item = (u32, &Known)> {
+        self.peers.values().filter_map(|known| match known.way {
+            Way::Segment { interface } => Some((interface, known)),
+            Way::Tunnel { .. } => None,
+        })
+    }
+
+    /// Whether the Ethernet address of a peer is still unknown; `None` without peers on the segment.
+    pub(crate) fn unresolved(&self) -> Option<bool> {
+        let mut peers = self.segment_peers().peekable();
+        peers.peek()?;
+        Some(peers.any(|(_, known)| known.mac.is_none()))
+    }
+
+    /// Address, Ethernet address and number of a peer.
+    pub(crate) fn peer(&self, node: &str) -> Option<(Ipv4Addr, Option<Mac>, u16)> {
+        self.peers.get(node).map(|known| (known.underlay, known.mac, known.number))
+    }
+
+    /// Removes routes, rules, the tunnel and the file with the numbers.
+    pub(crate) fn teardown(&mut self) -> Result<(), Error> {
+        let mut requests: Vec<Request> = self.rules.values().map(Rule::delete).collect();
+        requests.extend(self.routes.values().map(Route::delete));
+        requests.extend(self.pool_routes().iter().map(Route::delete));
+        requests.push(link::delete(&self.tunnel));
+        (self.rules, self.routes, self.peers) = Default::default();
+        let mut errors = Vec::new();
+        if let Err(error) = self.netlink.run(requests) {
+            errors.push(error);
+        }
+        if let Err(source) = fs::remove_file(&self.numbers_file)
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            errors.push(Error::State { path: self.numbers_file.clone(), operation: "remove", source });
+        }
+        Error::all(errors)
+    }
+}
+
+/// The tunnel's Ethernet address of a node follows from its underlay address, so nobody has to be asked.
+fn tunnel_mac(underlay: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = underlay.octets();
+    [0x02, 0x72, a, b, c, d]
+}

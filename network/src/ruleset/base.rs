@@ -1,0 +1,140 @@
+//! The fixed part of the table: hooks, empty maps, and the rules that never change.
+
+use ipnet::Ipv4Net;
+
+use crate::fabric::{DNS, GATEWAY};
+use crate::model::LOCAL_NETWORK;
+use crate::ruleset::parts;
+
+/// Bits of the packet's and the connection's mark that say through which peer a reply has to go.
+pub(crate) const MARK_MASK: u32 = 0x0fff_0000;
+/// Position of a peer's number in the mark.
+pub(crate) const MARK_SHIFT: u32 = 16;
+
+/// What the fixed part depends on.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixed {
+    pub(crate) table: String,
+    /// Names of the node's veths begin with this.
+    pub(crate) veth_prefix: String,
+    /// The tunnel's interface.
+    pub(crate) tunnel: String,
+    /// UDP port of the tunnel.
+    pub(crate) tunnel_port: u16,
+    pub(crate) cluster_pool: Ipv4Net,
+    pub(crate) vip_pool: Ipv4Net,
+    pub(crate) local_pool: Ipv4Net,
+}
+
+impl Fixed {
+    /// The table with its sets and hooks, and the local network, which always exists.
+    pub(crate) fn script(&self) -> String {
+        let Fixed { table, veth_prefix, tunnel, tunnel_port, cluster_pool, vip_pool, local_pool } = self;
+        let local_chain = parts::network_chain(LOCAL_NETWORK);
+        format!(
+            r#"table inet {table} {{
+  # VIP → chain of its service
+  map vips {{ type ipv4_addr : verdict; }}
+  # published port → chain of its service
+  map published {{ type inet_proto . inet_service : verdict; }}
+  # published port of one container of this node, on all addresses or on one
+  map hostports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map hostports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+  # Ethernet address of a peer → its mark
+  map peers {{ type ether_addr : mark; }}
+  set peer_addresses {{ type ipv4_addr; }}
+  # containers that may be balanced to themselves
+  set hairpin {{ type ipv4_addr . ipv4_addr; }}
+  # a peer's address and a block of its own
+  set own_blocks {{ type ipv4_addr . ipv4_addr; flags interval; }}
+  # source → chain of its network
+  map networks {{ type ipv4_addr : verdict; flags interval; elements = {{ {local_pool} : goto {local_chain} }} }}
+
+  chain {local_chain} {{
+    ip daddr {local_pool} accept
+    ip daddr {{ {cluster_pool}, {vip_pool} }} reject with icmpx admin-prohibited
+  }}
+
+  chain guard {{
+    type filter hook prerouting priority raw; policy accept;
+    # a container sends from its own address only
+    iifname "{veth_prefix}*" fib saddr . iif oif missing drop
+    # route_localnet is on for our links, so the kernel no longer refuses these itself
+    iifname != "lo" ip daddr 127.0.0.0/8 drop
+    iifname != "lo" ip saddr 127.0.0.0/8 drop
+  }}
+
+  chain steer {{
+    type filter hook prerouting priority mangle; policy accept;
+    # the reply of a container goes back through the node that balanced the request
+    iifname "{veth_prefix}*" ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
+    iifname != "{veth_prefix}*" ip daddr {cluster_pool} ip saddr != {{ {cluster_pool}, {vip_pool} }} ct state new ct mark set ether saddr map @peers
+    # a packet of this node itself to an address that nobody has
+    iifname "lo" ip daddr {{ {cluster_pool}, {vip_pool}, {local_pool} }} meta l4proto tcp reject with tcp reset
+    iifname "lo" ip daddr {{ {cluster_pool}, {vip_pool}, {local_pool} }} reject
+  }}
+
+  chain steer_own {{
+    type route hook output priority mangle; policy accept;
+    # resets that this node sends in a container's name
+    ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
+  }}
+
+  chain ports {{
+    ip daddr {DNS} return
+    meta l4proto . th dport vmap @published
+    meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @hostports_at
+    meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @hostports
+  }}
+
+  chain balance {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname "{veth_prefix}*" ip daddr vmap @vips
+    fib daddr type local goto ports
+  }}
+
+  chain balance_own {{
+    type nat hook output priority -100; policy accept;
+    ip daddr vmap @vips
+    fib daddr type local goto ports
+  }}
+
+  chain nobody {{
+    meta l4proto tcp reject with tcp reset
+    reject
+  }}
+
+  chain isolate {{
+    type filter hook forward priority filter; policy accept;
+    # the pools lead to lo where there is no container: answer instead of letting the client wait
+    oifname "lo" goto nobody
+    oifname "{tunnel}" tcp flags syn tcp option maxseg size set rt mtu
+    ct state established,related accept
+    ct status dnat ct original ip daddr != {vip_pool} accept
+    ip saddr vmap @networks
+    ip saddr {{ {cluster_pool}, {local_pool} }} ip daddr {{ {cluster_pool}, {local_pool}, {vip_pool} }} reject with icmpx admin-prohibited
+  }}
+
+  chain protect {{
+    type filter hook input priority filter; policy accept;
+    ip daddr {{ {DNS}, {GATEWAY} }} iifname != "lo" iifname != "{veth_prefix}*" drop
+    udp dport {tunnel_port} ip saddr != @peer_addresses drop
+  }}
+
+  chain translate {{
+    type nat hook postrouting priority srcnat; policy accept;
+    # a container that was balanced to itself would answer itself directly
+    ip saddr . ip daddr @hairpin snat ip to {GATEWAY}
+    # a peer that was balanced to itself would take its own address for a forgery
+    ip saddr . ip daddr @own_blocks masquerade
+    oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
+    oifname "{veth_prefix}*" accept
+    oifname != "lo" ip saddr 127.0.0.0/8 masquerade
+    ip saddr {local_pool} masquerade
+    ip saddr {cluster_pool} ip daddr != {{ {cluster_pool}, {vip_pool} }} masquerade
+  }}
+}}
+"#
+        )
+    }
+}

@@ -1,0 +1,111 @@
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::*;
+use crate::model::{Endpoint, Protocol, PublishedPort, ServiceView};
+
+fn ruleset() -> Ruleset {
+    Ruleset::new(Fixed {
+        table: "rorqual_t".into(),
+        veth_prefix: "rqcaaaaa".into(),
+        tunnel: "rqxaaaaa".into(),
+        tunnel_port: 7271,
+        cluster_pool: "10.213.0.0/16".parse().unwrap(),
+        vip_pool: "10.214.0.0/16".parse().unwrap(),
+        local_pool: "10.215.0.0/24".parse().unwrap(),
+    })
+}
+
+fn service(id: &str, endpoints: u32, ports: &[u16]) -> (Item, Option<Parts>) {
+    let endpoint = |i: u32| Endpoint {
+        id: format!("t{i}"),
+        name: format!("web.{i}"),
+        address: Ipv4Addr::from(0x0ad5_0000 + i),
+        node: "n1".into(),
+    };
+    let ports: Vec<PublishedPort> =
+        ports.iter().map(|p| PublishedPort { published: *p, target: 80, protocol: Protocol::Tcp }).collect();
+    let view = ServiceView {
+        id: id.into(),
+        name: id.into(),
+        network: "default".into(),
+        vip: Some(Ipv4Addr::new(10, 214, 0, 1)),
+        ports: ports.clone(),
+        endpoints: (1..=endpoints).map(endpoint).collect(),
+    };
+    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1")))
+}
+
+fn apply(ruleset: &mut Ruleset, changes: impl IntoIterator<Item = (Item, Option<Parts>)>) -> String {
+    let transaction = ruleset.change(changes.into_iter().collect());
+    let script = transaction.script.clone();
+    ruleset.commit(transaction);
+    script
+}
+
+#[test]
+fn the_same_again_is_an_empty_script() {
+    let mut ruleset = ruleset();
+    assert!(!apply(&mut ruleset, [service("a", 3, &[80])]).is_empty());
+    assert_eq!(apply(&mut ruleset, [service("a", 3, &[80])]), "");
+}
+
+#[test]
+fn one_more_endpoint_touches_the_chains_of_its_service_alone() {
+    let mut ruleset = ruleset();
+    let many = (0..100).map(|i| service(&format!("s{i}"), 3, &[1000 + i]));
+    apply(&mut ruleset, many);
+    let script = apply(&mut ruleset, [service("s7", 4, &[1007])]);
+    let mut lines = script.lines();
+    assert!(
+        lines.all(|l| l.contains("vip_s7") || l.contains("port_tcp_1007") || l.contains("hairpin")),
+        "{script}"
+    );
+}
+
+#[test]
+fn elements_go_before_the_chains_that_they_lead_to() {
+    let mut ruleset = ruleset();
+    apply(&mut ruleset, [service("a", 2, &[80, 81])]);
+    let script = apply(&mut ruleset, [service("a", 2, &[81])]);
+    let element = script.find("delete element inet rorqual_t published { tcp . 80 }").unwrap();
+    let chain = script.find("delete chain inet rorqual_t port_tcp_80").unwrap();
+    assert!(element < chain, "{script}");
+    assert!(!script.contains("81"), "{script}");
+    let script = apply(&mut ruleset, [(Item::Service("a".into()), None)]);
+    assert!(script.contains("delete chain inet rorqual_t vip_a"), "{script}");
+    assert!(ruleset.items().next().is_none());
+}
+
+#[test]
+fn a_port_may_move_from_one_service_to_another_in_one_transaction() {
+    let mut ruleset = ruleset();
+    apply(&mut ruleset, [service("a", 1, &[80])]);
+    let script = apply(&mut ruleset, [service("a", 1, &[]), service("b", 2, &[80])]);
+    assert!(!script.contains("delete chain inet rorqual_t port_tcp_80"), "{script}");
+    assert!(script.contains("flush chain inet rorqual_t port_tcp_80"), "{script}");
+}
+
+#[test]
+fn an_element_of_two_items_stays_until_both_are_gone() {
+    let mut ruleset = ruleset();
+    apply(&mut ruleset, [service("a", 1, &[]), service("b", 1, &[])]);
+    let hairpin = "hairpin { 10.213.0.1 . 10.213.0.1 }";
+    assert!(!apply(&mut ruleset, [(Item::Service("a".into()), None)]).contains(hairpin));
+    assert!(apply(&mut ruleset, [(Item::Service("b".into()), None)]).contains(hairpin));
+}
+
+#[test]
+fn replacing_gives_what_changing_gives() {
+    let mut changed = ruleset();
+    apply(&mut changed, [service("a", 1, &[80]), service("b", 2, &[81])]);
+    apply(&mut changed, [(Item::Service("b".into()), None), service("a", 2, &[80])]);
+    let mut replaced = ruleset();
+    apply(&mut replaced, [service("b", 2, &[81])]);
+    let changes = BTreeMap::from([(Item::Service("b".into()), None), service("a", 2, &[80])]);
+    let transaction = replaced.replace(changes);
+    assert!(transaction.script.starts_with("add table inet rorqual_t\ndelete table inet rorqual_t\n"));
+    replaced.commit(transaction);
+    assert!(replaced.is_exact() && !changed.is_exact());
+    assert_eq!((replaced.items, replaced.wanted), (changed.items, changed.wanted));
+}

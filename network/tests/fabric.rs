@@ -1,0 +1,162 @@
+//! The fabric on real kernels' namespaces: three nodes and a client on one segment. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lab;
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use lab::{CLIENT, Lab, VIP, assert_even};
+use rorqual_network::Change;
+
+/// An answer that takes longer was not given at once.
+const AT_ONCE: Duration = Duration::from_millis(900);
+
+#[test]
+fn containers_reach_each_other_and_the_world_on_every_node() {
+    let lab = Lab::new();
+    let [a, b] = [1, 2].map(|n| lab.nodes[0].container(n));
+    let c = lab.nodes[1].container(1);
+    for (from, to) in [(&a, &b), (&a, &c), (&c, &b)] {
+        let talk = from.ns.connect((to.address, 80)).unwrap();
+        assert_eq!((talk.server, talk.client), (to.id.clone(), from.address.into()));
+    }
+    // Outside the cluster nobody knows the way to a container, so the node lends its address.
+    let _outside = lab::Server::start(&lab.client, "outside", 9000);
+    let talk = a.ns.connect((CLIENT, 9000)).unwrap();
+    assert_eq!(talk.client, lab.nodes[0].underlay);
+}
+
+#[test]
+fn published_ports_balance_evenly_on_every_node_and_show_the_client() {
+    let lab = Lab::new();
+    let containers: Vec<_> = lab.nodes.iter().flat_map(|node| [1, 2].map(|n| node.container(n))).collect();
+    lab.serve(&containers.iter().collect::<Vec<_>>());
+    for node in &lab.nodes {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..12 {
+            let talk = lab.client.connect(node.at(8080)).unwrap();
+            assert_eq!(talk.client, CLIENT, "{} via {}", talk.server, node.name);
+            seen.insert(talk.server);
+        }
+        assert_eq!(seen.len(), 6, "{seen:?}");
+        assert_even(&lab.client.tally(node.at(8080), 300), 6);
+    }
+}
+
+#[test]
+fn containers_reach_services_by_vip_and_port_and_also_themselves() {
+    let lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    lab.serve(&[&a, &b]);
+    assert_even(&a.ns.tally((VIP, 80), 100), 2);
+    for target in
+        [SocketAddr::from((VIP, 80)), lab.nodes[0].at(8080), lab.nodes[1].at(8080), lab.nodes[2].at(8080)]
+    {
+        assert_even(&a.ns.tally(target, 40), 2);
+    }
+    // Alone, it is balanced to itself every time.
+    lab.serve(&[&a]);
+    assert_eq!(a.ns.connect((VIP, 80)).unwrap().server, a.id);
+    assert_eq!(a.ns.connect(lab.nodes[0].at(8080)).unwrap().server, a.id);
+    assert_eq!(a.ns.connect(lab.nodes[1].at(8080)).unwrap().server, a.id);
+}
+
+#[test]
+fn the_nodes_themselves_reach_published_ports() {
+    let lab = Lab::new();
+    let containers: Vec<_> = lab.nodes.iter().map(|node| node.container(1)).collect();
+    lab.serve(&containers.iter().collect::<Vec<_>>());
+    for node in &lab.nodes {
+        assert_even(&node.ns.tally((Ipv4Addr::LOCALHOST, 8080), 60), 3);
+        assert_even(&node.ns.tally((VIP, 80), 60), 3);
+        for other in &lab.nodes {
+            assert_even(&node.ns.tally(other.at(8080), 60), 3);
+        }
+    }
+}
+
+#[test]
+fn established_connections_stay_and_new_ones_avoid_what_left() {
+    let lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    lab.serve(&[&a, &b]);
+    let node = &lab.nodes[2];
+    let mut talks: Vec<_> = (0..4).map(|_| lab.client.connect(node.at(8080)).unwrap()).collect();
+    assert!(talks.iter().any(|t| t.server == a.id) && talks.iter().any(|t| t.server == b.id));
+    lab.serve(&[&b]);
+    for talk in &mut talks {
+        talk.echo().unwrap();
+    }
+    assert_eq!(lab.client.tally(node.at(8080), 40).keys().collect::<Vec<_>>(), [&b.id]);
+    for talk in &mut talks {
+        talk.echo().unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_there_refuses_at_once() {
+    let lab = Lab::new();
+    let inside = lab.nodes[0].container(1);
+    lab.serve(&[]);
+    let refused = |ns: &lab::Ns, to: SocketAddr| {
+        let start = Instant::now();
+        let error = ns.connect(to).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+        assert!(start.elapsed() < AT_ONCE, "{to} took {:?}", start.elapsed());
+    };
+    for node in &lab.nodes {
+        refused(&lab.client, node.at(8080));
+        refused(&node.ns, (Ipv4Addr::LOCALHOST, 8080).into());
+        refused(&node.ns, (VIP, 80).into());
+        refused(&inside.ns, node.at(8080));
+    }
+    refused(&inside.ns, (VIP, 80).into());
+    // Addresses that no service and no container has.
+    refused(&inside.ns, (Ipv4Addr::new(10, 214, 9, 9), 80).into());
+    refused(&inside.ns, (lab.nodes[0].address(40), 80).into());
+    refused(&inside.ns, (lab.nodes[1].address(40), 80).into());
+    refused(&inside.ns, (Ipv4Addr::new(10, 213, 99, 9), 80).into());
+    refused(&lab.nodes[0].ns, (Ipv4Addr::new(10, 213, 99, 9), 80).into());
+}
+
+#[test]
+fn connections_to_a_container_that_is_gone_are_reset_at_once() {
+    let lab = Lab::new();
+    for (owner, asked) in [(0, 0), (0, 1)] {
+        let container = lab.nodes[owner].container(1);
+        lab.serve(&[&container]);
+        let mut talk = lab.client.connect(lab.nodes[asked].at(8080)).unwrap();
+        let mut own = lab.nodes[asked].ns.connect((Ipv4Addr::LOCALHOST, 8080)).unwrap();
+        lab.nodes[owner].detach(&container.id);
+        for talk in [&mut talk, &mut own] {
+            let start = Instant::now();
+            assert_eq!(talk.echo().unwrap_err().kind(), ErrorKind::ConnectionReset);
+            assert!(start.elapsed() < AT_ONCE);
+        }
+    }
+}
+
+#[test]
+fn a_lost_node_leaves_no_connection_hanging() {
+    let lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    lab.serve(&[&b]);
+    let mut talk = lab.client.connect(lab.nodes[2].at(8080)).unwrap();
+    lab.switch.ip("link set n2 down");
+    for node in [&lab.nodes[0], &lab.nodes[2]] {
+        let block = lab.base().blocks.remove(1).block;
+        node.apply(Change {
+            services: vec![lab::web(&[&a])],
+            removed_peers: vec!["n2".into()],
+            removed_blocks: vec![block],
+            ..Change::default()
+        })
+        .unwrap();
+    }
+    let start = Instant::now();
+    assert_eq!(talk.echo().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(start.elapsed() < AT_ONCE);
+    assert_eq!(lab.client.connect(lab.nodes[2].at(8080)).unwrap().server, a.id);
+}
