@@ -22,16 +22,20 @@ need_tools() {
   for pair in "$@"; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair#*:}")
   done
-  ((${#missing[@]})) || return 0
-  note "installing ${missing[*]}"
+  ((${#missing[@]} == 0)) || install_packages "${missing[@]}"
+}
+
+# install_packages PACKAGE... with apt-get, quietly unless it fails.
+install_packages() {
+  note "installing $*"
   local log
   log=$(mktemp)
-  if ! { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; }; } \
+  if ! { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" ||
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }; } \
     >"$log" 2>&1 </dev/null; then
     tail -n 15 "$log" >&2
     rm -f "$log"
-    die "cannot install ${missing[*]}: install them with apt-get and try again"
+    die "cannot install $*: install them with apt-get and try again"
   fi
   rm -f "$log"
 }
