@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
 use crate::model::{Attach, Attachment, HostPort, Protocol};
-use crate::netlink::link::{self, Mac};
+use crate::netlink::link::{self, Link, Mac};
 use crate::netlink::route::{self, Route};
 use crate::netlink::{Netlink, Request};
 use crate::pool::{Pool, Prepared};
@@ -70,8 +70,11 @@ impl Containers {
             let path = folder.join(name);
             fs::create_dir_all(&path).map_err(|source| Error::State { path, operation: "create", source })?;
         }
+        let mut netlink = Netlink::route()?;
+        // Before the pool makes any.
+        let links = link::list(&mut netlink)?;
         let mut containers = Containers {
-            netlink: Netlink::route()?,
+            netlink,
             pool: Pool::start(settings.prefix.clone(), settings.mtu)?,
             folder,
             local_pool: settings.local_pool,
@@ -80,12 +83,11 @@ impl Containers {
             by_address: HashMap::new(),
             last: settings.local_pool.network(),
         };
-        containers.adopt(&settings.prefix)?;
+        containers.adopt(links, &settings.prefix)?;
         Ok(containers)
     }
 
-    fn adopt(&mut self, prefix: &str) -> Result<(), Error> {
-        let links = link::list(&mut self.netlink)?;
+    fn adopt(&mut self, links: Vec<Link>, prefix: &str) -> Result<(), Error> {
         let mut ours: HashMap<String, u32> =
             links.into_iter().filter(|l| l.name.starts_with(prefix)).map(|l| (l.name, l.index)).collect();
         for id in file_names(&self.folder.join("attachments"))? {

@@ -1,0 +1,325 @@
+//! One node's fabric: restart, teardown, DNS, isolation, ports of the node. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lab;
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::{CLIENT, Lab, Node, Ns, PATIENCE, VIP, eventually};
+use rorqual_network::{Attach, Block, Change, DNS, Error, HostPort, Protocol, PublishedPort};
+use simple_dns::rdata::RData;
+use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, TYPE};
+
+/// Code and addresses that the node's resolver gives.
+fn ask(from: &Ns, name: &str, kind: TYPE) -> (RCODE, Vec<Ipv4Addr>) {
+    let mut query = Packet::new_query(4711);
+    let qname = Name::new(name).unwrap().into_owned();
+    query.questions.push(Question::new(qname, QTYPE::TYPE(kind), QCLASS::CLASS(CLASS::IN), false));
+    let query = query.build_bytes_vec().unwrap();
+    let answer = from.run(move || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect((DNS, 53)).unwrap();
+        socket.send(&query).unwrap();
+        let mut buffer = vec![0; 4096];
+        let length = socket.recv(&mut buffer).unwrap();
+        buffer.truncate(length);
+        buffer
+    });
+    let packet = Packet::parse(&answer).unwrap();
+    assert_eq!(packet.id(), 4711);
+    let addresses = packet.answers.iter().filter_map(|record| match &record.rdata {
+        RData::A(a) => Some(Ipv4Addr::from(a.address)),
+        _ => None,
+    });
+    let mut addresses: Vec<Ipv4Addr> = addresses.collect();
+    addresses.sort_unstable();
+    (packet.rcode(), addresses)
+}
+
+#[test]
+fn names_are_answered_as_of_now_and_within_the_network() {
+    let lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    let local = lab.nodes[0].local_container("plain", vec![]);
+    lab.serve(&[&a, &b]);
+    let known = |addresses: &[Ipv4Addr]| (RCODE::NoError, addresses.to_vec());
+    assert_eq!(ask(&a.ns, "web", TYPE::A), known(&[VIP]));
+    assert_eq!(ask(&b.ns, "WEB", TYPE::A), known(&[VIP]));
+    assert_eq!(ask(&a.ns, "tasks.web", TYPE::A), known(&[a.address, b.address]));
+    assert_eq!(ask(&a.ns, "web.n2c1", TYPE::A), known(&[b.address]));
+    assert_eq!(ask(&a.ns, "n1c1", TYPE::A), known(&[a.address]));
+    assert_eq!(ask(&a.ns, "web", TYPE::AAAA), known(&[]));
+    assert_eq!(ask(&a.ns, "nobody", TYPE::A), (RCODE::NameError, vec![]));
+    assert_eq!(ask(&local.ns, "plain", TYPE::A), known(&[local.address]));
+    assert_eq!(ask(&local.ns, "web", TYPE::A), (RCODE::NameError, vec![]));
+    lab.serve(&[&b]);
+    assert_eq!(ask(&a.ns, "tasks.web", TYPE::A), known(&[b.address]));
+    lab.serve(&[]);
+    assert_eq!(ask(&a.ns, "tasks.web", TYPE::A), known(&[]));
+    // No other resolver is configured: that is said at once.
+    let start = Instant::now();
+    assert_eq!(ask(&a.ns, "example.com", TYPE::A).0, RCODE::ServerFailure);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn other_names_are_forwarded_to_the_first_resolver_that_answers() {
+    let ns = Ns::new();
+    let dead: SocketAddr = "127.0.0.1:5399".parse().unwrap();
+    let alive: SocketAddr = "127.0.0.1:5398".parse().unwrap();
+    ns.run(move || {
+        let socket = UdpSocket::bind(alive).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            let (length, client) = socket.recv_from(&mut buffer).unwrap();
+            buffer[2] |= 0x80;
+            buffer[3] = 5;
+            socket.send_to(&buffer[..length], client).unwrap();
+        });
+    });
+    let mut node = Node::new(7, ns, Ipv4Addr::UNSPECIFIED);
+    node.stop();
+    node.options.dns_upstreams = Some(vec![dead, alive]);
+    node.start().unwrap();
+    assert_eq!(ask(&node.ns, "example.com", TYPE::A).0, RCODE::Refused);
+}
+
+#[test]
+fn a_restart_disturbs_nothing() {
+    let mut lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    lab.serve(&[&a, &b]);
+    let target = lab.nodes[0].at(8080);
+    let mut talks: Vec<_> = (0..4).map(|_| lab.client.connect(target).unwrap()).collect();
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (ended, count, client) = (Arc::clone(&stop), Arc::clone(&done), lab.client.clone());
+    let load = std::thread::spawn(move || {
+        while !ended.load(Ordering::Relaxed) {
+            client.connect(target).unwrap().echo().unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let more = |than: usize| eventually("requests go on", || done.load(Ordering::Relaxed) > than + 5);
+    more(0);
+    lab.nodes[0].stop();
+    more(done.load(Ordering::Relaxed));
+    lab.nodes[0].start().unwrap();
+    let attached = lab.nodes[0].attached();
+    assert_eq!(attached.len(), 1);
+    assert_eq!((attached[0].address, &attached[0].netns), (a.address, &a.netns));
+    more(done.load(Ordering::Relaxed));
+    // A part first, as a daemon that is still being told may do; then everything.
+    let mut full = lab.base();
+    full.services = vec![lab::web(&[&a, &b])];
+    for change in [Change { services: full.services.clone(), ..Change::default() }, full] {
+        lab.nodes[0].apply(change).unwrap();
+        more(done.load(Ordering::Relaxed));
+    }
+    talks.iter_mut().for_each(|talk| talk.echo().unwrap());
+    let again = lab.nodes[0]
+        .attach(Attach {
+            id: a.id.clone(),
+            name: a.id.clone(),
+            network: "default".into(),
+            address: Some(a.address),
+            ports: vec![],
+        })
+        .unwrap();
+    assert_eq!(again, attached[0]);
+    stop.store(true, Ordering::Relaxed);
+    load.join().unwrap();
+}
+
+#[test]
+fn a_full_change_after_a_restart_drops_what_it_does_not_name() {
+    let mut lab = Lab::new();
+    let a = lab.nodes[0].container(1);
+    lab.serve(&[&a]);
+    let node = &mut lab.nodes[0];
+    node.stop();
+    node.start().unwrap();
+    node.apply(Change { full: true, ..Change::default() }).unwrap();
+    assert!(!node.ns.command("nft", "list ruleset").contains("8080"));
+    assert!(!node.ns.ip("rule").contains("fwmark"), "{}", node.ns.ip("rule"));
+    assert!(!node.ns.ip("route").contains("10.213.0.64"), "{}", node.ns.ip("route"));
+    assert!(node.ns.ip("route").contains(&format!("{} dev", a.address)));
+}
+
+#[test]
+fn teardown_leaves_nothing() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let look = |node: &Node| {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let state = node.state_dir().to_str().unwrap();
+        let mounts: Vec<&str> = mounts.lines().filter(|l| l.contains(state)).collect();
+        let files: Vec<_> =
+            std::fs::read_dir(node.state_dir()).unwrap().map(|f| f.unwrap().file_name()).collect();
+        let commands = ["ip rule", "ip route show table all", "nft list ruleset", "ip -o addr"];
+        let mut shown: Vec<String> = commands
+            .map(|c| node.ns.command(c.split_once(' ').unwrap().0, c.split_once(' ').unwrap().1))
+            .to_vec();
+        shown.push(format!("{mounts:?} {files:?}"));
+        shown
+    };
+    let fresh = Ns::new();
+    fresh.cable("eth0", "10.99.0.1/24", &lab.switch, "extra");
+    eventually("IPv6 has settled", || !fresh.ip("-o addr").contains("tentative"));
+    let a = node.container(1);
+    lab.serve(&[&a]);
+    let before = look(node);
+    assert!(before[2].contains("rorqual_n1") && before[4].contains("n1c1"), "{before:?}");
+    node.teardown().unwrap();
+    let after = look(node);
+    assert_eq!(after[0], fresh.ip("rule"));
+    assert_eq!(after[2], "");
+    assert_eq!(after[4], "[] []");
+    assert!(!after[1].contains("10.213") && !after[1].contains("169.254"), "{}", after[1]);
+    assert_eq!(after[3].lines().count(), fresh.ip("-o addr").lines().count(), "{}", after[3]);
+    assert!(matches!(node.teardown(), Err(Error::Stopped)));
+}
+
+#[test]
+fn networks_are_apart_and_addresses_cannot_be_forged() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let a = node.container(1);
+    let local = node.local_container("plain", vec![]);
+    let other =
+        Block { block: "10.213.4.0/26".parse().unwrap(), network: "other".into(), node: node.name.clone() };
+    node.apply(Change { blocks: vec![other], ..Change::default() }).unwrap();
+    let mut attach = Attach {
+        id: "c".into(),
+        name: "c".into(),
+        network: "other".into(),
+        address: Some(Ipv4Addr::new(10, 213, 4, 1)),
+        ports: vec![],
+    };
+    let c = node.attach(attach.clone()).unwrap();
+    let c_ns = Ns::open(&c.netns);
+    let _server = lab::Server::start(&c_ns, "c", 80);
+    lab.serve(&[&a]);
+    let start = Instant::now();
+    for (from, to) in [(&a.ns, c.address), (&c_ns, a.address), (&local.ns, a.address), (&a.ns, local.address)]
+    {
+        assert!(from.connect((to, 80)).is_err());
+    }
+    assert!(c_ns.connect((VIP, 80)).is_err());
+    assert!(start.elapsed() < PATIENCE, "refused, not dropped");
+    // What is published is for everyone.
+    for from in [&c_ns, &local.ns] {
+        assert_eq!(from.connect(node.at(8080)).unwrap().server, a.id);
+    }
+    // With another's address nothing gets out.
+    let sink = lab.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9001)).unwrap());
+    sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let send = |source: Ipv4Addr| {
+        a.ns.run(move || UdpSocket::bind((source, 0)).unwrap().send_to(b"x", (CLIENT, 9001)).unwrap());
+    };
+    a.ns.ip("addr add 10.213.0.77/32 dev eth0");
+    send(Ipv4Addr::new(10, 213, 0, 77));
+    assert_eq!(sink.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    send(a.address);
+    sink.recv(&mut [0; 8]).unwrap();
+    // An address has one owner.
+    attach.id = "d".into();
+    assert!(matches!(node.attach(attach), Err(Error::AddressTaken { .. })));
+}
+
+#[test]
+fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
+    let ns = Ns::new();
+    ns.ip("link add name up0 type bridge");
+    ns.ip("addr add 10.98.0.1/24 dev up0");
+    ns.ip("link set up0 up");
+    let node = Node::new(8, ns, Ipv4Addr::UNSPECIFIED);
+    let port = |address, published| HostPort { address, published, target: 80, protocol: Protocol::Tcp };
+    let everywhere = Ipv4Addr::new(10, 98, 0, 1);
+    let a = node.local_container("a", vec![port(None, 8080), port(Some(Ipv4Addr::LOCALHOST), 8081)]);
+    for to in [(everywhere, 8080), (Ipv4Addr::LOCALHOST, 8080), (Ipv4Addr::LOCALHOST, 8081)] {
+        assert_eq!(node.ns.connect(to).unwrap().server, "a", "{to:?}");
+    }
+    assert_eq!(a.ns.connect((everywhere, 8080)).unwrap().server, "a");
+    assert_eq!(node.ns.connect((everywhere, 8081)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let attach = |id: &str, ports| {
+        let id = id.to_owned();
+        node.attach(Attach { name: id.clone(), id, network: "local".into(), address: None, ports })
+    };
+    let conflict = attach("b", vec![port(Some(Ipv4Addr::LOCALHOST), 8080)]).unwrap_err();
+    assert!(matches!(&conflict, Error::PortConflict { port: 8080, holder, .. } if holder == "container a"));
+    let listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9090)).unwrap());
+    let taken = attach("b", vec![port(None, 9090)]).unwrap_err();
+    let words = taken.to_string();
+    assert!(words.contains("9090/tcp") && words.contains(&std::process::id().to_string()), "{words}");
+    assert!(node.fabric().port_taken(9090, Protocol::Tcp).is_none(), "asked in the caller's namespace");
+    assert_eq!(node.attached().len(), 1, "a refused container leaves nothing");
+    drop(listener);
+    attach("b", vec![port(None, 9090)]).unwrap();
+    // Detached, its ports are free, and the address rests before it is given again.
+    node.detach("a");
+    assert_eq!(node.ns.connect((everywhere, 8080)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let c = attach("c", vec![port(None, 8080)]).unwrap();
+    assert_ne!(c.address, a.address);
+}
+
+#[test]
+fn a_service_gets_only_ports_that_are_free_and_the_rest_of_the_change_counts() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let a = node.container(1);
+    let _listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8081)).unwrap());
+    let mut service = lab::web(&[&a]);
+    service.ports.push(PublishedPort { published: 8081, target: 80, protocol: Protocol::Tcp });
+    let error = node.apply(Change { services: vec![service], ..Change::default() }).unwrap_err();
+    assert!(matches!(error, Error::PortTaken { port: 8081, .. }), "{error}");
+    assert_eq!(lab.client.connect(node.at(8080)).unwrap().client, IpAddr::from(CLIENT));
+    let mut second = lab::web(&[&a]);
+    (second.id, second.name, second.vip) = ("second".into(), "second".into(), None);
+    let error = node.apply(Change { services: vec![second], ..Change::default() }).unwrap_err();
+    assert!(
+        matches!(&error, Error::PortConflict { port: 8080, holder, .. } if holder == "service web-1"),
+        "{error}"
+    );
+    assert_eq!(ask(&a.ns, "second", TYPE::A), (RCODE::NoError, vec![a.address]));
+}
+
+#[test]
+fn bad_input_names_the_field() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let attach = |id: &str, address| {
+        let result = node.attach(Attach {
+            id: id.into(),
+            name: "x".into(),
+            network: "default".into(),
+            address,
+            ports: vec![],
+        });
+        result.unwrap_err().to_string()
+    };
+    assert!(attach("../x", None).starts_with("attach.id \"../x\""));
+    assert!(attach("x", Some(Ipv4Addr::new(192, 168, 1, 1))).starts_with("attach.address"));
+    let block = Block { block: "10.1.0.0/26".parse().unwrap(), network: "x".into(), node: "n1".into() };
+    let error = node.apply(Change { blocks: vec![block], ..Change::default() }).unwrap_err();
+    assert!(error.to_string().starts_with("change.blocks.block"));
+    assert!(node.attached().is_empty());
+}
+
+#[test]
+fn a_flushed_table_is_built_anew_by_the_next_change() {
+    let lab = Lab::new();
+    let a = lab.nodes[0].container(1);
+    lab.serve(&[&a]);
+    lab.nodes[0].ns.command("nft", "flush ruleset");
+    let mut service = lab::web(&[&a]);
+    service.ports[0].target = 81;
+    let _server = lab::Server::start(&a.ns, "again", 81);
+    lab.nodes[0].apply(Change { services: vec![service], ..Change::default() }).unwrap();
+    assert_eq!(lab.client.connect(lab.nodes[0].at(8080)).unwrap().server, "again");
+}
