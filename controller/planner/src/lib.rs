@@ -24,6 +24,7 @@
 
 mod action;
 mod allocate;
+pub mod assign;
 mod draft;
 pub mod invariants;
 pub mod liveness;

@@ -10,90 +10,76 @@
 //! has heard of nobody yet, so it grants everybody the whole time again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use rorqual_proto::model::{NodeId, NodeState};
+use rorqual_proto::model::{Node, NodeId, NodeState};
+
+use crate::State;
 
 /// Silence after which a node is suspected.
 pub const SUSPECT_AFTER_MS: i64 = 2_000;
 /// Silence after which a node counts as down.
 pub const DOWN_AFTER_MS: i64 = 5_000;
 
-/// A node's state has changed: what the leader is to write into its status.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    /// Whose.
-    pub node_id: NodeId,
-    /// What it is now.
-    pub state: NodeState,
-    /// Why, in words.
-    pub message: String,
-    /// Since when, milliseconds since the Unix epoch.
-    pub at_ms: i64,
-}
-
-/// See the module. All times are the leader's, milliseconds since the Unix epoch (or of any clock that
-/// only goes forward, as long as it is always the same).
+/// See the module. All times are the leader's, milliseconds since the Unix epoch.
+///
+/// It keeps what it thinks of a node and what the store says; where they differ, [`Self::tick`] says so,
+/// again and again until [`Self::follow`] has seen it written. So a write that was lost is repeated.
 #[derive(Debug, Clone, Default)]
 pub struct Liveness {
     nodes: BTreeMap<NodeId, Entry>,
-    /// When to look at a node next.
+    /// When a node's silence turns it into something else.
     due: BTreeSet<(i64, NodeId)>,
+    /// Nodes of which the store says something else.
+    news: BTreeSet<NodeId>,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     heard_at_ms: i64,
     state: NodeState,
+    stored: NodeState,
 }
 
 impl Liveness {
-    /// The start of a term: everybody counts as heard of now, and is what the store says. Nodes that have
-    /// left are not watched.
-    pub fn new<'a>(nodes: impl IntoIterator<Item = (&'a NodeId, NodeState)>, now_ms: i64) -> Self {
-        let mut liveness = Self::default();
-        for (id, state) in nodes {
-            liveness.watch(id, state, now_ms);
-        }
-        liveness
+    /// Watches nobody yet.
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// A node that joined, or whose state was written by somebody else. One that is watched already keeps
-    /// its time.
-    pub fn watch(&mut self, node_id: &NodeId, state: NodeState, now_ms: i64) {
-        if state == NodeState::Left {
-            return self.forget(node_id);
+    /// The start of a term: every node counts as heard of now, and is what the store says.
+    pub fn reset(&mut self, state: &State, now_ms: i64) {
+        *self = Self::default();
+        for node in state.nodes() {
+            self.follow(&node.id, Some(node), now_ms);
         }
-        if self.nodes.contains_key(node_id) {
+    }
+
+    /// Takes note of a node's record as it is now: a new node is watched, one that is gone is forgotten.
+    pub fn follow(&mut self, node_id: &NodeId, node: Option<&Arc<Node>>, now_ms: i64) {
+        let stored = node.map_or(NodeState::Left, |node| node.status.state);
+        if stored == NodeState::Left {
+            self.forget(node_id);
             return;
         }
-        self.set(node_id, Entry { heard_at_ms: now_ms, state });
+        let entry = match self.nodes.get(node_id) {
+            Some(entry) => Entry { stored, ..entry.clone() },
+            None => Entry { heard_at_ms: now_ms, state: stored, stored },
+        };
+        self.set(node_id, entry);
     }
 
-    /// The node was removed or has left.
-    pub fn forget(&mut self, node_id: &NodeId) {
-        if let Some(entry) = self.nodes.remove(node_id)
-            && let Some(due) = next_look(&entry)
-        {
-            self.due.remove(&(due, node_id.clone()));
-        }
+    /// A message came from the node. True where that is news to the store: ask [`Self::tick`] at once.
+    pub fn heard(&mut self, node_id: &NodeId, now_ms: i64) -> bool {
+        let Some(entry) = self.nodes.get(node_id) else { return false };
+        let heard_at_ms = now_ms.max(entry.heard_at_ms);
+        let stored = entry.stored;
+        self.set(node_id, Entry { heard_at_ms, state: NodeState::Ready, stored });
+        stored != NodeState::Ready
     }
 
-    /// A message came from the node. Says what it has become, if that is something else.
-    pub fn heard(&mut self, node_id: &NodeId, now_ms: i64) -> Option<Transition> {
-        let before = self.nodes.get(node_id)?.clone();
-        let heard_at_ms = now_ms.max(before.heard_at_ms);
-        self.set(node_id, Entry { heard_at_ms, state: NodeState::Ready });
-        (before.state != NodeState::Ready).then(|| Transition {
-            node_id: node_id.clone(),
-            state: NodeState::Ready,
-            message: String::new(),
-            at_ms: now_ms,
-        })
-    }
-
-    /// Who has been silent for too long.
-    pub fn tick(&mut self, now_ms: i64) -> Vec<Transition> {
-        let mut transitions = Vec::new();
+    /// What has to be written: nodes that are something else than the store says, and why.
+    pub fn tick(&mut self, now_ms: i64) -> Vec<(NodeId, NodeState, String)> {
         while let Some((due_ms, id)) = self.due.first().cloned()
             && due_ms <= now_ms
         {
@@ -102,26 +88,40 @@ impl Liveness {
             let silent_ms = now_ms - entry.heard_at_ms;
             let state = if silent_ms >= DOWN_AFTER_MS { NodeState::Down } else { NodeState::Suspect };
             self.set(&id, Entry { state, ..entry });
-            let message = format!("silent for {}.{} s", silent_ms / 1000, silent_ms % 1000 / 100);
-            transitions.push(Transition { node_id: id, state, message, at_ms: now_ms });
         }
-        transitions
+        let news = self.news.iter().filter_map(|id| {
+            let entry = self.nodes.get(id)?;
+            let message = match entry.state {
+                NodeState::Suspect | NodeState::Down => {
+                    let silent_ms = now_ms.saturating_sub(entry.heard_at_ms);
+                    format!("silent for {}.{} s", silent_ms / 1000, silent_ms % 1000 / 100)
+                }
+                _ => String::new(),
+            };
+            Some((id.clone(), entry.state, message))
+        });
+        news.collect()
     }
 
-    /// When to call [`Self::tick`] next; never while all nodes that there are are down.
-    pub fn wake_at_ms(&self) -> Option<i64> {
+    /// When to call [`Self::tick`] next; none while all nodes that there are are down.
+    pub fn next_wake_ms(&self) -> Option<i64> {
         self.due.first().map(|(due_ms, _)| *due_ms)
     }
 
-    /// When the node was heard of last.
-    pub fn heard_at_ms(&self, node_id: &NodeId) -> Option<i64> {
-        self.nodes.get(node_id).map(|entry| entry.heard_at_ms)
+    fn forget(&mut self, node_id: &NodeId) {
+        if let Some(due_ms) = self.nodes.remove(node_id).and_then(|entry| next_look(&entry)) {
+            self.due.remove(&(due_ms, node_id.clone()));
+        }
+        self.news.remove(node_id);
     }
 
     fn set(&mut self, node_id: &NodeId, entry: Entry) {
         self.forget(node_id);
         if let Some(due_ms) = next_look(&entry) {
             self.due.insert((due_ms, node_id.clone()));
+        }
+        if entry.state != entry.stored {
+            self.news.insert(node_id.clone());
         }
         self.nodes.insert(node_id.clone(), entry);
     }
@@ -138,60 +138,98 @@ fn next_look(entry: &Entry) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use rorqual_proto::model::{Availability, Meta, NodeDescription, NodeSpec, NodeStatus, Role};
+
     use super::*;
 
-    fn node(bits: u128) -> NodeId {
-        NodeId::from_bits(bits)
+    fn node(bits: u128, state: NodeState) -> Arc<Node> {
+        Arc::new(Node {
+            id: NodeId::from_bits(bits),
+            meta: Meta::default(),
+            spec: NodeSpec {
+                role: Role::Worker,
+                availability: Availability::Active,
+                labels: BTreeMap::new(),
+            },
+            description: NodeDescription::default(),
+            status: NodeStatus { state, message: String::new(), since_ms: 0 },
+            address: String::new(),
+            raft_id: None,
+        })
     }
 
-    fn states(transitions: &[Transition]) -> Vec<(NodeId, NodeState)> {
-        transitions.iter().map(|transition| (transition.node_id.clone(), transition.state)).collect()
+    fn watching(nodes: &[&Arc<Node>], now_ms: i64) -> Liveness {
+        let mut liveness = Liveness::new();
+        for node in nodes {
+            liveness.follow(&node.id, Some(node), now_ms);
+        }
+        liveness
+    }
+
+    /// What a tick says, as if it was then written.
+    fn tick(liveness: &mut Liveness, now_ms: i64) -> Vec<(u128, NodeState)> {
+        let news = liveness.tick(now_ms);
+        let mut found = Vec::new();
+        for (id, state, _) in news {
+            let bits = (1..9).find(|bits| NodeId::from_bits(*bits) == id).unwrap();
+            liveness.follow(&id, Some(&node(bits, state)), now_ms);
+            found.push((bits, state));
+        }
+        found
     }
 
     #[test]
     fn silence_makes_a_suspect_and_then_a_node_that_is_down() {
-        let a = node(1);
-        let mut liveness = Liveness::new([(&a, NodeState::Ready)], 1_000);
-        assert_eq!(liveness.wake_at_ms(), Some(3_000));
+        let a = node(1, NodeState::Ready);
+        let mut liveness = watching(&[&a], 1_000);
+        assert_eq!(liveness.next_wake_ms(), Some(3_000));
         assert!(liveness.tick(2_999).is_empty());
-        assert_eq!(states(&liveness.tick(3_000)), [(a.clone(), NodeState::Suspect)]);
-        assert_eq!(liveness.wake_at_ms(), Some(6_000));
-        let down = liveness.tick(6_100);
-        assert_eq!(states(&down), [(a.clone(), NodeState::Down)]);
-        assert_eq!(down[0].message, "silent for 5.1 s");
-        assert_eq!(liveness.wake_at_ms(), None);
-        assert_eq!(liveness.heard(&a, 9_000).map(|transition| transition.state), Some(NodeState::Ready));
-        assert_eq!(liveness.heard(&a, 9_100), None);
+        assert_eq!(tick(&mut liveness, 3_000), [(1, NodeState::Suspect)]);
+        assert_eq!(liveness.next_wake_ms(), Some(6_000));
+        assert_eq!(liveness.tick(6_100)[0].2, "silent for 5.1 s");
+        assert_eq!(tick(&mut liveness, 6_100), [(1, NodeState::Down)]);
+        assert_eq!(liveness.next_wake_ms(), None);
+        assert!(liveness.heard(&a.id, 9_000));
+        assert_eq!(tick(&mut liveness, 9_000), [(1, NodeState::Ready)]);
+        assert!(!liveness.heard(&a.id, 9_100));
+    }
+
+    #[test]
+    fn what_is_not_written_is_said_again() {
+        let a = node(1, NodeState::Ready);
+        let mut liveness = watching(&[&a], 0);
+        assert_eq!(liveness.tick(7_000).len(), 1);
+        assert_eq!(tick(&mut liveness, 7_001), [(1, NodeState::Down)]);
+        assert!(liveness.tick(7_002).is_empty());
     }
 
     #[test]
     fn a_word_in_time_changes_nothing() {
-        let (a, b) = (node(1), node(2));
-        let mut liveness = Liveness::new([(&a, NodeState::Ready), (&b, NodeState::Ready)], 0);
+        let (a, b) = (node(1, NodeState::Ready), node(2, NodeState::Ready));
+        let mut liveness = watching(&[&a, &b], 0);
         for second in 1..20 {
-            assert!(liveness.heard(&a, second * 1_000).is_none());
+            assert!(!liveness.heard(&a.id, second * 1_000));
         }
-        assert_eq!(states(&liveness.tick(20_000)), [(b, NodeState::Down)]);
+        assert_eq!(tick(&mut liveness, 20_000), [(2, NodeState::Down)]);
     }
 
     #[test]
     fn a_new_leader_grants_the_whole_time_and_leaves_down_what_is_down() {
-        let (a, b, c) = (node(1), node(2), node(3));
-        let mut liveness = Liveness::new(
-            [(&a, NodeState::Suspect), (&b, NodeState::Down), (&c, NodeState::Unknown)],
-            100_000,
-        );
+        let nodes = [node(1, NodeState::Suspect), node(2, NodeState::Down), node(3, NodeState::Unknown)];
+        let mut liveness = watching(&[&nodes[0], &nodes[1], &nodes[2]], 100_000);
         assert!(liveness.tick(104_999).is_empty());
-        assert_eq!(states(&liveness.tick(105_000)), [(a, NodeState::Down), (c, NodeState::Down)]);
-        assert_eq!(liveness.heard(&b, 105_001).map(|transition| transition.state), Some(NodeState::Ready));
+        assert_eq!(tick(&mut liveness, 105_000), [(1, NodeState::Down), (3, NodeState::Down)]);
+        assert!(liveness.heard(&nodes[1].id, 105_001));
     }
 
     #[test]
     fn who_left_is_not_watched() {
-        let a = node(1);
-        let mut liveness = Liveness::new([(&a, NodeState::Ready)], 0);
-        liveness.watch(&a, NodeState::Left, 10);
-        assert_eq!(liveness.wake_at_ms(), None);
-        assert_eq!(liveness.heard(&a, 20), None);
+        let a = node(1, NodeState::Ready);
+        let mut liveness = watching(&[&a], 0);
+        liveness.follow(&a.id, Some(&node(1, NodeState::Left)), 10);
+        assert_eq!(liveness.next_wake_ms(), None);
+        assert!(!liveness.heard(&a.id, 20));
+        liveness.follow(&a.id, None, 30);
+        assert!(liveness.tick(99_000).is_empty());
     }
 }

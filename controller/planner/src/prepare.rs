@@ -75,7 +75,7 @@ pub enum Refusal {
     #[error(
         "service `{name}` has changed meanwhile (version {actual}, not {expected}): read it again and repeat"
     )]
-    Moved {
+    VersionMoved {
         /// Its name.
         name: String,
         /// What the caller saw.
@@ -174,7 +174,7 @@ pub fn update_service(
         && expected != old.meta.version
     {
         let name = old.spec.name.clone();
-        return Err(Refusal::Moved { name, expected, actual: old.meta.version });
+        return Err(Refusal::VersionMoved { name, expected, actual: old.meta.version });
     }
     if spec.name != old.spec.name {
         return Err(Refusal::Renamed { name: old.spec.name.clone(), given: spec.name });
@@ -184,7 +184,7 @@ pub fn update_service(
 }
 
 /// A service with another number of replicas.
-pub fn scale_service(state: &State, id: &ServiceId, replicas: u32) -> Result<Action, Refusal> {
+pub fn scale(state: &State, id: &ServiceId, replicas: u32) -> Result<Action, Refusal> {
     let old = present(state, id)?;
     let mut service = old.clone();
     service.spec.mode = ServiceMode::Replicated { replicas };
@@ -192,7 +192,7 @@ pub fn scale_service(state: &State, id: &ServiceId, replicas: u32) -> Result<Act
 }
 
 /// Takes a service away: its tasks go first, then its record. Doing it twice is fine.
-pub fn remove_service(state: &State, id: &ServiceId) -> Result<Action, Refusal> {
+pub fn remove(state: &State, id: &ServiceId) -> Result<Action, Refusal> {
     let old = state.service(id).ok_or_else(|| Refusal::NotFound { kind: "service", name: id.to_string() })?;
     let service = Service { removing: true, ..Service::clone(old) };
     Ok(Action::expecting(ActionKind::PutService(Box::new(service)), old.meta.version))

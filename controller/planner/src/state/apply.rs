@@ -18,6 +18,7 @@ impl State {
     /// observing an object never gets in the way of writing its desired side.
     pub fn apply(&mut self, action: &Action, index: u64, at_ms: i64) -> Change {
         let stamp = Stamp { index, at_ms };
+        self.applied = index;
         match &action.kind {
             ActionKind::PutCluster(cluster) => {
                 let mut cluster = (**cluster).clone();

@@ -1,6 +1,9 @@
 //! What is asked before a batch is applied: versions that writers saw, and that nothing is given twice.
 
-use rorqual_proto::model::{Network, Service, Task};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use rorqual_proto::model::{Network, Protocol, Service, ServiceId, Task};
 
 use super::State;
 use crate::action::{Action, ActionKind, Conflict};
@@ -23,9 +26,13 @@ impl State {
         }
     }
 
-    /// Whether all actions of a batch fit the state: the first conflict otherwise.
+    /// Whether all actions of a batch fit the state, and each other: the first conflict otherwise.
     pub fn check_all(&self, actions: &[Action]) -> Result<(), Conflict> {
-        actions.iter().try_for_each(|action| self.check(action))
+        let mut batch = Batch::default();
+        actions.iter().try_for_each(|action| {
+            self.check(action)?;
+            batch.check(&action.kind)
+        })
     }
 
     /// The version of the object that an action writes (0 where there is none), and what people call it.
@@ -76,7 +83,7 @@ impl State {
     }
 
     fn check_service(&self, service: &Service) -> Result<(), Conflict> {
-        let taken = |owner: &rorqual_proto::model::ServiceId| *owner != service.id;
+        let taken = |owner: &ServiceId| *owner != service.id;
         if self.index.service_names.get(&service.spec.name).is_some_and(taken) {
             return Err(Conflict::NameTaken { kind: "service", name: service.spec.name.clone() });
         }
@@ -120,6 +127,56 @@ impl State {
                 let network =
                     self.networks.get(owner).map_or_else(String::new, |other| other.spec.name.clone());
                 return Err(Conflict::BlockTaken { block: lease.block, network });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the actions of one batch give, so that they do not give it twice.
+#[derive(Default)]
+struct Batch {
+    names: BTreeMap<String, ServiceId>,
+    ports: BTreeMap<(Protocol, u16), (ServiceId, String)>,
+    vips: BTreeMap<Ipv4Addr, (ServiceId, String)>,
+    addresses: BTreeMap<Ipv4Addr, String>,
+}
+
+impl Batch {
+    fn check(&mut self, kind: &ActionKind) -> Result<(), Conflict> {
+        match kind {
+            ActionKind::PutService(service) => self.check_service(service),
+            ActionKind::PutTask(task) => {
+                for given in &task.addresses {
+                    if let Some(owner) = self.addresses.insert(given.address, task.name()) {
+                        let owner = format!("task {owner}");
+                        return Err(Conflict::AddressTaken { address: given.address, owner });
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_service(&mut self, service: &Service) -> Result<(), Conflict> {
+        let own = || (service.id.clone(), service.spec.name.clone());
+        let other = |owner: Option<(ServiceId, String)>| owner.filter(|(id, _)| *id != service.id);
+        let same_name = self.names.insert(service.spec.name.clone(), service.id.clone());
+        if same_name.is_some_and(|owner| owner != service.id) {
+            return Err(Conflict::NameTaken { kind: "service", name: service.spec.name.clone() });
+        }
+        for port in &service.ports {
+            let key = (port.protocol, port.published);
+            if let Some((_, name)) = other(self.ports.insert(key, own())) {
+                let (port, protocol) = (port.published, port.protocol);
+                return Err(Conflict::PortTaken { port, protocol, service: name });
+            }
+        }
+        for vip in &service.vips {
+            if let Some((_, name)) = other(self.vips.insert(vip.address, own())) {
+                let owner = format!("service {name}");
+                return Err(Conflict::AddressTaken { address: vip.address, owner });
             }
         }
         Ok(())

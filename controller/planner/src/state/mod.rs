@@ -26,11 +26,14 @@ pub struct State {
     pub(crate) tasks: BTreeMap<TaskId, Arc<Task>>,
     pub(crate) networks: BTreeMap<NetworkId, Arc<Network>>,
     pub(crate) index: Indices,
+    applied: u64,
 }
 
 /// All objects of a state, as a snapshot carries them.
 #[derive(Debug, Clone, Default)]
 pub struct Objects {
+    /// The place in the log of the last write that is in here.
+    pub index: u64,
     /// The cluster, once there is one.
     pub cluster: Option<Cluster>,
     /// All nodes.
@@ -46,8 +49,8 @@ pub struct Objects {
 impl State {
     /// The state that a snapshot describes. Every `meta` stays as it is.
     pub fn restore(objects: Objects) -> Self {
-        let Objects { cluster, nodes, mut services, mut tasks, networks } = objects;
-        let mut state = Self { cluster: cluster.map(Arc::new), ..Self::default() };
+        let Objects { index, cluster, nodes, mut services, mut tasks, networks } = objects;
+        let mut state = Self { cluster: cluster.map(Arc::new), applied: index, ..Self::default() };
         for node in nodes {
             state.set_node(Arc::new(node));
         }
@@ -69,12 +72,18 @@ impl State {
     /// Copies of all objects, for a snapshot.
     pub fn objects(&self) -> Objects {
         Objects {
+            index: self.applied,
             cluster: self.cluster.as_deref().cloned(),
             nodes: self.nodes.values().map(|node| Node::clone(node)).collect(),
             services: self.services.values().map(|service| Service::clone(service)).collect(),
             tasks: self.tasks.values().map(|task| Task::clone(task)).collect(),
             networks: self.networks.values().map(|network| Network::clone(network)).collect(),
         }
+    }
+
+    /// The place in the log of the last write; 0 before the first.
+    pub fn index(&self) -> u64 {
+        self.applied
     }
 
     /// The cluster object; none before `cluster init` was applied.

@@ -1,0 +1,402 @@
+//! What a node has to do and to know, and which part of that a change touches.
+//!
+//! A node gets: the tasks bound to it (dead ones too, until their record goes: their logs stay readable);
+//! the endpoints of the services that it may reach (those with published ports, and those in a network in
+//! which it has a live task); every leased block; every other node's address; the controllers.
+//!
+//! A dispatcher sends [`assignment_for`] once, then for each applied batch asks [`touched`] what was
+//! touched and sends each node [`delta_for`] of that. Both look at the state as it is *now*, so batches may
+//! be merged, and sending a delta again does no harm. What a delta calls removed may never have been sent.
+//!
+//! Architecture invariant: a delta costs the size of what was touched. A service's endpoints are the same
+//! for all nodes: [`service_views`] is computed once and shared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use rorqual_proto::model::{NetworkId, Node, NodeId, NodeState, PortSpec, Service, ServiceId, Task, TaskId};
+
+use crate::State;
+use crate::action::Change;
+use crate::orchestrate::{is_gone, is_lost};
+
+/// Everything that a node has to do and to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeAssignment {
+    /// Bound to the node, by id.
+    pub tasks: Vec<Arc<Task>>,
+    /// By service and network.
+    pub services: Vec<ServiceView>,
+    /// All leased blocks of all networks.
+    pub blocks: Vec<BlockView>,
+    /// All other nodes that are members.
+    pub peers: Vec<PeerView>,
+    /// Nodes that are Raft members.
+    pub controllers: Vec<ControllerView>,
+    /// None before the cluster exists.
+    pub pools: Option<Pools>,
+}
+
+/// The address pools of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pools {
+    /// Container addresses.
+    pub container_pool: Ipv4Net,
+    /// Virtual addresses of services.
+    pub vip_pool: Ipv4Net,
+}
+
+/// A service as seen in one of its networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceView {
+    /// Which service.
+    pub service_id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// In which network.
+    pub network_id: NetworkId,
+    /// The network's name.
+    pub network_name: String,
+    /// None where the pool was exhausted.
+    pub vip: Option<Ipv4Addr>,
+    /// Published ports as given. They stand in the view of the first network only, so that they lead to
+    /// one address of each task.
+    pub ports: Vec<PortSpec>,
+    /// Who may get traffic, by task id.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// A task that may get traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointView {
+    /// Which task.
+    pub task_id: TaskId,
+    /// `web.3`
+    pub name: String,
+    /// In the view's network.
+    pub address: Ipv4Addr,
+    /// Where it runs.
+    pub node_id: NodeId,
+}
+
+/// A block and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockView {
+    /// A net of the container pool.
+    pub block: Ipv4Net,
+    /// The network.
+    pub network_id: NetworkId,
+    /// The node.
+    pub node_id: NodeId,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerView {
+    /// Which node.
+    pub node_id: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// `host:port` of its TLS port.
+    pub address: String,
+}
+
+/// A node that is a controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControllerView {
+    /// Which node.
+    pub node_id: NodeId,
+    /// `host:port` of its TLS port.
+    pub address: String,
+    /// Its Raft member id.
+    pub raft_id: u64,
+}
+
+/// What changes touched, by whom it has to be told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// For every node.
+    pub everywhere: Parts,
+    /// For single nodes, on top of that.
+    pub nodes: BTreeMap<NodeId, Parts>,
+}
+
+/// Parts of an assignment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Tasks that were written or removed.
+    pub tasks: BTreeSet<TaskId>,
+    /// Services whose views may differ.
+    pub services: BTreeSet<ServiceId>,
+    /// Blocks may differ.
+    pub blocks: bool,
+    /// Nodes whose name or address may differ, or who came or went.
+    pub peers: BTreeSet<NodeId>,
+    /// The controllers or the pools may differ.
+    pub controllers: bool,
+}
+
+/// What to tell a node. Objects are whole: they are added, or replace the one with that id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeDelta {
+    /// Written, bound to the node.
+    pub tasks: Vec<Arc<Task>>,
+    /// Gone.
+    pub removed_tasks: Vec<TaskId>,
+    /// Every view of each service that was touched and concerns the node: they take the place of all
+    /// views of that service that the node had.
+    pub services: Vec<ServiceView>,
+    /// Gone, or of no concern to the node any more.
+    pub removed_services: Vec<ServiceId>,
+    /// The whole list of blocks, where it was touched.
+    pub blocks: Option<Vec<BlockView>>,
+    /// Written.
+    pub peers: Vec<PeerView>,
+    /// Gone.
+    pub removed_peers: Vec<NodeId>,
+    /// The whole list, where it was touched.
+    pub controllers: Option<Vec<ControllerView>>,
+}
+
+impl Parts {
+    /// Nothing was touched.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what another one touched.
+    pub fn merge(&mut self, other: &Self) {
+        self.tasks.extend(other.tasks.iter().cloned());
+        self.services.extend(other.services.iter().cloned());
+        self.blocks |= other.blocks;
+        self.peers.extend(other.peers.iter().cloned());
+        self.controllers |= other.controllers;
+    }
+}
+
+impl Touched {
+    /// All that a node has to be told.
+    pub fn for_node(&self, node_id: &NodeId) -> Parts {
+        let mut parts = self.everywhere.clone();
+        if let Some(own) = self.nodes.get(node_id) {
+            parts.merge(own);
+        }
+        parts
+    }
+
+    /// Adds what later changes touched.
+    pub fn merge(&mut self, other: &Self) {
+        self.everywhere.merge(&other.everywhere);
+        for (id, parts) in &other.nodes {
+            self.nodes.entry(id.clone()).or_default().merge(parts);
+        }
+    }
+}
+
+impl NodeDelta {
+    /// There is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// All that a node has to do and to know.
+pub fn assignment_for(state: &State, node_id: &NodeId) -> NodeAssignment {
+    let tasks: BTreeMap<&TaskId, &Arc<Task>> =
+        state.tasks_on_node(node_id).map(|task| (&task.id, task)).collect();
+    let services =
+        state.services().filter(|service| concerns(state, service, node_id)).flat_map(|s| views(state, s));
+    let peers = state.nodes().filter(|node| node.id != *node_id && !is_gone(state, &node.id));
+    NodeAssignment {
+        tasks: tasks.into_values().map(Arc::clone).collect(),
+        services: services.collect(),
+        blocks: blocks(state),
+        peers: peers.map(|node| peer(node)).collect(),
+        controllers: controllers(state),
+        pools: pools(state),
+    }
+}
+
+/// The parts that changes touched. `state` has them applied.
+pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>) -> Touched {
+    let mut touched = Touched::default();
+    for change in changes {
+        match change {
+            Change::Cluster => touched.everywhere.controllers = true,
+            Change::Node(id) => {
+                touched.everywhere.peers.insert(id.clone());
+                touched.everywhere.controllers = true;
+                // A node that is lost takes its endpoints out; one that is back brings them.
+                let tasks = state.tasks_on_node(id).filter(|task| task.is_endpoint());
+                touched.everywhere.services.extend(tasks.map(|task| task.service_id.clone()));
+            }
+            Change::Service(id) => {
+                touched.everywhere.services.insert(id.clone());
+            }
+            Change::Network(id) => {
+                touched.everywhere.blocks = true;
+                let named = |service: &&Arc<Service>| service.vips.iter().any(|vip| vip.network_id == *id);
+                if state.network(id).is_none() {
+                    let users = state.services().filter(named).map(|service| service.id.clone());
+                    touched.everywhere.services.extend(users);
+                }
+            }
+            Change::Task { id, node_id, before, after, .. } => {
+                touch_task(state, &mut touched, id, node_id.as_ref(), before.as_deref(), after.as_deref());
+            }
+            Change::Nothing => {}
+        }
+    }
+    touched
+}
+
+fn touch_task(
+    state: &State,
+    touched: &mut Touched,
+    id: &TaskId,
+    node_id: Option<&NodeId>,
+    before: Option<&Task>,
+    after: Option<&Task>,
+) {
+    let is_endpoint = |task: Option<&Task>| task.is_some_and(Task::is_endpoint);
+    if let Some(task) = after.or(before)
+        && is_endpoint(before) != is_endpoint(after)
+    {
+        touched.everywhere.services.insert(task.service_id.clone());
+    }
+    let Some(node_id) = node_id else { return };
+    // The agent is the writer of the status: it need not be told.
+    let told = |task: &Task| (task.desired_state, task.node_id.clone());
+    if before.map(told) != after.map(told) {
+        touched.nodes.entry(node_id.clone()).or_default().tasks.insert(id.clone());
+    }
+    let lives = |task: Option<&Task>| {
+        task.is_some_and(|task| task.node_id.is_some() && !task.status.state.is_terminal())
+    };
+    if lives(before) == lives(after) {
+        return;
+    }
+    // The node's first live task in a network makes it see the network's services, the last one's end
+    // takes them away. A count of one may be either, so it is looked at.
+    let addresses = after.or(before).map(|task| task.addresses.as_slice()).unwrap_or_default();
+    for address in addresses {
+        if live_tasks(state, node_id, &address.network_id) <= 1 {
+            let inside = state.services().filter(|service| {
+                service.ports.is_empty()
+                    && service.vips.iter().any(|vip| vip.network_id == address.network_id)
+            });
+            let parts = touched.nodes.entry(node_id.clone()).or_default();
+            parts.services.extend(inside.map(|service| service.id.clone()));
+        }
+    }
+}
+
+/// What to tell a node about parts that were touched.
+pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
+    let mut delta = NodeDelta::default();
+    for id in &parts.tasks {
+        match state.task(id).filter(|task| task.node_id.as_ref() == Some(node_id)) {
+            Some(task) => delta.tasks.push(Arc::clone(task)),
+            None => delta.removed_tasks.push(id.clone()),
+        }
+    }
+    for id in &parts.services {
+        let service = state.service(id).filter(|service| concerns(state, service, node_id));
+        let views = service.map(|service| views(state, service)).unwrap_or_default();
+        if views.is_empty() {
+            delta.removed_services.push(id.clone());
+        }
+        delta.services.extend(views);
+    }
+    delta.blocks = parts.blocks.then(|| blocks(state));
+    for id in parts.peers.iter().filter(|id| *id != node_id) {
+        match state.node(id).filter(|node| node.status.state != NodeState::Left) {
+            Some(node) => delta.peers.push(peer(node)),
+            None => delta.removed_peers.push(id.clone()),
+        }
+    }
+    delta.controllers = parts.controllers.then(|| controllers(state));
+    delta
+}
+
+/// A service's views, one a network; the same for all nodes that it concerns.
+pub fn service_views(state: &State, service_id: &ServiceId) -> Vec<ServiceView> {
+    state.service(service_id).map(|service| views(state, service)).unwrap_or_default()
+}
+
+/// Whether a node has to know a service's endpoints.
+pub fn concerns(state: &State, service: &Service, node_id: &NodeId) -> bool {
+    !service.ports.is_empty()
+        || service.vips.iter().any(|vip| live_tasks(state, node_id, &vip.network_id) > 0)
+}
+
+fn live_tasks(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {
+    let node = state.index.nodes.get(node_id);
+    node.and_then(|node| node.networks.get(network_id)).copied().unwrap_or_default()
+}
+
+fn views(state: &State, service: &Service) -> Vec<ServiceView> {
+    let names = crate::allocate::network_names(&service.spec);
+    let networks = names.into_iter().filter_map(|name| state.network_by_name(name));
+    let view = |(place, network): (usize, &Arc<rorqual_proto::model::Network>)| {
+        let address_in = |task: &Task| {
+            task.addresses.iter().find(|given| given.network_id == network.id).map(|given| given.address)
+        };
+        let endpoints = state.endpoints_of_service(&service.id).filter_map(|task| {
+            let node_id = task.node_id.clone().filter(|id| !is_lost(state, id))?;
+            Some(EndpointView {
+                task_id: task.id.clone(),
+                name: task.name(),
+                address: address_in(task)?,
+                node_id,
+            })
+        });
+        ServiceView {
+            service_id: service.id.clone(),
+            name: service.spec.name.clone(),
+            network_id: network.id.clone(),
+            network_name: network.spec.name.clone(),
+            vip: service.vips.iter().find(|vip| vip.network_id == network.id).map(|vip| vip.address),
+            ports: if place == 0 { service.ports.clone() } else { Vec::new() },
+            endpoints: endpoints.collect(),
+        }
+    };
+    networks.enumerate().map(view).collect()
+}
+
+fn blocks(state: &State) -> Vec<BlockView> {
+    let leases = state.networks().flat_map(|network| {
+        network.blocks.iter().map(|lease| BlockView {
+            block: lease.block,
+            network_id: network.id.clone(),
+            node_id: lease.node_id.clone(),
+        })
+    });
+    let mut blocks: Vec<BlockView> = leases.collect();
+    blocks.sort_unstable();
+    blocks
+}
+
+fn peer(node: &Node) -> PeerView {
+    PeerView {
+        node_id: node.id.clone(),
+        hostname: node.description.hostname.clone(),
+        address: node.address.clone(),
+    }
+}
+
+fn controllers(state: &State) -> Vec<ControllerView> {
+    let controllers = state.nodes().filter_map(|node| {
+        let raft_id = node.raft_id?;
+        Some(ControllerView { node_id: node.id.clone(), address: node.address.clone(), raft_id })
+    });
+    controllers.collect()
+}
+
+/// The cluster's pools.
+pub fn pools(state: &State) -> Option<Pools> {
+    let cluster = state.cluster()?;
+    Some(Pools { container_pool: cluster.container_pool, vip_pool: cluster.vip_pool })
+}
