@@ -4599,6 +4599,8 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "CreateContainer"));
             self.inner.unary(req, path, codec).await
         }
+        /// Answers when the container's process runs, or says why it does not: the trailer `rorqual-exit-code`
+        /// is 127 where the command is not in the image, 126 where it can't be executed.
         pub async fn start_container(
             &mut self,
             request: impl tonic::IntoRequest<super::ContainerRequest>,
@@ -4719,6 +4721,8 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "ListContainers"));
             self.inner.unary(req, path, codec).await
         }
+        /// Answers when the container has ended and is not restarted any more. One that was not started yet has
+        /// not ended; one that is taken away by itself is remembered until those who wait for it have the answer.
         pub async fn wait_container(
             &mut self,
             request: impl tonic::IntoRequest<super::ContainerRequest>,
@@ -4743,6 +4747,7 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "WaitContainer"));
             self.inner.unary(req, path, codec).await
         }
+        /// With `follow`, also of a container that was not started yet: until it has ended for good.
         pub async fn container_logs(
             &mut self,
             request: impl tonic::IntoRequest<super::ContainerLogsRequest>,
@@ -4828,6 +4833,8 @@ pub mod engine_server {
             tonic::Response<super::CreateContainerResponse>,
             tonic::Status,
         >;
+        /// Answers when the container's process runs, or says why it does not: the trailer `rorqual-exit-code`
+        /// is 127 where the command is not in the image, 126 where it can't be executed.
         async fn start_container(
             &self,
             request: tonic::Request<super::ContainerRequest>,
@@ -4863,6 +4870,8 @@ pub mod engine_server {
             tonic::Response<super::ListContainersResponse>,
             tonic::Status,
         >;
+        /// Answers when the container has ended and is not restarted any more. One that was not started yet has
+        /// not ended; one that is taken away by itself is remembered until those who wait for it have the answer.
         async fn wait_container(
             &self,
             request: tonic::Request<super::ContainerRequest>,
@@ -4876,6 +4885,7 @@ pub mod engine_server {
             >
             + std::marker::Send
             + 'static;
+        /// With `follow`, also of a container that was not started yet: until it has ended for good.
         async fn container_logs(
             &self,
             request: tonic::Request<super::ContainerLogsRequest>,
