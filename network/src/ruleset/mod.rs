@@ -148,7 +148,12 @@ impl Ruleset {
         }
         let empty = Ruleset::new(self.fixed.clone());
         let table = self.table();
-        let mut text = format!("add table inet {table}\ndelete table inet {table}\n");
+        let mut text = format!("add table inet {table}\ndelete table inet {table}\nadd table inet {table}\n");
+        // nft 1.0.6 sends the elements of an interval map together with the map, so the chains that they lead to
+        // have to come before the fixed part.
+        for name in items.values().flat_map(|parts| parts.chains.keys()) {
+            text.push_str(&format!("add chain inet {table} {name}\n"));
+        }
         text.push_str(&self.fixed.script());
         let rest = empty.change(items.into_iter().map(|(item, parts)| (item, Some(parts))).collect());
         text.push_str(&rest.script);
