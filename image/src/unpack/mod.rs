@@ -14,8 +14,6 @@ mod measure;
 mod pax;
 mod sparse;
 mod tar;
-#[cfg(test)]
-mod tests;
 mod tree;
 
 use std::cell::Cell;
