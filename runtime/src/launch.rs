@@ -57,46 +57,42 @@ impl Program {
     }
 }
 
-/// Starts a container. After an error nothing of it is left in the runtime directory and in the control groups. The
-/// monitor is handed out too, to be reaped by its parent when it ends.
+/// Starts a container. After an error nothing of it is left in the runtime directory and in the control groups.
 pub(crate) fn launch(
     options: &RuntimeOptions,
     program: &Program,
     facts: &Facts,
     launch: Launch,
-) -> (Result<State, LaunchError>, Option<Child>) {
+) -> Result<State, LaunchError> {
     let files = Files(options.runtime_dir.join(&launch.id));
     match fs::DirBuilder::new().mode(0o700).create(&files.0) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return (Err(LaunchError::AlreadyExists { id: launch.id }), None);
+            return Err(LaunchError::AlreadyExists { id: launch.id });
         }
         Err(source) => {
             let path = files.0.clone();
-            return (Err(Error::File { operation: "create", path, source }.into()), None);
+            return Err(Error::File { operation: "create", path, source }.into());
         }
     }
-    let mut child = None;
     let result = write_request(options, facts, &launch, &files).and_then(|group| {
         let monitor = |reason: String| LaunchError::Monitor { binary: program.path.clone(), reason };
-        let spawned = program.spawn(&files.0).map_err(|error| monitor(error.to_string()))?;
-        let spawned = child.insert(spawned);
-        match report(spawned) {
+        let mut child = program.spawn(&files.0).map_err(|error| monitor(error.to_string()))?;
+        let report = report(&mut child);
+        if report.is_err() {
+            end_monitor(&mut child, &files);
+        }
+        // The process that we started is only the monitor's parent, and ends as soon as there is a monitor.
+        let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        match report {
             Ok(Some(Report::Started(state))) => Ok(state),
-            Ok(Some(Report::Failed(failure))) => {
-                // It has cleaned up by then, and is about to end.
-                let _ = spawned.wait();
-                Err(from_failure(failure))
-            }
+            // It has cleaned up by then.
+            Ok(Some(Report::Failed(failure))) => Err(from_failure(failure)),
             Ok(None) => {
-                let status =
-                    spawned.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
                 remove_groups(facts, &group);
                 Err(monitor(format!("it ended before the container ran ({status})")))
             }
             Err(error) => {
-                let _ = spawned.kill();
-                let _ = spawned.wait();
                 remove_groups(facts, &group);
                 Err(match error.kind() {
                     io::ErrorKind::TimedOut => LaunchError::TimedOut {
@@ -112,7 +108,17 @@ pub(crate) fn launch(
         // The failure that counts is the one that is returned.
         let _ = fs::remove_dir_all(&files.0);
     }
-    (result, child)
+    result
+}
+
+/// Ends a monitor that does not report. The container's first process, if there is one, ends with it.
+fn end_monitor(child: &mut Child, files: &Files) {
+    let _ = child.kill();
+    let pid = fs::read_to_string(files.lock()).ok().and_then(|text| text.parse().ok());
+    let locked = File::open(files.lock()).and_then(|file| sys::is_locked(file.as_fd())).unwrap_or(false);
+    if let Some(pid) = pid.filter(|pid| locked && *pid > 1) {
+        let _ = sys::kill(pid, libc::SIGKILL);
+    }
 }
 
 fn remove_groups(facts: &Facts, group: &str) {

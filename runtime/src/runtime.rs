@@ -1,14 +1,13 @@
 //! [`Runtime`]: the containers of one node, found by what lies on disk, so that it makes no difference which daemon
 //! started them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,8 +31,6 @@ pub struct Runtime {
     facts: Facts,
     host: HostFacts,
     program: Program,
-    /// Monitors that this process started and has to reap.
-    children: Mutex<BTreeMap<String, Child>>,
     /// Launches under way: not lost, although no monitor answers for them yet.
     launching: Mutex<BTreeSet<String>>,
 }
@@ -53,8 +50,7 @@ impl Runtime {
         let last_capability = read_text(Path::new("/proc/sys/kernel/cap_last_cap"))?;
         let facts = Facts { layout, last_capability: last_capability.trim().parse().unwrap_or(40) };
         let program = Program::open(&options.binary)?;
-        let (children, launching) = (Mutex::default(), Mutex::default());
-        Ok(Runtime { options, facts, host, program, children, launching })
+        Ok(Runtime { options, facts, host, program, launching: Mutex::default() })
     }
 
     /// What this machine offers.
@@ -67,26 +63,20 @@ impl Runtime {
     pub fn launch(&self, launch: Launch) -> Result<Started, LaunchError> {
         let id = launch.id.clone();
         check_id(&id)?;
-        self.reap();
         lock(&self.launching).insert(id.clone());
-        let (result, child) = launch::launch(&self.options, &self.program, &self.facts, launch);
+        let result = launch::launch(&self.options, &self.program, &self.facts, launch);
         lock(&self.launching).remove(&id);
-        if let (Ok(_), Some(child)) = (&result, child) {
-            lock(&self.children).insert(id, child);
-        }
         result.map(started)
     }
 
     /// The state of one container.
     pub fn state(&self, id: &str) -> Result<ContainerState> {
         check_id(id)?;
-        self.reap();
         self.look(id).map(|found| found.map_or(ContainerState::Unknown, |(_, state)| state))
     }
 
     /// All containers of this runtime directory, ordered by id.
     pub fn list(&self) -> Result<Vec<(String, ContainerState)>> {
-        self.reap();
         let dir = &self.options.runtime_dir;
         let failed = |source| Error::File { operation: "list", path: dir.clone(), source };
         let mut found = Vec::new();
@@ -282,16 +272,7 @@ impl Runtime {
             }
             std::thread::sleep(Duration::from_micros(500));
         }
-        if let Some(mut child) = lock(&self.children).remove(id) {
-            // It has given its lock up, which it does by ending.
-            let _ = child.wait();
-        }
         Ok(())
-    }
-
-    /// Reaps monitors that have ended.
-    fn reap(&self) {
-        lock(&self.children).retain(|_, child| matches!(child.try_wait(), Ok(None)));
     }
 }
 

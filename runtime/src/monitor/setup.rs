@@ -33,7 +33,13 @@ struct Container {
 /// Sets up, reports, serves.
 pub(super) fn run(dir: &Path) -> ExitCode {
     let files = Files(dir.to_owned());
-    let container = match detach().and_then(|()| start(&files)) {
+    let loaded =
+        sys::close_range(3, false).map_err(|error| Failure::step("closing what was inherited", &error));
+    let container = loaded.and_then(|()| load(&files)).and_then(|(record, spec)| {
+        detach(&record)?;
+        start(&files, record, &spec)
+    });
+    let container = match container {
         Ok(container) => container,
         Err(failure) => {
             report(&Report::Failed(failure));
@@ -41,20 +47,32 @@ pub(super) fn run(dir: &Path) -> ExitCode {
         }
     };
     report(&Report::Started(container.state));
-    if let Err(error) = leave_the_daemon(&container.record) {
-        // The container runs; that it would go with the daemon's group is for the operator to know.
-        let _ = fs::write(dir.join("monitor.err"), format!("leaving the daemon's control groups: {error}\n"));
-    }
     let error = serve_anew(container);
+    // Our end takes the container with it, and the next look at it finds it lost; this says why.
     let _ = fs::write(dir.join("monitor.err"), format!("executing the monitor anew: {error}\n"));
     ExitCode::FAILURE
 }
 
-/// Cuts the ties to whoever started us.
-fn detach() -> Result<(), Failure> {
+/// Cuts the ties to whoever started us: goes on in a process of its own parentage and session, in the monitors' control
+/// groups. Nothing that ends the daemon's group ends us, and nobody but init has to reap us.
+///
+/// Being born in the cgroup2 costs nothing; moving there later costs the kernel a grace period of some 10 ms.
+fn detach(record: &Record) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::step("detaching the monitor", &error);
-    sys::close_range(3, false).map_err(failed)?;
+    let layout = &record.facts.layout;
+    let dirs = layout.monitor_dirs(&record.cgroup_parent);
+    let unified = match (&layout.unified, dirs.first()) {
+        (Some(_), Some(dir)) => Some(File::open(dir).map_err(failed)?),
+        _ => None,
+    };
+    if sys::clone3(0, unified.as_ref().map(AsFd::as_fd)).map_err(failed)?.is_some() {
+        sys::exit_now(0);
+    }
     nix::unistd::setsid().map_err(|errno| failed(errno.into()))?;
+    for dir in &dirs[usize::from(unified.is_some())..] {
+        fs::write(dir.join("tasks"), "0")
+            .map_err(|error| Failure::step(format!("joining control group {}", dir.display()), &error))?;
+    }
     sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map_err(failed)?;
     for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
         sys::ignore_signal(signal);
@@ -73,13 +91,17 @@ fn report(report: &Report) {
     }
 }
 
-fn start(files: &Files) -> Result<Container, Failure> {
-    let (record, spec) = load(files)?;
-    let lock = File::create(files.lock()).and_then(|file| sys::lock_file(file.as_fd()).map(|()| file));
+fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failure> {
+    let lock = File::create(files.lock()).and_then(|mut file| {
+        sys::lock_file(file.as_fd())?;
+        // For a launcher that has waited for too long.
+        write!(file, "{}", std::process::id())?;
+        Ok(file)
+    });
     let lock = lock.map_err(|error| Failure::step("locking the runtime directory", &error))?;
     let mountpoint = files.mountpoint();
     let request = Request {
-        spec: &spec,
+        spec,
         rootfs: &record.rootfs,
         user: record.user.as_deref(),
         group: &record.group,
@@ -203,18 +225,6 @@ fn listen(dir: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// Joins the group of the monitors on every hierarchy, so that nothing that ends the daemon's group ends us.
-fn leave_the_daemon(record: &Record) -> io::Result<()> {
-    for dir in record.facts.layout.monitor_dirs(&record.cgroup_parent) {
-        fs::create_dir_all(&dir)?;
-        // `tasks` on v1 spares the wait for a grace period.
-        let tasks = dir.join("tasks");
-        let file = if tasks.exists() { tasks } else { dir.join("cgroup.procs") };
-        fs::write(file, "0")?;
-    }
-    Ok(())
 }
 
 /// Executes this program anew, with nothing but what serving needs.
