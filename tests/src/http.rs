@@ -1,0 +1,51 @@
+//! Requests from the machine to the nodes, each on a connection of its own.
+
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The body of `GET path`. Anything but a complete answer with status 200 is an error.
+pub fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| Error::new(ErrorKind::UnexpectedEof, format!("half an answer: {answer:?}")))?;
+    if head.split(' ').nth(1) != Some("200") {
+        return Err(Error::other(format!("not 200: {head:?}")));
+    }
+    Ok(body.to_owned())
+}
+
+/// What the demo image's page says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Host name of the replica.
+    pub replica: String,
+    /// The client's address as the replica saw it.
+    pub client: String,
+}
+
+/// Asks the demo image who answers.
+pub fn hello(address: SocketAddr) -> Result<Hello> {
+    let body = get(address, "/json")?;
+    let value: serde_json::Value = serde_json::from_str(&body).map_err(Error::other)?;
+    let field = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    Ok(Hello { replica: field("replica"), client: field("client") })
+}
+
+/// Asks so many times and counts who answered. The first request that fails ends it.
+pub fn tally(address: SocketAddr, requests: usize) -> Result<BTreeMap<String, usize>> {
+    let mut tally = BTreeMap::new();
+    for _ in 0..requests {
+        *tally.entry(hello(address)?.replica).or_default() += 1;
+    }
+    Ok(tally)
+}
