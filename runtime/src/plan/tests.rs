@@ -1,0 +1,233 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::cgroup::Hierarchy;
+use crate::spec::{ContainerSettings, bind_mount, default_spec, tmpfs_mount};
+
+fn facts(v1: bool) -> Facts {
+    let hierarchy = |name: &str| Hierarchy {
+        mount: Path::new("/sys/fs/cgroup").join(name),
+        controllers: vec![name.to_owned()],
+    };
+    let controllers = ["cpu", "memory", "pids"].map(str::to_owned).to_vec();
+    let layout = if v1 {
+        Layout {
+            unified: Some("/sys/fs/cgroup/unified".into()),
+            unified_controllers: Vec::new(),
+            v1: ["memory", "devices"].map(hierarchy).to_vec(),
+            named: Vec::new(),
+        }
+    } else {
+        Layout {
+            unified: Some("/sys/fs/cgroup".into()),
+            unified_controllers: controllers,
+            v1: vec![],
+            named: vec![],
+        }
+    };
+    Facts { layout, last_capability: 40 }
+}
+
+fn settings() -> ContainerSettings {
+    ContainerSettings { args: vec!["nginx".to_owned(), "-g".to_owned()], ..ContainerSettings::default() }
+}
+
+fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
+    let rootfs = Rootfs::Directory("/images/web".into());
+    let mountpoint = Path::new("/run/node/web/rootfs");
+    launch_plan(&Request { spec, rootfs: &rootfs, user: None, group: "node/web", mountpoint }, &facts(v1))
+}
+
+fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {
+    let plan = plan_of(&default_spec(settings).unwrap(), v1).unwrap();
+    plan.steps.iter().map(ToString::to_string).filter(|step| !step.starts_with("loading")).collect()
+}
+
+#[test]
+fn a_default_launch_goes_in_this_order() {
+    let expected = "\
+protecting the process against tracing
+making a cgroup namespace
+making a session
+detaching mounts from the host's
+mounting root /images/web
+mounting proc on /proc
+mounting tmpfs on /dev
+mounting devpts on /dev/pts
+mounting sysfs on /sys
+mounting /sys/fs/cgroup/node/web on /sys/fs/cgroup
+mounting mqueue on /dev/mqueue
+mounting tmpfs on /dev/shm
+making /dev
+bringing the loopback device up
+setting the host name
+pivoting into the root file system
+setting sysctl sys/net/core/somaxconn
+masking /proc/acpi
+masking /proc/asound
+masking /proc/interrupts
+masking /proc/kcore
+masking /proc/keys
+masking /proc/latency_stats
+masking /proc/sched_debug
+masking /proc/scsi
+masking /proc/timer_list
+masking /sys/devices/virtual/powercap
+masking /sys/firmware
+making /proc/bus read-only
+making /proc/fs read-only
+making /proc/irq read-only
+making /proc/sys read-only
+making /proc/sysrq-trigger read-only
+using working directory /srv
+making the root file system read-only
+looking up user 0:0
+connecting standard input and output
+using working directory /srv
+setting user, groups and capabilities
+setting no_new_privs
+tying the process to its monitor
+executing nginx";
+    let settings = ContainerSettings {
+        hostname: "web".to_owned(),
+        cwd: "/srv/x/..".to_owned(),
+        read_only_rootfs: true,
+        sysctls: vec![("net.core.somaxconn".to_owned(), "1".to_owned())],
+        ..settings()
+    };
+    assert_eq!(steps(&settings, false).join("\n"), expected);
+}
+
+#[test]
+fn on_v1_the_process_joins_by_itself_and_sees_a_folder_per_controller() {
+    let steps = steps(&settings(), true);
+    assert_eq!(steps[1], "joining the control groups");
+    let cgroups: Vec<&String> = steps.iter().filter(|step| step.contains("/sys/fs/cgroup")).collect();
+    assert_eq!(
+        cgroups,
+        [
+            "mounting tmpfs on /sys/fs/cgroup",
+            "mounting /sys/fs/cgroup/memory/node/web on /sys/fs/cgroup/memory",
+            "mounting /sys/fs/cgroup/devices/node/web on /sys/fs/cgroup/devices",
+            "making /sys/fs/cgroup read-only",
+        ]
+    );
+}
+
+#[test]
+fn privileges_go_before_the_filter_only_with_no_new_privs() {
+    let mut spec = default_spec(&settings()).unwrap();
+    let position = |spec: &Spec| {
+        let steps = plan_of(spec, false).unwrap().steps;
+        let at = |wanted: fn(&Step) -> bool| steps.iter().position(wanted).unwrap();
+        (at(|step| matches!(step, Step::Seccomp { .. })), at(|step| matches!(step, Step::Credentials { .. })))
+    };
+    let (filter, credentials) = position(&spec);
+    assert!(credentials < filter);
+    spec.process_mut().as_mut().unwrap().set_no_new_privileges(Some(false));
+    let (filter, credentials) = position(&spec);
+    assert!(filter < credentials, "without it, only CAP_SYS_ADMIN may load a filter");
+}
+
+#[test]
+fn a_joined_network_namespace_is_not_touched() {
+    let settings = ContainerSettings { netns_path: Some("/run/netns/web".into()), ..settings() };
+    let plan = plan_of(&default_spec(&settings).unwrap(), false).unwrap();
+    assert_eq!(plan.namespaces & libc::CLONE_NEWNET as u64, 0);
+    assert!(plan.steps.iter().any(|step| step.to_string() == "joining namespace /run/netns/web"));
+    assert!(!plan.steps.iter().any(|step| matches!(step, Step::LoopbackUp)));
+}
+
+#[test]
+fn what_is_wrong_is_named_by_its_field() {
+    let field = |change: &dyn Fn(&mut Spec)| {
+        let mut spec = default_spec(&settings()).unwrap();
+        change(&mut spec);
+        plan_of(&spec, false).unwrap_err().field
+    };
+    let process =
+        |spec: &mut Spec, change: &dyn Fn(&mut Process)| change(spec.process_mut().as_mut().unwrap());
+    assert_eq!(
+        field(&|spec| process(spec, &|process| {
+            process.set_args(Some(vec![]));
+        })),
+        "process.args"
+    );
+    assert_eq!(
+        field(&|spec| process(spec, &|process| {
+            process.set_cwd("etc".into());
+        })),
+        "process.cwd"
+    );
+    let env = || Some(vec!["NOVALUE".to_owned()]);
+    assert_eq!(
+        field(&|spec| process(spec, &|process| {
+            process.set_env(env());
+        })),
+        "process.env"
+    );
+    let nul = || Some(vec!["a\0b".to_owned()]);
+    assert_eq!(
+        field(&|spec| process(spec, &|process| {
+            process.set_args(nul());
+        })),
+        "process.args"
+    );
+    assert_eq!(
+        field(&|spec| process(spec, &|process| {
+            process.set_terminal(Some(true));
+        })),
+        "process.terminal"
+    );
+    assert_eq!(
+        field(&|spec| {
+            spec.set_linux(None);
+        }),
+        "linux"
+    );
+    let mounts = |mount: &dyn Fn() -> oci_spec::runtime::Mount| {
+        field(&|spec| {
+            spec.set_mounts(Some(vec![mount()]));
+        })
+    };
+    assert_eq!(mounts(&|| tmpfs_mount("/proc/self", None)), "mounts[0].destination");
+    assert_eq!(mounts(&|| tmpfs_mount("/proc", None)), "mounts[0].destination");
+    assert_eq!(mounts(&|| tmpfs_mount("/a/../", None)), "mounts[0].destination");
+    assert_eq!(mounts(&|| bind_mount("relative", "/a", false)), "mounts[0].source");
+    let annotations =
+        || Some(HashMap::from([(crate::spec::SECCOMP_ANNOTATION.to_owned(), "off".to_owned())]));
+    assert_eq!(
+        field(&|spec| {
+            spec.set_annotations(annotations());
+        }),
+        "annotations.rorqual.runtime.seccomp"
+    );
+}
+
+#[test]
+fn groups_stay_below_their_parent() {
+    let of = |path: &str| {
+        let settings = ContainerSettings { cgroups_path: path.to_owned(), ..settings() };
+        group(&default_spec(&settings).unwrap(), "id", "node")
+    };
+    assert_eq!(of("").unwrap(), "node/id");
+    assert_eq!(of("web/1").unwrap(), "node/web/1");
+    assert_eq!(of("/web").unwrap(), "node/web");
+    for wrong in ["../x", "a/../b", ".monitors", "/"] {
+        assert_eq!(of(wrong).unwrap_err().field, "linux.cgroupsPath", "{wrong}");
+    }
+}
+
+#[test]
+fn commands_are_looked_for_in_the_containers_path() {
+    let candidates = |env: &str, command: &str| {
+        let settings =
+            ContainerSettings { args: vec![command.to_owned()], env: vec![env.to_owned()], ..settings() };
+        let plan = plan_of(&default_spec(&settings).unwrap(), false).unwrap();
+        let Some(Step::Execute(execute)) = plan.steps.into_iter().last() else { panic!("no program") };
+        execute.candidates.into_iter().map(|path| path.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(candidates("PATH=/a::/b:rel", "x"), ["/a/x", "/b/x"]);
+    assert_eq!(candidates("PATH=/a", "./x"), ["./x"]);
+    assert_eq!(candidates("OTHER=1", "x").len(), 6);
+}
