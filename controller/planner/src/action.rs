@@ -70,8 +70,8 @@ pub enum ActionKind {
     NodeStatus {
         /// Whose.
         node_id: NodeId,
-        /// What the leader saw.
-        status: NodeStatus,
+        /// What the leader saw; none leaves it as it is.
+        status: Option<NodeStatus>,
         /// What the agent tells of its machine; none leaves it as it is.
         description: Option<NodeDescription>,
         /// `host:port` of its TLS port; none leaves it as it is.

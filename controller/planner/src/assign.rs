@@ -387,7 +387,8 @@ fn peer(node: &Node) -> PeerView {
     }
 }
 
-fn controllers(state: &State) -> Vec<ControllerView> {
+/// Nodes that are Raft members, or are being taken in.
+pub fn controllers(state: &State) -> Vec<ControllerView> {
     let controllers = state.nodes().filter_map(|node| {
         let raft_id = node.raft_id?;
         Some(ControllerView { node_id: node.id.clone(), address: node.address.clone(), raft_id })

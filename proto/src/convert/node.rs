@@ -115,8 +115,8 @@ impl TryFrom<wire::Node> for model::Node {
 pub struct NodeStatusChange {
     /// Whose.
     pub node_id: model::NodeId,
-    /// How it is now.
-    pub status: model::NodeStatus,
+    /// How it is now; `None` leaves it unchanged.
+    pub status: Option<model::NodeStatus>,
     /// What its agent told; `None` leaves it unchanged.
     pub description: Option<model::NodeDescription>,
     /// `host:port`; `None` leaves it unchanged.
@@ -127,7 +127,11 @@ pub struct NodeStatusChange {
 pub fn node_status_update(update: wire::NodeStatusUpdate) -> Result<NodeStatusChange, InvalidField> {
     Ok(NodeStatusChange {
         node_id: id(&update.node_id, "node_id")?,
-        status: required(update.status, "status")?,
+        status: update
+            .status
+            .map(model::NodeStatus::try_from)
+            .transpose()
+            .map_err(|error| error.within("status"))?,
         description: update.description.map(Into::into),
         address: optional(update.address),
     })

@@ -53,7 +53,9 @@ impl State {
             ActionKind::NodeStatus { node_id, status, description, address } => {
                 let Some(old) = self.nodes.get(node_id) else { return Change::Nothing };
                 let mut node = Node::clone(old);
-                node.status = status.clone();
+                if let Some(status) = status {
+                    node.status = status.clone();
+                }
                 if let Some(description) = description {
                     node.description = description.clone();
                 }

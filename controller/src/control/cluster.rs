@@ -1,0 +1,51 @@
+//! The cluster itself: what it is, who leads, its join tokens.
+
+use rorqual_proto::model::Role;
+use rorqual_proto::wire;
+use tonic::Status;
+
+use super::Control;
+
+impl Control {
+    pub(super) async fn cluster_view(
+        &self,
+        _request: wire::GetClusterRequest,
+    ) -> Result<wire::GetClusterResponse, Status> {
+        let leadership = self.store.leadership().borrow().clone();
+        self.store.read(|state| {
+            let cluster = state.cluster().ok_or_else(|| {
+                Status::unavailable("this controller has not caught up with its cluster yet")
+            })?;
+            let controllers = state.nodes().filter(|node| node.spec.role == Role::Controller).count();
+            Ok(wire::GetClusterResponse {
+                id: cluster.id.to_string(),
+                name: cluster.name.clone(),
+                created_at_ms: cluster.meta.created_at_ms,
+                worker_token: cluster.worker_token.clone(),
+                controller_token: cluster.controller_token.clone(),
+                container_pool: cluster.container_pool.to_string(),
+                vip_pool: cluster.vip_pool.to_string(),
+                leader_node_id: leadership.leader.map(|peer| peer.node_id.to_string()).unwrap_or_default(),
+                raft_term: leadership.term,
+                raft_applied_index: state.index(),
+                controllers: u32::try_from(controllers).unwrap_or(u32::MAX),
+                nodes: u32::try_from(state.nodes().count()).unwrap_or(u32::MAX),
+            })
+        })
+    }
+
+    pub(super) async fn rotate(
+        &self,
+        request: wire::RotateTokenRequest,
+    ) -> Result<wire::GetClusterResponse, Status> {
+        let role = match request.role() {
+            wire::Role::Worker => Role::Worker,
+            wire::Role::Controller => Role::Controller,
+            wire::Role::Unspecified => {
+                return Err(Status::invalid_argument("role: expected `worker` or `controller`"));
+            }
+        };
+        self.membership.rotate(role).await?;
+        self.cluster_view(wire::GetClusterRequest {}).await
+    }
+}

@@ -1,0 +1,202 @@
+//! The control API: what `rctl` asks, answered by the leader.
+//!
+//! [`Control`] is mounted twice: on the local socket, which belongs to root and the group `rorqual`, and on
+//! the TLS port, where only controllers may call (followers forward). The answers themselves stand in
+//! `cluster`, `nodes`, `services`, `watch` and `logs`.
+
+mod cluster;
+mod logs;
+mod nodes;
+mod services;
+mod watch;
+
+use std::pin::Pin;
+
+use rorqual_proto::tls::CredentialStore;
+use rorqual_proto::wire::control_client::ControlClient;
+use rorqual_proto::wire::{self, control_server};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::access;
+use crate::forward::{FORWARD_DEADLINE, LeaderRoute, Route, route};
+use crate::leader::LeaderShared;
+use crate::membership::Membership;
+use crate::store::Store;
+
+/// Where a control API listens, which decides whose calls it takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entrance {
+    /// The Unix socket: file permissions have decided.
+    Local,
+    /// The TLS port: the certificate decides.
+    Tls,
+}
+
+/// The control API at one entrance. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    entrance: Entrance,
+    store: Store,
+    shared: LeaderShared,
+    leader: LeaderRoute,
+    membership: Membership,
+    credentials: CredentialStore,
+}
+
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Control {
+    pub(crate) fn new(
+        entrance: Entrance,
+        store: Store,
+        shared: LeaderShared,
+        leader: LeaderRoute,
+        membership: Membership,
+        credentials: CredentialStore,
+    ) -> Self {
+        Self { entrance, store, shared, leader, membership, credentials }
+    }
+
+    fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        match self.entrance {
+            Entrance::Local => Ok(()),
+            Entrance::Tls => access::controller(&self.store, request).map(drop),
+        }
+    }
+
+    async fn route(&self) -> Result<Route, Status> {
+        self.leader.find(tokio::time::Instant::now() + FORWARD_DEADLINE).await
+    }
+
+    /// There is no leader just now: a reader is better served by what this controller knows.
+    fn leaderless(&self) -> bool {
+        self.store.leadership().borrow().leader.is_none()
+    }
+}
+
+/// A call that the leader answers: admitted, then answered here or forwarded.
+macro_rules! by_leader {
+    ($self:ident, $request:ident, $method:ident, $answer:ident) => {{
+        $self.admit(&$request)?;
+        route!($self.leader, $request.into_inner(), ControlClient::$method, |message| $self.$answer(message))
+    }};
+}
+
+/// A call that only reads: as [`by_leader`], but without a leader this controller tells what it knows.
+macro_rules! by_leader_or_here {
+    ($self:ident, $request:ident, $method:ident, $answer:ident) => {{
+        $self.admit(&$request)?;
+        if $self.leaderless() {
+            return $self.$answer($request.into_inner()).await.map(Response::new);
+        }
+        route!($self.leader, $request.into_inner(), ControlClient::$method, |message| $self.$answer(message))
+    }};
+}
+
+#[tonic::async_trait]
+impl control_server::Control for Control {
+    type WatchServiceStream = Messages<wire::ServiceView>;
+    type ServiceLogsStream = Messages<wire::LogLine>;
+
+    async fn get_cluster(
+        &self,
+        request: Request<wire::GetClusterRequest>,
+    ) -> Result<Response<wire::GetClusterResponse>, Status> {
+        by_leader_or_here!(self, request, get_cluster, cluster_view)
+    }
+
+    async fn rotate_token(
+        &self,
+        request: Request<wire::RotateTokenRequest>,
+    ) -> Result<Response<wire::GetClusterResponse>, Status> {
+        by_leader!(self, request, rotate_token, rotate)
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::ListNodesResponse>, Status> {
+        by_leader_or_here!(self, request, list_nodes, node_views)
+    }
+
+    async fn update_node(
+        &self,
+        request: Request<wire::UpdateNodeRequest>,
+    ) -> Result<Response<wire::UpdateNodeResponse>, Status> {
+        by_leader!(self, request, update_node, change_node)
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<wire::RemoveNodeRequest>,
+    ) -> Result<Response<wire::RemoveNodeResponse>, Status> {
+        by_leader!(self, request, remove_node, drop_node)
+    }
+
+    async fn create_service(
+        &self,
+        request: Request<wire::CreateServiceRequest>,
+    ) -> Result<Response<wire::CreateServiceResponse>, Status> {
+        by_leader!(self, request, create_service, create)
+    }
+
+    async fn update_service(
+        &self,
+        request: Request<wire::UpdateServiceRequest>,
+    ) -> Result<Response<wire::UpdateServiceResponse>, Status> {
+        by_leader!(self, request, update_service, update)
+    }
+
+    async fn scale_services(
+        &self,
+        request: Request<wire::ScaleServicesRequest>,
+    ) -> Result<Response<wire::ScaleServicesResponse>, Status> {
+        by_leader!(self, request, scale_services, scale)
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<wire::RemoveServiceRequest>,
+    ) -> Result<Response<wire::RemoveServiceResponse>, Status> {
+        by_leader!(self, request, remove_service, remove)
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<wire::ListServicesRequest>,
+    ) -> Result<Response<wire::ListServicesResponse>, Status> {
+        by_leader_or_here!(self, request, list_services, service_views)
+    }
+
+    async fn watch_service(
+        &self,
+        request: Request<wire::WatchServiceRequest>,
+    ) -> Result<Response<Self::WatchServiceStream>, Status> {
+        self.admit(&request)?;
+        match self.route().await? {
+            Route::Here => self.watch(request.into_inner()).map(Response::new),
+            Route::There(channel) => {
+                let answer = ControlClient::new(channel).watch_service(request.into_inner()).await?;
+                Ok(Response::new(Box::pin(answer.into_inner())))
+            }
+        }
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<wire::ListTasksRequest>,
+    ) -> Result<Response<wire::ListTasksResponse>, Status> {
+        by_leader_or_here!(self, request, list_tasks, task_views)
+    }
+
+    /// Answered by the controller that was asked: it knows where the tasks are, and the lines come straight
+    /// from their nodes.
+    async fn service_logs(
+        &self,
+        request: Request<wire::ServiceLogsRequest>,
+    ) -> Result<Response<Self::ServiceLogsStream>, Status> {
+        self.admit(&request)?;
+        self.logs(request.into_inner()).map(Response::new)
+    }
+}

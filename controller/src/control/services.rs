@@ -1,0 +1,203 @@
+//! Services and their tasks: the writes are decided by the planner's pure functions, the views read from
+//! the state.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rorqual_planner::{State, prepare as decide};
+use rorqual_proto::model::{
+    DesiredState, NodeId, Service, ServiceId, ServiceMode, ServiceSpec, Task,
+};
+use rorqual_proto::{validate, wire};
+use tonic::Status;
+
+use super::Control;
+use crate::status;
+
+impl Control {
+    pub(super) async fn create(
+        &self,
+        request: wire::CreateServiceRequest,
+    ) -> Result<wire::CreateServiceResponse, Status> {
+        let spec = spec(request.spec)?;
+        let name = spec.name.clone();
+        let id = ServiceId::from_bits(rand::random());
+        let action = self
+            .store
+            .read(|state| decide::create_service(state, spec, id))
+            .map_err(status::from_refusal)?;
+        self.store.propose(vec![action]).await.map_err(status::from_propose)?;
+        Ok(wire::CreateServiceResponse { service: Some(self.written(&name)?) })
+    }
+
+    pub(super) async fn update(
+        &self,
+        request: wire::UpdateServiceRequest,
+    ) -> Result<wire::UpdateServiceResponse, Status> {
+        let spec = spec(request.spec)?;
+        let expected = (request.version != 0).then_some(request.version);
+        let service = self.store.read(|state| find(state, &request.name))?;
+        let action = self
+            .store
+            .read(|state| decide::update_service(state, &service.id, spec, expected))
+            .map_err(status::from_refusal)?;
+        self.store.propose(vec![action]).await.map_err(status::from_propose)?;
+        Ok(wire::UpdateServiceResponse { service: Some(self.written(service.id.as_str())?) })
+    }
+
+    pub(super) async fn scale(
+        &self,
+        request: wire::ScaleServicesRequest,
+    ) -> Result<wire::ScaleServicesResponse, Status> {
+        let mut ids = Vec::with_capacity(request.scales.len());
+        let actions = self.store.read(|state| {
+            let mut actions = Vec::with_capacity(request.scales.len());
+            for scale in &request.scales {
+                let service = find(state, &scale.name)?;
+                if ids.contains(&service.id) {
+                    return Err(Status::invalid_argument(format!("`{}` is named twice", scale.name)));
+                }
+                let action = decide::scale(state, &service.id, scale.replicas)
+                    .map_err(status::from_refusal)?;
+                ids.push(service.id.clone());
+                actions.push(action);
+            }
+            Ok(actions)
+        })?;
+        if actions.is_empty() {
+            return Err(Status::invalid_argument("scales: expected at least one SERVICE=REPLICAS"));
+        }
+        self.store.propose(actions).await.map_err(status::from_propose)?;
+        let services = ids.iter().map(|id| self.written(id.as_str())).collect::<Result<_, _>>()?;
+        Ok(wire::ScaleServicesResponse { services })
+    }
+
+    pub(super) async fn remove(
+        &self,
+        request: wire::RemoveServiceRequest,
+    ) -> Result<wire::RemoveServiceResponse, Status> {
+        let (ids, actions) = self.store.read(|state| {
+            let mut ids = BTreeSet::new();
+            for name in &request.names {
+                ids.insert(find(state, name)?.id.clone());
+            }
+            let actions = ids
+                .iter()
+                .map(|id| decide::remove(state, id).map_err(status::from_refusal))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, Status>((ids, actions))
+        })?;
+        if actions.is_empty() {
+            return Err(Status::invalid_argument("names: expected at least one service"));
+        }
+        self.store.propose(actions).await.map_err(status::from_propose)?;
+        Ok(wire::RemoveServiceResponse { ids: ids.iter().map(ToString::to_string).collect() })
+    }
+
+    pub(super) async fn service_views(
+        &self,
+        request: wire::ListServicesRequest,
+    ) -> Result<wire::ListServicesResponse, Status> {
+        self.store.read(|state| {
+            let services: Vec<Arc<Service>> = if request.names.is_empty() {
+                state.services().cloned().collect()
+            } else {
+                request.names.iter().map(|name| find(state, name)).collect::<Result<_, _>>()?
+            };
+            let services = services.iter().map(|service| self.view(state, service)).collect();
+            Ok(wire::ListServicesResponse { services })
+        })
+    }
+
+    pub(super) async fn task_views(
+        &self,
+        request: wire::ListTasksRequest,
+    ) -> Result<wire::ListTasksResponse, Status> {
+        self.store.read(|state| {
+            let mut tasks: Vec<Arc<Task>> = if request.services.is_empty() {
+                state.tasks().cloned().collect()
+            } else {
+                let mut tasks = Vec::new();
+                for name in &request.services {
+                    let service = find(state, name)?;
+                    tasks.extend(state.tasks_of_service(&service.id).cloned());
+                }
+                tasks
+            };
+            if !request.nodes.is_empty() {
+                tasks.retain(|task| {
+                    let node = task.node_id.as_ref().and_then(|id| state.node(id));
+                    node.is_some_and(|node| {
+                        let names = [node.id.as_str(), node.description.hostname.as_str()];
+                        request.nodes.iter().any(|wanted| names.contains(&wanted.as_str()))
+                    })
+                });
+            }
+            tasks.sort_by(|a, b| {
+                (&a.service_name, a.slot, b.meta.created_at_ms, &b.id)
+                    .cmp(&(&b.service_name, b.slot, a.meta.created_at_ms, &a.id))
+            });
+            let tasks = tasks.iter().map(|task| wire::TaskView {
+                node_hostname: hostname(state, task.node_id.as_ref()),
+                explanation: self.shared.explanation(&task.id).unwrap_or_default(),
+                task: Some(wire::Task::from(&**task)),
+            });
+            Ok(wire::ListTasksResponse { tasks: tasks.collect() })
+        })
+    }
+
+    /// A service as it stands: counts, live tasks, and what they wait for.
+    pub(super) fn view(&self, state: &State, service: &Service) -> wire::ServiceView {
+        let ServiceMode::Replicated { replicas } = service.spec.mode;
+        let mut view = wire::ServiceView {
+            service: Some(wire::Service::from(service)),
+            desired: if service.removing { 0 } else { replicas },
+            explanations: service.problem.iter().cloned().collect(),
+            ..wire::ServiceView::default()
+        };
+        for task in state.tasks_of_service(&service.id) {
+            let ended = task.status.state.is_terminal();
+            if !ended {
+                view.running += u32::from(task.is_endpoint());
+                view.updated +=
+                    u32::from(task.is_endpoint() && task.spec_version == service.spec_version);
+            }
+            let wanted = task.desired_state <= DesiredState::Running;
+            if wanted || !ended {
+                view.tasks.push(wire::Task::from(&**task));
+            }
+            if let Some(explanation) = self.shared.explanation(&task.id) {
+                if !view.explanations.contains(&explanation) {
+                    view.explanations.push(explanation);
+                }
+            }
+        }
+        view
+    }
+
+    fn written(&self, name: &str) -> Result<wire::Service, Status> {
+        self.store.read(|state| find(state, name).map(|service| wire::Service::from(&*service)))
+    }
+}
+
+fn spec(spec: Option<wire::ServiceSpec>) -> Result<ServiceSpec, Status> {
+    let spec = spec.ok_or_else(|| Status::invalid_argument("spec: expected a service"))?;
+    let spec = ServiceSpec::try_from(spec).map_err(status::from_field)?;
+    validate::service_spec(&spec).map_err(status::from_field)?;
+    Ok(spec)
+}
+
+/// A node's host name, or its id where it is gone.
+pub(super) fn hostname(state: &State, node: Option<&NodeId>) -> String {
+    let Some(id) = node else { return String::new() };
+    state.node(id).map_or_else(|| id.to_string(), |node| node.description.hostname.clone())
+}
+
+/// The service that a name, an id, or a unique prefix of an id means.
+pub(super) fn find(state: &State, name: &str) -> Result<Arc<Service>, Status> {
+    let found = decide::find_service(state, name).map_err(status::from_refusal)?;
+    state
+        .service(&found.id)
+        .cloned()
+        .ok_or_else(|| Status::not_found(format!("no service `{name}`: `rctl service ls` lists them")))
+}

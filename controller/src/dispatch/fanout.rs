@@ -1,0 +1,303 @@
+//! From the store's watch to assignment sets: one task owns every open session.
+//!
+//! What changes touch is decided by [`rorqual_planner::assign`]; it is read from the present state, and each
+//! session gets what concerns its node. A set's number is the log index that was applied when it was read,
+//! so it grows across leaders. A set names whole objects, so sending one twice is harmless.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rorqual_planner::State;
+use rorqual_planner::assign::{self, BlockView, ControllerView, NodeDelta, PeerView, ServiceView, Touched};
+use rorqual_proto::model::{Node, NodeId};
+use rorqual_proto::wire::{self, to_agent};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+use crate::store::{Applied, Store, WatchError};
+
+type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
+
+/// Told to a session that the fan-out has let go.
+pub(super) struct Evicted;
+
+/// How many registrations may wait.
+const EVENTS: usize = 256;
+
+enum Event {
+    Register { node: NodeId, session: u64, outbox: Outbox, evict: oneshot::Sender<Evicted> },
+    Unregister { node: NodeId, session: u64 },
+}
+
+/// Where sessions register. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct FanoutHandle {
+    events: mpsc::Sender<Event>,
+}
+
+impl FanoutHandle {
+    /// Registers a session, in place of an earlier one of the same node; its first message is a full set.
+    /// Returns the session's number, and what ends when the fan-out lets the session go.
+    pub(super) async fn register(
+        &self,
+        node: NodeId,
+        outbox: Outbox,
+    ) -> Result<(u64, oneshot::Receiver<Evicted>), Status> {
+        let session = rand::random();
+        let (evict, evicted) = oneshot::channel();
+        let event = Event::Register { node, session, outbox, evict };
+        match self.events.send(event).await {
+            Ok(()) => Ok((session, evicted)),
+            Err(_) => Err(Status::unavailable("this controller is shutting down")),
+        }
+    }
+
+    /// Forgets a session, unless another one of the node has taken its place.
+    pub(super) async fn unregister(&self, node: NodeId, session: u64) {
+        // Fails only when the controller shuts down, and every session with it.
+        let _ = self.events.send(Event::Unregister { node, session }).await;
+    }
+}
+
+/// Starts the task; it ends when the store's watch closes.
+pub(super) fn start(store: Store) -> FanoutHandle {
+    let (events, inbox) = mpsc::channel(EVENTS);
+    let fanout = Fanout { store, sessions: BTreeMap::new(), blocks: BTreeSet::new() };
+    tokio::spawn(fanout.run(inbox));
+    FanoutHandle { events }
+}
+
+struct Session {
+    number: u64,
+    outbox: Outbox,
+    /// Dropped with the session, which tells it.
+    _evict: oneshot::Sender<Evicted>,
+    /// The number of the last set that it was given.
+    set: u64,
+}
+
+struct Fanout {
+    store: Store,
+    sessions: BTreeMap<NodeId, Session>,
+    /// Blocks that sessions have been told of: a change names those that are gone.
+    blocks: BTreeSet<String>,
+}
+
+/// What changes have touched since the last send.
+#[derive(Default)]
+struct Marked {
+    touched: Touched,
+    everything: bool,
+}
+
+impl Marked {
+    /// Marks what the changes touch; false when the watch has closed.
+    fn take(&mut self, store: &Store, changes: Result<Applied, WatchError>) -> bool {
+        match changes {
+            Ok(applied) => {
+                let touched = store.read(|state| assign::touched(state, applied.changes.iter()));
+                self.touched.merge(&touched);
+            }
+            Err(WatchError::Lagged) => self.everything = true,
+            Err(WatchError::Closed) => return false,
+        }
+        true
+    }
+}
+
+impl Fanout {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
+        let mut watch = self.store.watch();
+        loop {
+            let mut marked = Marked::default();
+            // Both arms are cancel-safe: each queue keeps what was not taken.
+            tokio::select! {
+                changes = watch.recv() => {
+                    // Nobody listens on a follower: nothing has to be marked.
+                    if self.sessions.is_empty() {
+                        if matches!(changes, Err(WatchError::Closed)) {
+                            return;
+                        }
+                        continue;
+                    }
+                    if !marked.take(&self.store, changes) {
+                        return;
+                    }
+                }
+                event = inbox.recv() => match event {
+                    Some(event) => self.handle(event),
+                    None => return,
+                },
+            }
+            while let Some(changes) = watch.try_recv() {
+                if !marked.take(&self.store, changes) {
+                    return;
+                }
+            }
+            self.send(&marked);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Register { node, session, outbox, evict } => {
+                let mut session = Session { number: session, outbox, _evict: evict, set: 0 };
+                if self.give_all(&node, &mut session) {
+                    self.sessions.insert(node, session);
+                }
+            }
+            Event::Unregister { node, session } => {
+                if self.sessions.get(&node).is_some_and(|known| known.number == session) {
+                    self.sessions.remove(&node);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, marked: &Marked) {
+        let mut sessions = std::mem::take(&mut self.sessions);
+        if marked.everything {
+            sessions.retain(|node, session| self.give_all(node, session));
+        } else if marked.touched.everywhere.is_empty() {
+            for node in marked.touched.nodes.keys() {
+                if let Some(session) = sessions.get_mut(node)
+                    && !self.give(node, session, &marked.touched, &[])
+                {
+                    sessions.remove(node);
+                }
+            }
+        } else {
+            let gone = if marked.touched.everywhere.blocks { self.blocks_gone() } else { Vec::new() };
+            sessions.retain(|node, session| self.give(node, session, &marked.touched, &gone));
+        }
+        self.sessions = sessions;
+    }
+
+    /// Blocks that were told and are not leased any more.
+    fn blocks_gone(&mut self) -> Vec<String> {
+        let now = self.store.read(|state| {
+            let leases = state.networks().flat_map(|network| &network.blocks);
+            leases.map(|lease| lease.block.to_string()).collect::<BTreeSet<_>>()
+        });
+        let gone = self.blocks.difference(&now).cloned().collect();
+        self.blocks = now;
+        gone
+    }
+
+    /// Sends the whole truth for one node; false when the session is too slow or gone.
+    fn give_all(&mut self, node: &NodeId, session: &mut Session) -> bool {
+        let (set, assignment) =
+            self.store.read(|state| (state.index(), assign::assignment_for(state, node)));
+        self.blocks.extend(assignment.blocks.iter().map(|view| view.block.to_string()));
+        let (container_pool, vip_pool) = assignment
+            .pools
+            .map(|pools| (pools.container_pool.to_string(), pools.vip_pool.to_string()))
+            .unwrap_or_default();
+        session.send(wire::Assignments {
+            set,
+            full: true,
+            tasks: assignment.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
+            services: assignment.services.iter().map(service).collect(),
+            blocks: assignment.blocks.iter().map(block).collect(),
+            peers: assignment.peers.iter().map(peer).collect(),
+            controllers: assignment.controllers.iter().map(controller).collect(),
+            container_pool,
+            vip_pool,
+            ..wire::Assignments::default()
+        })
+    }
+
+    /// Sends one node what was touched and concerns it; false when the session is too slow or gone.
+    fn give(&self, node: &NodeId, session: &mut Session, touched: &Touched, blocks_gone: &[String]) -> bool {
+        let parts = touched.for_node(node);
+        let (set, delta) =
+            self.store.read(|state| (state.index(), assign::delta_for(state, node, &parts)));
+        if delta.is_empty() && blocks_gone.is_empty() {
+            return true;
+        }
+        session.send(change(delta, set, session.set, blocks_gone))
+    }
+}
+
+impl Session {
+    fn send(&mut self, assignments: wire::Assignments) -> bool {
+        self.set = assignments.set;
+        let message = wire::ToAgent { message: Some(to_agent::Message::Assignments(assignments)) };
+        self.outbox.try_send(Ok(message)).is_ok()
+    }
+}
+
+fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire::Assignments {
+    // A service that is named is replaced whole; only one without any view left is removed.
+    let named = |id: &&_| !delta.services.iter().any(|view| view.service_id == **id);
+    wire::Assignments {
+        set,
+        base,
+        tasks: delta.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
+        removed_tasks: delta.removed_tasks.iter().map(ToString::to_string).collect(),
+        removed_services: delta.removed_services.iter().filter(named).map(ToString::to_string).collect(),
+        services: delta.services.iter().map(service).collect(),
+        blocks: delta.blocks.iter().flatten().map(block).collect(),
+        removed_blocks: blocks_gone.to_vec(),
+        peers: delta.peers.iter().map(peer).collect(),
+        removed_peers: delta.removed_peers.iter().map(ToString::to_string).collect(),
+        controllers: delta.controllers.iter().flatten().map(controller).collect(),
+        ..wire::Assignments::default()
+    }
+}
+
+fn service(view: &ServiceView) -> wire::ServiceEndpoints {
+    let endpoints = view.endpoints.iter().map(|endpoint| wire::ServiceEndpoint {
+        task_id: endpoint.task_id.to_string(),
+        name: endpoint.name.clone(),
+        address: endpoint.address.to_string(),
+        node_id: endpoint.node_id.to_string(),
+    });
+    wire::ServiceEndpoints {
+        service_id: view.service_id.to_string(),
+        name: view.name.clone(),
+        network_id: view.network_id.to_string(),
+        network_name: view.network_name.clone(),
+        vip: view.vip.map(|vip| vip.to_string()).unwrap_or_default(),
+        ports: view.ports.iter().map(wire::PortSpec::from).collect(),
+        endpoints: endpoints.collect(),
+    }
+}
+
+fn block(view: &BlockView) -> wire::NetworkBlock {
+    wire::NetworkBlock {
+        block: view.block.to_string(),
+        network_id: view.network_id.to_string(),
+        node_id: view.node_id.to_string(),
+    }
+}
+
+fn peer(view: &PeerView) -> wire::NodePeer {
+    wire::NodePeer {
+        node_id: view.node_id.to_string(),
+        hostname: view.hostname.clone(),
+        address: view.address.clone(),
+    }
+}
+
+fn controller(view: &ControllerView) -> wire::Controller {
+    wire::Controller {
+        node_id: view.node_id.to_string(),
+        address: view.address.clone(),
+        raft_id: view.raft_id,
+    }
+}
+
+/// A node as one that fetches from it has to know it.
+pub(super) fn holder(node: &Arc<Node>) -> wire::NodePeer {
+    wire::NodePeer {
+        node_id: node.id.to_string(),
+        hostname: node.description.hostname.clone(),
+        address: node.address.clone(),
+    }
+}
+
+/// The controllers, for agents that look for the leader.
+pub(crate) fn controllers(state: &State) -> Vec<wire::Controller> {
+    assign::controllers(state).iter().map(controller).collect()
+}

@@ -1,0 +1,175 @@
+//! One agent's session with the leader.
+//!
+//! ```text
+//! Hello ──leads──▶ Welcome, full set ──▶ [ sets down | heartbeats, statuses, images up ] ──▶ end
+//!   └──follows──▶ Redirect, end
+//! ```
+//! The session ends when the agent hangs up or falls silent, when this controller no longer leads, or when
+//! the agent is too slow to take its sets; the agent comes back with a Hello and gets a full set.
+
+use std::time::Duration;
+
+use rorqual_planner::{Action, ActionKind};
+use rorqual_proto::model::{NodeDescription, NodeId};
+use rorqual_proto::wire::{self, from_agent, to_agent};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
+
+use super::fanout::{self, Evicted};
+use super::{Dispatch, HEARTBEAT};
+
+/// How long an agent may take to say Hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// An agent that is silent for so long has lost its session.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Messages that may wait for a slow agent before its session ends.
+const OUTBOX: usize = 64;
+
+type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
+
+impl Dispatch {
+    pub(super) async fn open_session(
+        &self,
+        node: NodeId,
+        mut inbox: Streaming<wire::FromAgent>,
+    ) -> Result<Response<ReceiverStream<Result<wire::ToAgent, Status>>>, Status> {
+        let hello = hello(&mut inbox).await?;
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        if !self.leader.is_here() {
+            send(&outbox, to_agent::Message::Redirect(self.redirect())).await?;
+            return Ok(Response::new(ReceiverStream::new(messages)));
+        }
+        self.shared.heard(&node);
+        self.introduce(&node, &hello).await?;
+        self.images.report(node.clone(), hello.images.unwrap_or_default());
+        let welcome = wire::Welcome {
+            heartbeat_ms: u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
+            controllers: self.store.read(fanout::controllers),
+        };
+        send(&outbox, to_agent::Message::Welcome(welcome)).await?;
+        self.statuses.report(&node, hello.statuses).await?;
+        let (session, evicted) = self.fanout.register(node.clone(), outbox.clone()).await?;
+        let dispatch = self.clone();
+        tracing::info!(%node, "agent session opened");
+        // Ends with the session; nothing waits for it.
+        tokio::spawn(async move {
+            let why = dispatch.serve(&node, inbox, &outbox, evicted).await;
+            tracing::info!(%node, why, "agent session ended");
+            dispatch.fanout.unregister(node.clone(), session).await;
+            dispatch.images.forget(&node);
+        });
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    fn redirect(&self) -> wire::Redirect {
+        let leader = self.store.leadership().borrow().leader.clone();
+        wire::Redirect {
+            leader_address: leader.map(|peer| peer.address).unwrap_or_default(),
+            controllers: self.store.read(fanout::controllers),
+        }
+    }
+
+    /// Writes what the agent says about its machine, where that is news.
+    async fn introduce(&self, node: &NodeId, hello: &wire::Hello) -> Result<(), Status> {
+        let description = hello.description.clone().unwrap_or_default();
+        let description = NodeDescription::try_from(description)
+            .map_err(|error| Status::invalid_argument(format!("hello.{error}")))?;
+        let news = self.store.read(|state| {
+            state
+                .node(node)
+                .is_some_and(|known| known.description != description || known.address != hello.address)
+        });
+        if !news {
+            return Ok(());
+        }
+        let action = Action::new(ActionKind::NodeStatus {
+            node_id: node.clone(),
+            status: None,
+            description: Some(description),
+            address: Some(hello.address.clone()),
+        });
+        self.store.propose(vec![action]).await.map_err(crate::status::from_propose)?;
+        Ok(())
+    }
+
+    async fn serve(
+        &self,
+        node: &NodeId,
+        mut inbox: Streaming<wire::FromAgent>,
+        outbox: &Outbox,
+        mut evicted: oneshot::Receiver<Evicted>,
+    ) -> &'static str {
+        let mut leadership = self.store.leadership();
+        loop {
+            // Each arm is cancel-safe: a stream keeps what it has not yielded, a oneshot and a watch lose
+            // nothing, and the sleep starts anew with every message, which is what it measures.
+            let message = tokio::select! {
+                message = inbox.message() => message,
+                _ = &mut evicted => return "replaced, or too slow to take its assignments",
+                changed = leadership.wait_for(|now| !now.is_leader) => {
+                    if changed.is_ok() {
+                        let redirect = to_agent::Message::Redirect(self.redirect());
+                        let _ = outbox.try_send(Ok(wire::ToAgent { message: Some(redirect) }));
+                    }
+                    return "this controller no longer leads";
+                }
+                () = tokio::time::sleep(SILENCE) => return "silent for too long",
+            };
+            let Ok(Some(message)) = message else { return "the agent hung up" };
+            self.shared.heard(node);
+            if let Err(status) = self.take(node, message, outbox).await {
+                let _ = outbox.try_send(Err(status));
+                return "the agent sent what can't be read";
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        node: &NodeId,
+        message: wire::FromAgent,
+        outbox: &Outbox,
+    ) -> Result<(), Status> {
+        match message.message {
+            Some(from_agent::Message::Heartbeat(_)) => {
+                // A full outbox means that the agent does not read: the fan-out ends the session.
+                let beat = to_agent::Message::Heartbeat(wire::Heartbeat {});
+                let _ = outbox.try_send(Ok(wire::ToAgent { message: Some(beat) }));
+                Ok(())
+            }
+            Some(from_agent::Message::Statuses(batch)) => {
+                self.statuses.report(node, batch.statuses).await
+            }
+            Some(from_agent::Message::Images(images)) => {
+                self.images.report(node.clone(), images);
+                Ok(())
+            }
+            Some(from_agent::Message::AcknowledgedSet(set)) => {
+                tracing::trace!(%node, set, "set acknowledged");
+                Ok(())
+            }
+            Some(from_agent::Message::Hello(_)) => {
+                Err(Status::invalid_argument("a second hello in one session"))
+            }
+            None => Err(Status::invalid_argument("a message without content")),
+        }
+    }
+}
+
+async fn hello(inbox: &mut Streaming<wire::FromAgent>) -> Result<wire::Hello, Status> {
+    let first = tokio::time::timeout(HELLO_DEADLINE, inbox.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello within 5 s"))??;
+    match first.and_then(|message| message.message) {
+        Some(from_agent::Message::Hello(hello)) => Ok(hello),
+        _ => Err(Status::invalid_argument("a session starts with a hello")),
+    }
+}
+
+async fn send(outbox: &Outbox, message: to_agent::Message) -> Result<(), Status> {
+    let message = Ok(wire::ToAgent { message: Some(message) });
+    outbox.send(message).await.map_err(|_| Status::cancelled("the agent hung up"))
+}
