@@ -251,10 +251,11 @@ impl RegistryClient {
             let broken = match self.transfer(&session, &path, purpose, writer).await {
                 Ok(()) => return Ok(()),
                 Err(Transfer::Store(error)) => return Err(error),
-                Err(Transfer::Registry(error)) => error,
+                Err(Transfer::Registry(error)) => return Err(wrap(error)),
+                Err(Transfer::Broken(error)) => error,
             };
             attempt += 1;
-            if attempt >= self.options.attempts || !exchange::is_transient(&broken) {
+            if attempt >= self.options.attempts {
                 return Err(wrap(broken));
             }
             tracing::debug!(registry = reference.registry(), %digest, at_bytes = writer.written_bytes(), "a transfer broke; going on");
@@ -289,9 +290,9 @@ impl RegistryClient {
         }
         let mut body = answer.into_body();
         while let Some(frame) =
-            session.within(body.frame(), "reading the blob").await.map_err(Transfer::Registry)?
+            session.within(body.frame(), "reading the blob").await.map_err(Transfer::Broken)?
         {
-            let frame = frame.map_err(|error| Transfer::Registry(RegistryError::Http(Box::new(error))))?;
+            let frame = frame.map_err(|error| Transfer::Broken(RegistryError::Http(Box::new(error))))?;
             if let Some(bytes) = frame.data_ref() {
                 writer.write(bytes).map_err(Transfer::Store)?;
             }
@@ -316,7 +317,10 @@ impl RegistryClient {
 
 /// Whose fault it is that a transfer ended.
 enum Transfer {
+    /// Final: what may be tried again was tried again.
     Registry(RegistryError),
+    /// The body broke off; the rest can be asked for.
+    Broken(RegistryError),
     Store(Error),
 }
 

@@ -189,7 +189,7 @@ impl<R: Read> Archive<R> {
             target.or_else(|| header.link_name_bytes().map(|name| name.into_owned())).unwrap_or_default();
         let kind = match header.as_bytes()[156] {
             // Archives older than POSIX mark folders by the slash only.
-            b'0' | 0 if path.ends_with(b"/") => Kind::Folder,
+            0 if path.ends_with(b"/") => Kind::Folder,
             b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::Link,
             b'2' => Kind::Symlink,

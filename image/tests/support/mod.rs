@@ -6,6 +6,8 @@
     reason = "each test file uses its own part of this"
 )]
 
+pub mod registry;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
