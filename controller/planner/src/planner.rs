@@ -102,10 +102,11 @@ impl Planner {
         if lived && !after.is_some_and(lives) {
             self.dirty.capacity = true;
         }
+        let forgotten_alive = lived && after.is_none();
         if let Some(node_id) = &task.node_id
-            && task.status.state == TaskState::Orphaned
+            && (forgotten_alive || task.status.state == TaskState::Orphaned)
         {
-            // With its last task gone the node's blocks can be taken back.
+            // Its node may be gone: with the last task the node's blocks can be taken back.
             self.dirty.nodes.insert(node_id.clone());
         }
     }

@@ -71,8 +71,11 @@ fn ports(state: &State, given: &mut Given, service: &Service, problems: &mut Vec
                     && had.protocol == wanted.protocol
                     && DYNAMIC_PORTS.contains(&had.published)
             });
+            // A port that the service had for another target rests, or is claimed by that one.
+            let had =
+                |port: &u16| service.ports.iter().any(|had| (had.protocol, had.published) == key(*port));
             kept.map(|had| had.published)
-                .chain(DYNAMIC_PORTS)
+                .chain(DYNAMIC_PORTS.filter(|port| !had(port)))
                 .find(|port| !own(*port) && !fixed.contains(&key(*port)) && owner(*port).is_none())
         };
         match published {

@@ -3,11 +3,12 @@
 //! - Tasks that don't run yet (waiting for a node, being prepared, ended) have nothing to lose: they are
 //!   replaced at once.
 //! - Of those that run, one is stopped at a time; its slot gets the new task when the old one has stopped.
-//!   The next follows when every slot of the new spec serves and the newest has done so for
-//!   [`SETTLE_MS`]. So a spec that does not come up costs one replica, and the others keep serving.
+//!   The next follows when every slot of the new spec serves, the first of them for [`TRIAL_MS`] and the
+//!   newest for [`SETTLE_MS`]. So a spec that does not come up, or not for long, costs one replica, and
+//!   the others keep serving.
 //! - Nothing is stopped while no node could take its replacement.
 //! - Each failure of a task of the new spec (rejected, failed, or restarted in place again and again)
-//!   makes the time to settle four times longer, up to [`MAX_SETTLE_MS`]; from [`FAILURES`] on the
+//!   makes both times four times longer, up to [`MAX_SETTLE_MS`]; from [`FAILURES`] on the
 //!   service's `problem` says that the update is held back. A new spec starts afresh.
 
 use std::collections::BTreeSet;
@@ -23,7 +24,9 @@ use crate::state::index::{Holders, ServiceIndex, is_holder};
 
 /// Slots that may be without a serving task because of an update.
 pub(super) const PARALLELISM: usize = 1;
-/// How long a new task serves before the next one is replaced.
+/// How long the first task of the new spec serves before a second one is replaced.
+pub(super) const TRIAL_MS: u64 = 3_000;
+/// How long each new task serves before the next one is replaced.
 pub(super) const SETTLE_MS: u64 = 500;
 /// The longest such time, after failures.
 pub(super) const MAX_SETTLE_MS: u64 = 60_000;
@@ -60,9 +63,12 @@ pub(super) fn step(
     if on_the_way >= PARALLELISM {
         return (true, held_back);
     }
-    if let Some((since_ms, _)) = current.settled.last() {
-        let settle_ms = SETTLE_MS.saturating_mul(4_u64.saturating_pow(failures)).min(MAX_SETTLE_MS);
-        let due_ms = since_ms.saturating_add_unsigned(settle_ms);
+    if let (Some((first_ms, _)), Some((newest_ms, _))) = (current.settled.first(), current.settled.last()) {
+        let factor = 4_u64.saturating_pow(failures);
+        let after = |since_ms: &i64, wait_ms: u64| {
+            since_ms.saturating_add_unsigned(wait_ms.saturating_mul(factor).min(MAX_SETTLE_MS))
+        };
+        let due_ms = after(first_ms, TRIAL_MS).max(after(newest_ms, SETTLE_MS));
         if due_ms > draft.now_ms {
             draft.timers.push((due_ms, Look::Service(service.id.clone())));
             return (true, held_back);
