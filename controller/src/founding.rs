@@ -1,6 +1,6 @@
 //! `cluster init`: a new cluster's authority, its first node, and the first entry of its log.
 
-use std::net::SocketAddr;
+use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
 use rorqual_planner::{Action, ActionKind};
@@ -22,7 +22,7 @@ pub struct Founding {
     /// The founding node's host name.
     pub hostname: String,
     /// Where the other nodes will reach it.
-    pub address: SocketAddr,
+    pub address: SocketAddrV4,
     /// Addresses of containers.
     pub container_pool: Ipv4Net,
     /// Virtual addresses of services.
@@ -161,7 +161,7 @@ mod tests {
     fn founding(containers: &str, vips: &str) -> Founding {
         Founding {
             hostname: "n1".to_owned(),
-            address: ([10, 0, 0, 1], 4780).into(),
+            address: "10.0.0.1:4780".parse().unwrap(),
             container_pool: containers.parse().unwrap(),
             vip_pool: vips.parse().unwrap(),
         }

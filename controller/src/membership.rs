@@ -18,7 +18,7 @@ use crate::store::{RaftPeer, Store};
 use crate::{clock, status};
 
 /// How long a node's certificate is valid; its agent renews it after two thirds.
-pub const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+pub(crate) const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Decides about members. Cheap to clone.
 #[derive(Clone)]
