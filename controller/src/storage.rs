@@ -10,29 +10,35 @@
 //! only then is a write acknowledged. Everything that one `Ready` wants goes into one sled batch, which is
 //! applied whole or not at all after a crash, and shares one barrier (group commit).
 //!
-//! What a crash leaves behind the last barrier was never acknowledged; sled cuts it off. What can't be
-//! read otherwise is [`StorageError::Corrupt`], which names the way out. sled panics on some corruption:
+//! What a crash leaves behind the last barrier was never acknowledged; sled cuts it off. Where it cuts off
+//! more (`storage/watermark.rs`), or something can't be read, that is [`StorageError::Corrupt`], which names
+//! the way out. sled panics on some corruption:
 //! [`DiskStore::open`] catches that.
 
 mod layout;
 mod snapshot;
+mod watermark;
 #[cfg(test)]
 pub(crate) mod memory;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 
 use layout::Layout;
+use watermark::Watermark;
 pub(crate) use snapshot::{SavedSnapshot, SnapshotDir};
 
 /// What sled keeps of its pages in memory. The log is kept in memory by its reader anyway.
 const CACHE_BYTES: u64 = 1 << 20;
+
+/// How long a store may be in use by one that is just ending.
+const LOCK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why the disk did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -214,6 +220,9 @@ fn at(operation: &'static str, path: &Path) -> impl Fn(std::io::Error) -> Storag
 pub(crate) struct DiskStore {
     layout: Layout,
     barrier: Barrier,
+    watermark: Watermark,
+    /// The number of the last write.
+    written: u64,
     snapshots: SnapshotDir,
     dir: PathBuf,
 }
@@ -221,10 +230,23 @@ pub(crate) struct DiskStore {
 impl DiskStore {
     /// Opens or makes the store in `dir`, and reads what is in it.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Recovered), StorageError> {
+        // sled's own threads hold its lock for a moment after it was closed, and so does a daemon that is
+        // just ending.
+        let deadline = Instant::now() + LOCK_DEADLINE;
+        loop {
+            match Self::open_once(dir) {
+                Err(StorageError::InUse { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_once(dir: &Path) -> Result<(Self, Recovered), StorageError> {
         fs::create_dir_all(dir).map_err(at("create", dir))?;
         let sled_dir = dir.join("log");
-        let mark = dir.join("owner");
-        let marked = mark.try_exists().map_err(at("read", &mark))?;
+
         // sled asserts its way through corrupt files. It holds nothing of ours at this point, and is
         // dropped if it panics.
         let opened = catch_unwind(AssertUnwindSafe(|| {
@@ -236,14 +258,16 @@ impl DiskStore {
                 .open()
                 .map_err(|error| opening(dir, error))?;
             let layout = Layout::new(tree, dir);
-            if marked && layout.owner()?.is_none() {
-                // sled takes a log whose beginning is damaged for an empty one.
-                return Err(corrupt(dir, "the log is gone"));
-            }
             let read = layout.read()?;
             Ok((layout, read))
         }));
         let (layout, read) = opened.unwrap_or_else(|panic| Err(corrupt(dir, panic_words(&*panic))))?;
+        let watermark = Watermark::open(dir)?;
+        let acknowledged = watermark.read();
+        if read.written < acknowledged {
+            let problem = format!("write {acknowledged} was acknowledged, the log ends after {}", read.written);
+            return Err(corrupt(dir, problem));
+        }
         let barrier = Barrier::open(&sled_dir)?;
         let snapshots = SnapshotDir::open(dir)?;
         let snapshot = match read.snapshot {
@@ -257,9 +281,12 @@ impl DiskStore {
         let recovered =
             Recovered { hard_state: read.hard_state, base: read.base, entries: read.entries, snapshot };
         check(dir, &recovered)?;
-        let mut store = Self { layout, barrier, snapshots, dir: dir.to_owned() };
+        let written = read.written;
+        let mut store = Self { layout, barrier, watermark, written, snapshots, dir: dir.to_owned() };
         // What sled cut off while it recovered stays cut off.
         store.sync()?;
+        store.watermark.sync()?;
+        sync_dir(dir)?;
         Ok((store, recovered))
     }
 
@@ -267,11 +294,11 @@ impl DiskStore {
     pub(crate) fn claim(&mut self, owner: &str) -> Result<(), StorageError> {
         match self.layout.owner()? {
             None => {
-                self.layout.set_owner(owner)?;
-                self.sync()?;
-                self.mark(owner)
+                self.written += 1;
+                self.layout.set_owner(owner, self.written)?;
+                self.sync()
             }
-            Some(found) if found == owner => self.mark(owner),
+            Some(found) if found == owner => Ok(()),
             Some(found) => Err(StorageError::OtherOwner {
                 path: self.dir.clone(),
                 found,
@@ -280,32 +307,17 @@ impl DiskStore {
         }
     }
 
-    /// A file that says that there is a log, in case that the log does not.
-    fn mark(&self, owner: &str) -> Result<(), StorageError> {
-        let mark = self.dir.join("owner");
-        let unfinished = self.dir.join("owner.unfinished");
-        if mark.try_exists().map_err(at("read", &mark))? {
-            return Ok(());
-        }
-        let write = || {
-            let mut file = File::create(&unfinished)?;
-            file.write_all(owner.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(at("write", &unfinished))?;
-        fs::rename(&unfinished, &mark).map_err(at("rename", &unfinished))?;
-        sync_dir(&self.dir)
-    }
-
     fn sync(&mut self) -> Result<(), StorageError> {
         self.layout.flush()?;
-        self.barrier.pass()
+        self.barrier.pass()?;
+        self.watermark.set(self.written)
     }
 }
 
 impl LogStore for DiskStore {
     fn write(&mut self, change: &LogChange<'_>, durability: Durability) -> Result<(), StorageError> {
-        self.layout.apply(change)?;
+        self.written += 1;
+        self.layout.apply(change, self.written)?;
         if durability == Durability::Now {
             self.sync()?;
         }
@@ -329,7 +341,7 @@ impl LogStore for DiskStore {
 
 impl Drop for DiskStore {
     fn drop(&mut self) {
-        if let Err(error) = self.sync() {
+        if let Err(error) = self.sync().and_then(|()| self.watermark.sync()) {
             tracing::error!(%error, dir = %self.dir.display(), "the Raft store was not synced at the end");
         }
     }

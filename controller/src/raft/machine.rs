@@ -10,7 +10,7 @@ pub(crate) trait Machine: Send + 'static {
     fn apply(&mut self, index: u64, data: &[u8]) -> Result<Answer<Self::Outcome>, MachineError>;
 
     /// The state as of now, to be encoded somewhere else. Cheap.
-    fn freeze(&self, index: u64) -> Frozen;
+    fn freeze(&self) -> Frozen;
 
     /// Replaces the state by an encoded one.
     fn restore(&mut self, data: &[u8]) -> Result<(), MachineError>;

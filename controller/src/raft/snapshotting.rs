@@ -58,7 +58,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             highest_raft_id: self.members.highest(),
             state: Vec::new(),
         };
-        let frozen = self.machine.freeze(self.applied);
+        let frozen = self.machine.freeze();
         let snapshots = self.node.store().snapshots();
         let job = Box::new(move || {
             body.state = frozen();

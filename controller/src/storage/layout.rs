@@ -3,6 +3,7 @@
 //! | key | value |
 //! |---|---|
 //! | `owner` | the member whose store this is |
+//! | `written` | the number of the last write |
 //! | `hard` | Raft's hard state |
 //! | `base` | index and term of the place in front of the first entry |
 //! | `snapshot` | the record of the snapshot to start from |
@@ -23,6 +24,7 @@ use super::{LogChange, Position, StorageError, corrupt, encode};
 const PIECE_BYTES: usize = 4096;
 
 const OWNER: &[u8] = b"owner";
+const WRITTEN: &[u8] = b"written";
 const HARD: &[u8] = b"hard";
 const BASE: &[u8] = b"base";
 const SNAPSHOT: &[u8] = b"snapshot";
@@ -39,6 +41,8 @@ pub(super) struct Read {
     pub(super) base: Position,
     pub(super) entries: Vec<Entry>,
     pub(super) snapshot: Option<SavedSnapshot>,
+    /// The number of the last write; 0 for a new store.
+    pub(super) written: u64,
 }
 
 fn entry_key(index: u64, piece: u32) -> [u8; 13] {
@@ -64,8 +68,9 @@ impl Layout {
         Self { tree, dir: dir.to_owned() }
     }
 
-    pub(super) fn apply(&self, change: &LogChange<'_>) -> Result<(), StorageError> {
+    pub(super) fn apply(&self, change: &LogChange<'_>, number: u64) -> Result<(), StorageError> {
         let mut batch = sled::Batch::default();
+        batch.insert(WRITTEN, &number.to_be_bytes());
         for entry in &change.removed {
             for piece in 0..pieces(entry.compute_size() as usize) {
                 batch.remove(&entry_key(entry.index, piece));
@@ -95,8 +100,11 @@ impl Layout {
         Ok(self.get(OWNER)?.map(|value| String::from_utf8_lossy(&value).into_owned()))
     }
 
-    pub(super) fn set_owner(&self, owner: &str) -> Result<(), StorageError> {
-        self.tree.insert(OWNER, owner).map(drop).map_err(|error| self.failed("write", error))
+    pub(super) fn set_owner(&self, owner: &str, number: u64) -> Result<(), StorageError> {
+        let mut batch = sled::Batch::default();
+        batch.insert(WRITTEN, &number.to_be_bytes());
+        batch.insert(OWNER, owner);
+        self.tree.apply_batch(batch).map_err(|error| self.failed("write", error))
     }
 
     pub(super) fn flush(&self) -> Result<(), StorageError> {
@@ -109,7 +117,12 @@ impl Layout {
             base: Position::default(),
             entries: Vec::new(),
             snapshot: None,
+            written: 0,
         };
+        if let Some(value) = self.get(WRITTEN)? {
+            let number = value.as_ref().try_into().map(u64::from_be_bytes);
+            read.written = number.map_err(|_| corrupt(&self.dir, "the number of writes is unreadable"))?;
+        }
         if let Some(value) = self.get(HARD)? {
             let problem = |error| corrupt(&self.dir, format!("hard state: {error}"));
             read.hard_state.merge_from_bytes(&value).map_err(problem)?;

@@ -65,7 +65,7 @@ pub(crate) fn founding_state(actions: &[Action], at_ms: i64) -> Result<Vec<u8>, 
     for action in actions {
         state.apply(action, 1, at_ms);
     }
-    Ok(encode(&state, 1))
+    Ok(encode(&state))
 }
 
 /// A batch as a log entry carries it.
@@ -83,9 +83,9 @@ fn check(state: &State, actions: &[Action]) -> Result<(), (usize, Conflict)> {
     })
 }
 
-fn encode(state: &State, index: u64) -> Vec<u8> {
+fn encode(state: &State) -> Vec<u8> {
     let wire = wire::StoreSnapshot {
-        index,
+        index: state.index(),
         cluster: state.cluster().map(|cluster| (&**cluster).into()),
         nodes: state.nodes().map(|node| (&**node).into()).collect(),
         services: state.services().map(|service| (&**service).into()).collect(),
@@ -131,9 +131,9 @@ impl Machine for StateMachine {
         Ok(Answer { proposer: batch.proposer, sequence: batch.sequence, outcome })
     }
 
-    fn freeze(&self, index: u64) -> Frozen {
+    fn freeze(&self) -> Frozen {
         let state = self.shared.read(State::clone);
-        Box::new(move || encode(&state, index))
+        Box::new(move || encode(&state))
     }
 
     fn restore(&mut self, data: &[u8]) -> Result<(), MachineError> {
