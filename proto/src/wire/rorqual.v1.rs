@@ -4575,6 +4575,7 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "ResolveImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// The image is fetched where this node has not got it.
         pub async fn create_container(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateContainerRequest>,
@@ -4826,6 +4827,7 @@ pub mod engine_server {
             tonic::Response<super::ResolveImageResponse>,
             tonic::Status,
         >;
+        /// The image is fetched where this node has not got it.
         async fn create_container(
             &self,
             request: tonic::Request<super::CreateContainerRequest>,
