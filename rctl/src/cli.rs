@@ -1,0 +1,166 @@
+//! The commands.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{cluster, completion, container, image, node, service, version};
+use crate::connect::{DEFAULT_SOCKET, Daemon};
+use crate::failure::Result;
+
+/// Run containers, on this node and on a cluster
+#[derive(Debug, Parser)]
+#[command(
+    name = "rctl",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// Socket of this node's daemon
+    #[arg(long, global = true, value_name = "PATH", env = "RORQUAL_SOCKET", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Form a cluster, join one, leave it
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// See and change the nodes of the cluster
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Run services on the cluster
+    #[command(subcommand)]
+    Service(service::Command),
+    /// See and fetch the images of this node
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Run a container on this node
+    Run(Box<container::RunArgs>),
+    /// List the containers of this node
+    Ps(container::PsArgs),
+    /// Show what a container of this node has written
+    Logs(container::LogsArgs),
+    /// Start containers that have ended
+    Start(container::StartArgs),
+    /// Ask containers to end, and make them
+    Stop(container::StopArgs),
+    /// Send a signal to containers
+    Kill(container::KillArgs),
+    /// Remove containers that have ended
+    Rm(container::RmArgs),
+    /// Show the versions of rctl and of this node's daemon
+    Version(version::VersionArgs),
+    /// Print a script that teaches a shell to complete rctl's commands
+    Completion(completion::CompletionArgs),
+}
+
+impl Cli {
+    /// Runs the command; the exit code is the container's where one was run in the foreground.
+    pub(crate) async fn run(self) -> Result<u8> {
+        let connect = || Daemon::connect(&self.socket);
+        match self.command {
+            Command::Completion(args) => completion::run(&args)?,
+            Command::Version(args) => version::run(&args, connect().await).await?,
+            Command::Run(args) => return container::run(*args, connect).await,
+            Command::Cluster(command) => cluster::run(command, connect).await?,
+            Command::Node(command) => node::run(command, &connect().await?).await?,
+            Command::Service(command) => service::run(command, connect).await?,
+            Command::Image(command) => image::run(command, &connect().await?).await?,
+            Command::Ps(args) => container::ps(args, &connect().await?).await?,
+            Command::Logs(args) => container::logs(args, &connect().await?).await?,
+            Command::Start(args) => container::start(args, &connect().await?).await?,
+            Command::Stop(args) => container::stop(args, &connect().await?).await?,
+            Command::Kill(args) => container::kill(args, &connect().await?).await?,
+            Command::Rm(args) => container::rm(args, &connect().await?).await?,
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    fn parse(line: &str) -> std::result::Result<Cli, String> {
+        Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_syntax_that_scripts_use_is_understood() {
+        let lines = [
+            "rctl cluster init --advertise 10.0.0.1",
+            "rctl cluster join --token T 10.0.0.1:4780",
+            "rctl cluster token controller --quiet",
+            "rctl cluster token --rotate --quiet worker",
+            "rctl cluster leave --force",
+            "rctl cluster status --format json",
+            "rctl service create --name web --replicas 3 --publish 8080:80 nginx:demo",
+            "rctl service create --detach --quiet --name web nginx sh -c -x",
+            "rctl service scale web=10 api=3",
+            "rctl service update --image nginx:2 --env-add A=1 --env-rm B --replicas 2 web",
+            "rctl service update --args 'sleep' --limit-memory 64m web",
+            "rctl service logs -f --tail 10 web",
+            "rctl service ls --format json",
+            "rctl service ps web",
+            "rctl service inspect --pretty web",
+            "rctl service rm web api",
+            "rctl image load -i nginx.tar",
+            "rctl node update --availability drain --label-add a=b n1",
+            "rctl --socket /x run -d --rm --name a -p 80 -m 64m --cpus 0.5 --pids-limit 10 busybox sleep 1",
+            "rctl run -e A=1 -v /a:/b:ro --restart on-failure:3 busybox",
+            "rctl ps -a --socket /x",
+            "rctl stop -t 3 a b",
+        ];
+        for line in lines {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_the_image_is_the_command() {
+        let Ok(Cli { command: Command::Run(args), .. }) = parse("rctl run --rm busybox ls -d --rm /") else {
+            panic!("not understood");
+        };
+        assert_eq!(args.image_and_command, ["busybox", "ls", "-d", "--rm", "/"]);
+        assert!(!args.detach);
+        let Ok(Cli { command: Command::Run(args), .. }) = parse("rctl run busybox -d") else {
+            panic!("not understood");
+        };
+        assert_eq!(args.image_and_command, ["busybox", "-d"]);
+        assert!(!args.detach);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_with_what_was_expected() {
+        let cases = [
+            ("rctl service scale web", "is not SERVICE=REPLICAS"),
+            ("rctl service create nginx", "--name"),
+            ("rctl service create --name web", "IMAGE"),
+            ("rctl service create --name web --publish x:80 nginx", "is not a port"),
+            ("rctl run --memory lots busybox", "is not a size"),
+            ("rctl run --nope busybox", "--nope"),
+            ("rctl node update n1", "--availability"),
+            ("rctl service update web", "--image"),
+            ("rctl run --rm --restart always busybox", "--restart"),
+            ("rctl cluster token boss", "worker"),
+        ];
+        for (line, expected) in cases {
+            let error = parse(line).map(|_| ()).expect_err(line);
+            assert!(error.contains(expected), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! `rctl run`: a container on this node, in the foreground or not.
+//!
+//! In the foreground its output is shown as it comes, an interrupt asks it to end (and a second one kills
+//! it), and its exit code becomes rctl's.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use rorqual_proto::wire::{
+    ContainerInfo, ContainerLogsRequest, ContainerRequest, CreateContainerRequest, KillContainerRequest,
+    LogLine, Mount, PortSpec, RemoveContainerRequest, Resources, StopContainerRequest,
+};
+use rorqual_proto::{model, wire};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tonic::{Status, Streaming};
+
+use super::logs::show;
+use crate::connect::{CALL, Daemon, LONG_CALL, within};
+use crate::failure::{CANNOT_RUN, ENGINE_FAILED, Failure, NOT_FOUND, Result, WRONG_USAGE};
+use crate::spec::container::{ContainerArgs, map};
+use crate::spec::{check, image};
+use crate::{output, parse};
+
+/// The trailer in which the engine says 126 or 127.
+const EXIT_CODE_TRAILER: &str = "rorqual-exit-code";
+
+/// What is left of the output after the container has ended has to come within this time.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The container's name; one is made up where it is not given
+    #[arg(long)]
+    name: Option<String>,
+    /// Leave it running, and print its id
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// Take it away when it has ended
+    #[arg(long)]
+    rm: bool,
+    /// The most cores that it may use
+    #[arg(long, value_name = "CPUS", value_parser = parse::cpus)]
+    cpus: Option<u64>,
+    /// The most memory that it may use
+    #[arg(long, short, value_name = "SIZE", value_parser = parse::bytes)]
+    memory: Option<u64>,
+    /// The most processes and threads that it may have
+    #[arg(long, value_name = "COUNT")]
+    pids_limit: Option<u64>,
+    /// Publish a port of this node: [PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80
+    #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
+    publish: Vec<Vec<PortSpec>>,
+    /// Mount a path of this node or a volume: SOURCE:TARGET[:ro]
+    #[arg(long, short, value_name = "VOLUME")]
+    volume: Vec<String>,
+    /// Which ends are followed by a restart: no, on-failure[:N], always
+    #[arg(long, value_name = "POLICY", default_value = "no", conflicts_with = "rm", value_parser = parse::restart)]
+    restart: parse::Restart,
+    /// Label of the container
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse::pair)]
+    label: Vec<(String, String)>,
+    /// Program that replaces the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    #[command(flatten)]
+    container: ContainerArgs,
+    /// The image, and the command that replaces the image's own
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"])]
+    pub(crate) image_and_command: Vec<String>,
+}
+
+impl RunArgs {
+    fn request(self) -> Result<CreateContainerRequest> {
+        let mut spec = self.container.spec(self.image_and_command)?;
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        let volumes: Result<Vec<Mount>, String> =
+            self.volume.iter().map(|text| parse::volume(text, &here)).collect();
+        spec.mounts.extend(volumes.map_err(|error| Failure::usage(format!("--volume: {error}")))?);
+        spec.entrypoint = self.entrypoint.into_iter().filter(|program| !program.is_empty()).collect();
+        spec.labels = map(self.label);
+        spec.limits = Some(Resources {
+            nano_cpus: self.cpus.unwrap_or_default(),
+            memory_bytes: self.memory.unwrap_or_default(),
+            pids: self.pids_limit.unwrap_or_default(),
+        });
+        let mut restart: wire::RestartPolicy = (&model::RestartPolicy::default()).into();
+        restart.set_condition(self.restart.condition);
+        restart.max_attempts = self.restart.max_attempts;
+        Ok(CreateContainerRequest {
+            name: self.name.unwrap_or_default(),
+            spec: Some(spec),
+            ports: self.publish.concat(),
+            restart: Some(restart),
+            auto_remove: self.rm,
+        })
+    }
+}
+
+/// Gives the exit code.
+pub(crate) async fn run(args: RunArgs, connect: impl AsyncFnOnce() -> Result<Daemon>) -> Result<u8> {
+    let detach = args.detach;
+    let attempt = format!("cannot run {}", args.image_and_command.first().map_or("", String::as_str));
+    let engine_failed = |failure: Failure| match failure.code {
+        WRONG_USAGE | CANNOT_RUN | NOT_FOUND => failure.doing(&attempt),
+        _ => failure.doing(&attempt).with_code(ENGINE_FAILED),
+    };
+    let mut request = args.request().map_err(engine_failed)?;
+    check::container(&request).map_err(engine_failed)?;
+    let daemon = connect().await.map_err(engine_failed)?;
+    if let Some(spec) = &mut request.spec {
+        image::resolve(&daemon, spec).await.map_err(engine_failed)?;
+    }
+    let auto_remove = request.auto_remove;
+    let created = daemon.engine().create_container(within(LONG_CALL, request)).await;
+    let id = created.map_err(|status| engine_failed(status.into()))?.into_inner().id;
+    if detach {
+        start(&daemon, &id, auto_remove).await.map_err(engine_failed)?;
+        output::line(&id)?;
+        return Ok(0);
+    }
+    foreground(&daemon, &id, auto_remove).await.map_err(engine_failed)
+}
+
+async fn start(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<()> {
+    let request = within(LONG_CALL, ContainerRequest { name: id.to_owned() });
+    let Err(status) = daemon.engine().start_container(request).await else { return Ok(()) };
+    if auto_remove {
+        let request = RemoveContainerRequest { name: id.to_owned(), force: true };
+        // The engine may have taken it away already; the reason why it did not start is what counts.
+        let _ = daemon.engine().remove_container(within(CALL, request)).await;
+    }
+    Err(not_started(&status))
+}
+
+/// The failure of a container that did not start, with Docker's exit codes.
+fn not_started(status: &Status) -> Failure {
+    let code = status.metadata().get(EXIT_CODE_TRAILER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let code = match code {
+        Some(code @ (CANNOT_RUN | NOT_FOUND)) => code,
+        _ => ENGINE_FAILED,
+    };
+    Failure::from(status.clone()).with_code(code)
+}
+
+/// Starts the container and stays with it to its end.
+async fn foreground(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<u8> {
+    let mut interrupts = Interrupts::new()?;
+    // Both are asked for before the start, so that a container that ends at once is not missed.
+    let waiting = tokio::spawn(wait(daemon.clone(), id.to_owned()));
+    let lines = tokio::spawn(show_lines(daemon.clone(), id.to_owned()));
+    tokio::task::yield_now().await;
+    if let Err(failure) = start(daemon, id, auto_remove).await {
+        waiting.abort();
+        lines.abort();
+        return Err(failure);
+    }
+    let (mut waiting, mut lines) = (waiting, Some(lines));
+    let mut asked = false;
+    let ended = loop {
+        // All cancel-safe: handles of tasks and signals keep what they have got.
+        tokio::select! {
+            ended = &mut waiting => break ended,
+            result = finished(&mut lines) => if let Err(failure) = result {
+                // Nobody reads the output any more: the container has to end as with a closed pipe.
+                interrupt(daemon, id, asked).await;
+                if failure.message.is_some() {
+                    output::complain(&failure.message.unwrap_or_default());
+                }
+                asked = true;
+            },
+            () = interrupts.next() => {
+                interrupt(daemon, id, asked).await;
+                asked = true;
+            }
+        }
+    };
+    let info = ended.map_err(|error| Failure::operation(error.to_string()))?.map_err(Failure::from)?;
+    if let Some(lines) = lines {
+        // A line that does not come in time is in the log.
+        let _ = tokio::time::timeout(LAST_LINES, lines).await;
+    }
+    Ok(exit_code(&info))
+}
+
+/// Waits for the end of the output; never ends a second time.
+async fn finished(lines: &mut Option<tokio::task::JoinHandle<Result<()>>>) -> Result<()> {
+    let Some(handle) = lines.as_mut() else { return std::future::pending().await };
+    let result = handle.await;
+    *lines = None;
+    result.map_err(|error| Failure::operation(error.to_string()))?
+}
+
+async fn wait(daemon: Daemon, id: String) -> Result<ContainerInfo, Status> {
+    let answer = daemon.engine().wait_container(ContainerRequest { name: id }).await?;
+    Ok(answer.into_inner().container.unwrap_or_default())
+}
+
+async fn show_lines(daemon: Daemon, id: String) -> Result<()> {
+    let request = ContainerLogsRequest { name: id, follow: true, ..ContainerLogsRequest::default() };
+    let mut lines: Streaming<LogLine> = daemon.engine().container_logs(request).await?.into_inner();
+    while let Some(line) = lines.message().await? {
+        show(&line, false)?;
+    }
+    Ok(())
+}
+
+/// Asks the container to end, and kills it the second time. A failure is told: the container goes on.
+async fn interrupt(daemon: &Daemon, id: &str, asked: bool) {
+    let name = id.to_owned();
+    let (daemon, id) = (daemon.clone(), id.to_owned());
+    let ask = async move {
+        let result = if asked {
+            let request = KillContainerRequest { name, signal: "KILL".to_owned() };
+            daemon.engine().kill_container(within(CALL, request)).await
+        } else {
+            daemon.engine().stop_container(StopContainerRequest { name, grace_ms: None }).await
+        };
+        if let Err(status) = result {
+            output::complain(&format!("cannot stop container {id}: {}", status.message()));
+        }
+    };
+    // Not waited for: the container's end is.
+    drop(tokio::spawn(ask));
+}
+
+/// SIGINT and SIGTERM.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> Result<Self> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::operation(format!("cannot listen to signals: {error}")))
+        };
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Cancel-safe: a signal that came stays until it is taken.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// The container's exit code; what is more than eight bits can't be told.
+fn exit_code(info: &ContainerInfo) -> u8 {
+    match info.exit_code {
+        Some(code) => u8::try_from(code).unwrap_or(u8::MAX),
+        None => ENGINE_FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use rorqual_proto::wire::{mount::Kind, restart_policy::Condition};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn request(line: &str) -> CreateContainerRequest {
+        let words = parse::words(&format!("run {line}")).unwrap();
+        Line::try_parse_from(words).unwrap().args.request().unwrap()
+    }
+
+    #[test]
+    fn every_flag_has_its_field() {
+        let request = request(
+            "--name a --cpus 0.5 -m 64m --pids-limit 10 -p 8080:80 -v /a:/b:ro -v data:/c --restart on-failure:3 \
+             -l x=y --entrypoint /bin/sh -e A=1 busybox -c true",
+        );
+        assert_eq!(request.name, "a");
+        assert!(!request.auto_remove);
+        let restart = request.restart.unwrap();
+        assert_eq!((restart.condition(), restart.max_attempts), (Condition::OnFailure, 3));
+        assert_eq!(request.ports.len(), 1);
+        let spec = request.spec.clone().unwrap();
+        assert_eq!((spec.image.as_str(), spec.args), ("busybox", vec!["-c".to_owned(), "true".to_owned()]));
+        assert_eq!(spec.entrypoint, ["/bin/sh"]);
+        let kinds: Vec<Kind> = spec.mounts.iter().map(Mount::kind).collect();
+        assert_eq!(kinds, [Kind::Bind, Kind::Volume]);
+        let limits = spec.limits.unwrap();
+        assert_eq!((limits.nano_cpus, limits.memory_bytes, limits.pids), (500_000_000, 64 << 20, 10));
+        assert_eq!(check::container(&request), Ok(()));
+    }
+
+    #[test]
+    fn a_plain_container_is_not_restarted_unless_asked() {
+        let request = request("--rm busybox");
+        assert!(request.auto_remove);
+        assert_eq!(request.restart.unwrap().condition(), Condition::None);
+    }
+
+    #[test]
+    fn exit_codes_are_dockers() {
+        let mut status = Status::failed_precondition("`nope` is not in the image");
+        assert_eq!(not_started(&status).code, ENGINE_FAILED);
+        status.metadata_mut().insert(EXIT_CODE_TRAILER, "127".parse().unwrap());
+        let failure = not_started(&status);
+        assert_eq!((failure.code, failure.message.as_deref()), (127, Some("`nope` is not in the image")));
+        status.metadata_mut().insert(EXIT_CODE_TRAILER, "3".parse().unwrap());
+        assert_eq!(not_started(&status).code, ENGINE_FAILED);
+        let ended = |exit_code: Option<i32>| {
+            super::exit_code(&ContainerInfo { exit_code, ..ContainerInfo::default() })
+        };
+        assert_eq!([ended(Some(0)), ended(Some(137)), ended(Some(300)), ended(None)], [0, 137, 255, 125]);
+    }
+}

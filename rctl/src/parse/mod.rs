@@ -1,0 +1,24 @@
+//! Values on the command line, each in its own file. A parser takes the text and gives the value, or says
+//! what was expected; clap puts the name of the flag in front.
+
+mod amount;
+mod duration;
+mod env;
+mod mount;
+mod pair;
+mod port;
+mod restart;
+mod scale;
+mod time;
+mod words;
+
+pub(crate) use amount::{bytes, cpus};
+pub(crate) use duration::{duration, seconds, wait};
+pub(crate) use env::{env_file, env_value};
+pub(crate) use mount::{mount, volume};
+pub(crate) use pair::pair;
+pub(crate) use port::ports;
+pub(crate) use restart::{Restart, restart};
+pub(crate) use scale::{Scale, scale};
+pub(crate) use time::since;
+pub(crate) use words::words;

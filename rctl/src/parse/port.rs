@@ -1,0 +1,134 @@
+//! Published ports: `8080:80`, `53:53/udp`, `8000-8010:80-90`, `published=8080,target=80,protocol=tcp`.
+
+use rorqual_proto::wire::{PortSpec, Protocol};
+
+/// The ports that one `--publish` names: more than one where it has ranges. A published port of 0, or none,
+/// lets the cluster choose.
+pub(crate) fn ports(text: &str) -> Result<Vec<PortSpec>, String> {
+    let ports = if text.contains('=') { long_form(text) } else { short_form(text) };
+    ports.map_err(|reason| format!("`{text}`: {reason}"))
+}
+
+fn short_form(text: &str) -> Result<Vec<PortSpec>, String> {
+    let (ports, protocol_name) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = protocol(protocol_name)?;
+    let parts: Vec<&str> = ports.rsplitn(2, ':').collect();
+    let (target, published) = match parts.as_slice() {
+        [target] => (range(target, 1)?, None),
+        [_, published] if published.contains(':') => {
+            return Err("a port can't be bound to one address; it is published on every one".to_owned());
+        }
+        [target, published] => (range(target, 1)?, Some(range(published, 0)?)),
+        _ => return Err("expected [PUBLISHED:]TARGET[/PROTOCOL]".to_owned()),
+    };
+    let published = published.unwrap_or((0, 0));
+    let count = target.1 - target.0;
+    if published.0 != 0 && published.1 - published.0 != count {
+        return Err(format!(
+            "{} ports are published and {} are inside; the ranges need the same length",
+            published.1 - published.0 + 1,
+            count + 1
+        ));
+    }
+    let one = |offset: u32| PortSpec {
+        published: if published.0 == 0 { 0 } else { published.0 + offset },
+        target: target.0 + offset,
+        protocol: protocol.into(),
+    };
+    Ok((0..=count).map(one).collect())
+}
+
+fn long_form(text: &str) -> Result<Vec<PortSpec>, String> {
+    let mut port = PortSpec { published: 0, target: 0, protocol: Protocol::Tcp.into() };
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=value"))?;
+        match key {
+            "published" => port.published = range(value, 0)?.0,
+            "target" => port.target = range(value, 1)?.0,
+            "protocol" => port.protocol = protocol(value)?.into(),
+            "mode" if value == "ingress" => {}
+            "mode" => return Err(format!("mode {value} is not supported, only ingress is")),
+            _ => return Err(format!("unknown key `{key}`: expected published, target or protocol")),
+        }
+        if matches!(key, "published" | "target") && value.contains('-') {
+            return Err(format!("`{value}`: ranges need the short form, as 8000-8010:80-90"));
+        }
+    }
+    if port.target == 0 {
+        return Err("target, the port inside the container, is missing".to_owned());
+    }
+    Ok(vec![port])
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err(format!("`{text}` is not a protocol: expected tcp or udp")),
+    }
+}
+
+/// `80` or `80-90`, both ends included.
+fn range(text: &str, least: u32) -> Result<(u32, u32), String> {
+    let number = |text: &str| match text.parse::<u32>() {
+        Ok(port) if (least..=65_535).contains(&port) => Ok(port),
+        _ => Err(format!("`{text}` is not a port: expected {least} to 65535")),
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (number(first)?, number(last)?);
+    if last < first {
+        return Err(format!("`{text}` ends before it begins"));
+    }
+    Ok((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(published: u32, target: u32) -> PortSpec {
+        PortSpec { published, target, protocol: Protocol::Tcp.into() }
+    }
+
+    fn udp(published: u32, target: u32) -> PortSpec {
+        PortSpec { published, target, protocol: Protocol::Udp.into() }
+    }
+
+    #[test]
+    fn short_forms() {
+        assert_eq!(ports("8080:80"), Ok(vec![tcp(8080, 80)]));
+        assert_eq!(ports("80"), Ok(vec![tcp(0, 80)]));
+        assert_eq!(ports("0:80"), Ok(vec![tcp(0, 80)]));
+        assert_eq!(ports("53:5353/udp"), Ok(vec![udp(53, 5353)]));
+        assert_eq!(ports("8000-8001:80-81"), Ok(vec![tcp(8000, 80), tcp(8001, 81)]));
+    }
+
+    #[test]
+    fn long_forms() {
+        assert_eq!(ports("published=8080,target=80"), Ok(vec![tcp(8080, 80)]));
+        assert_eq!(ports("target=53,protocol=udp"), Ok(vec![udp(0, 53)]));
+        assert_eq!(ports("published=1,target=2,mode=ingress"), Ok(vec![tcp(1, 2)]));
+    }
+
+    #[test]
+    fn refusals_say_what_was_expected() {
+        let cases = [
+            ("", "is not a port"),
+            ("8080:", "is not a port"),
+            ("8080:0", "expected 1 to 65535"),
+            ("70000:80", "70000"),
+            ("80/sctp", "expected tcp or udp"),
+            ("127.0.0.1:8080:80", "one address"),
+            ("90-80:1-11", "ends before"),
+            ("80-90:80", "same length"),
+            ("published=8080", "target"),
+            ("target=80,mode=host", "only ingress"),
+            ("target=80,name=x", "unknown key"),
+            ("target=80-90", "short form"),
+        ];
+        for (text, reason) in cases {
+            let refusal = ports(text).unwrap_err();
+            assert!(refusal.contains(reason), "{text}: {refusal}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `cluster status`.
+
+use rorqual_proto::wire::{GetClusterResponse, InfoResponse};
+use serde::Serialize;
+
+use crate::human;
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Status {
+    /// `active` in a cluster, else `inactive`: Docker's LocalNodeState.
+    local_node_state: &'static str,
+    #[serde(rename = "NodeID")]
+    node_id: String,
+    hostname: String,
+    address: String,
+    role: &'static str,
+    /// With the leader: connected, connecting, none.
+    session: String,
+    leader_address: String,
+    #[serde(rename = "ClusterID")]
+    cluster_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<Cluster>,
+}
+
+/// What only controllers know.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Cluster {
+    name: String,
+    created_at: String,
+    #[serde(rename = "LeaderNodeID")]
+    leader_node_id: String,
+    controllers: u32,
+    nodes: u32,
+    raft_term: u64,
+    raft_applied_index: u64,
+    container_pool: String,
+    #[serde(rename = "VIPPool")]
+    vip_pool: String,
+}
+
+pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) -> Status {
+    Status {
+        local_node_state: if info.node_id.is_empty() { "inactive" } else { "active" },
+        node_id: info.node_id.clone(),
+        hostname: info.hostname.clone(),
+        address: info.address.clone(),
+        role: human::role_name(info.role()),
+        session: info.session.clone(),
+        leader_address: info.leader_address.clone(),
+        cluster_id: info.cluster_id.clone(),
+        cluster: cluster.map(|cluster| Cluster {
+            name: cluster.name.clone(),
+            created_at: human::rfc3339_ms(cluster.created_at_ms),
+            leader_node_id: cluster.leader_node_id.clone(),
+            controllers: cluster.controllers,
+            nodes: cluster.nodes,
+            raft_term: cluster.raft_term,
+            raft_applied_index: cluster.raft_applied_index,
+            container_pool: cluster.container_pool.clone(),
+            vip_pool: cluster.vip_pool.clone(),
+        }),
+    }
+}
+
+pub(crate) fn text(status: &Status) -> String {
+    if status.node_id.is_empty() {
+        return format!(
+            "{} is in no cluster. `rctl cluster init` makes one, `rctl cluster join` joins one.\n",
+            status.hostname
+        );
+    }
+    let mut lines = vec![
+        ("Cluster", status.cluster_id.clone()),
+        ("This node", format!("{} ({})", status.hostname, status.node_id)),
+        ("Role", status.role.to_owned()),
+        ("Address", status.address.clone()),
+        ("Session", status.session.clone()),
+        (
+            "Leader",
+            if status.leader_address.is_empty() { "none".to_owned() } else { status.leader_address.clone() },
+        ),
+    ];
+    if let Some(cluster) = &status.cluster {
+        lines.extend([
+            ("Name", cluster.name.clone()),
+            ("Created", cluster.created_at.clone()),
+            ("Nodes", format!("{}, {} of them controllers", cluster.nodes, cluster.controllers)),
+            ("Raft", format!("term {}, applied up to {}", cluster.raft_term, cluster.raft_applied_index)),
+            ("Containers", cluster.container_pool.clone()),
+            ("Services", cluster.vip_pool.clone()),
+        ]);
+    }
+    let told = lines.iter().filter(|(_, text)| !text.is_empty());
+    told.map(|(name, text)| format!("{:<11} {text}\n", format!("{name}:"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rorqual_proto::wire::Role;
+
+    use super::*;
+
+    #[test]
+    fn golden() {
+        let info = InfoResponse {
+            hostname: "n1".into(),
+            node_id: "n".into(),
+            cluster_id: "c".into(),
+            role: Role::Controller.into(),
+            address: "10.0.0.1:4780".into(),
+            leader_address: "10.0.0.2:4780".into(),
+            session: "connected".into(),
+            ..InfoResponse::default()
+        };
+        let cluster = GetClusterResponse {
+            id: "c".into(),
+            name: "main".into(),
+            container_pool: "10.213.0.0/16".into(),
+            vip_pool: "10.214.0.0/16".into(),
+            controllers: 3,
+            nodes: 4,
+            raft_term: 2,
+            raft_applied_index: 77,
+            worker_token: "secret".into(),
+            ..GetClusterResponse::default()
+        };
+        let shown = status(&info, Some(&cluster));
+        let expected = "\
+Cluster:    c
+This node:  n1 (n)
+Role:       controller
+Address:    10.0.0.1:4780
+Session:    connected
+Leader:     10.0.0.2:4780
+Name:       main
+Created:    1970-01-01T00:00:00.000Z
+Nodes:      4, 3 of them controllers
+Raft:       term 2, applied up to 77
+Containers: 10.213.0.0/16
+Services:   10.214.0.0/16
+";
+        assert_eq!(text(&shown), expected);
+        let json = serde_json::to_string(&shown).unwrap();
+        assert!(json.starts_with(r#"{"LocalNodeState":"active","NodeID":"n","#), "{json}");
+        assert!(!json.contains("secret"));
+    }
+
+    #[test]
+    fn outside_a_cluster_the_way_in_is_told() {
+        let info = InfoResponse { hostname: "n1".into(), ..InfoResponse::default() };
+        let shown = status(&info, None);
+        assert!(text(&shown).contains("rctl cluster init"));
+        assert!(serde_json::to_string(&shown).unwrap().contains("inactive"));
+    }
+}
