@@ -32,9 +32,7 @@ pub(crate) fn from_refusal(error: Refusal) -> Status {
         Refusal::NotFound { .. } => Status::not_found(text),
         Refusal::NameTaken { .. } => Status::already_exists(text),
         Refusal::VersionMoved { .. } => Status::aborted(text),
-        Refusal::Ambiguous { .. } | Refusal::NoNetwork(_) | Refusal::Renamed { .. } => {
-            Status::invalid_argument(text)
-        }
+        Refusal::NoNetwork(_) | Refusal::Renamed { .. } => Status::invalid_argument(text),
         _ => Status::failed_precondition(text),
     }
 }

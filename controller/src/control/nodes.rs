@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rorqual_planner::{State, prepare};
+use rorqual_planner::{Action, ActionKind, State};
 use rorqual_proto::model::{Availability, Node, NodeState, Role, TaskState};
 use rorqual_proto::wire;
 use tonic::Status;
@@ -51,9 +51,12 @@ impl Control {
                     node.description.hostname
                 )));
             }
-            let add = request.label_add.clone();
-            let action = prepare::update_node(state, &node.id, availability, add, &request.label_remove)
-                .map_err(status::from_refusal)?;
+            let mut changed = Node::clone(&node);
+            changed.spec.availability = availability.unwrap_or(changed.spec.availability);
+            changed.spec.labels.retain(|label, _| !request.label_remove.contains(label));
+            changed.spec.labels.extend(request.label_add.clone());
+            let put = ActionKind::PutNode(Box::new(changed));
+            let action = Action::expecting(put, node.meta.version);
             Ok((node.id.clone(), action))
         })?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;
@@ -79,9 +82,17 @@ fn running(state: &State, node: &Node) -> u32 {
 
 /// The node that an id, a unique prefix of one, or a host name means.
 fn find(state: &State, name: &str) -> Result<Arc<Node>, Status> {
-    let found = prepare::find_node(state, name).map_err(status::from_refusal)?;
-    state
-        .node(&found.id)
-        .cloned()
-        .ok_or_else(|| Status::not_found(format!("no node `{name}`: `rctl node ls` lists them")))
+    let mut found: Vec<_> = state.nodes_by_hostname(name).collect();
+    if found.is_empty() && !name.is_empty() {
+        found = state.nodes().filter(|node| node.id.as_str().starts_with(name)).collect();
+    }
+    match found.as_slice() {
+        [node] => Ok(Arc::clone(node)),
+        [] => Err(Status::not_found(format!("no node `{name}`: `rctl node ls` lists them"))),
+        several => Err(Status::invalid_argument(format!(
+            "`{name}` means {} nodes: give the id ({})",
+            several.len(),
+            several.iter().map(|node| node.id.as_str()).collect::<Vec<_>>().join(", ")
+        ))),
+    }
 }

@@ -195,9 +195,14 @@ pub(super) fn hostname(state: &State, node: Option<&NodeId>) -> String {
 
 /// The service that a name, an id, or a unique prefix of an id means.
 pub(super) fn find(state: &State, name: &str) -> Result<Arc<Service>, Status> {
-    let found = decide::find_service(state, name).map_err(status::from_refusal)?;
-    state
-        .service(&found.id)
-        .cloned()
-        .ok_or_else(|| Status::not_found(format!("no service `{name}`: `rctl service ls` lists them")))
+    if let Some(service) = state.service_by_name(name) {
+        return Ok(Arc::clone(service));
+    }
+    let by_id = |service: &&Arc<Service>| !name.is_empty() && service.id.as_str().starts_with(name);
+    let found: Vec<_> = state.services().filter(by_id).take(2).collect();
+    match found.as_slice() {
+        [service] => Ok(Arc::clone(service)),
+        [] => Err(Status::not_found(format!("no service `{name}`: `rctl service ls` lists them"))),
+        _ => Err(Status::invalid_argument(format!("`{name}` means several services: give more of the id"))),
+    }
 }
