@@ -10,6 +10,9 @@ use rorqual_image::{Digest, Error, Reference, Store};
 use serde_json::json;
 use support::{Image, Layer, archive, chain, count, descriptor, gzip, layout, put, store, zstd};
 
+/// Names and contents.
+type Files = Vec<(String, Vec<u8>)>;
+
 fn small() -> Image {
     Image::new(&[Layer::new().dir("etc/", 0o755).file("etc/motd", b"hello\n").tar()])
 }
@@ -141,7 +144,7 @@ fn of_an_index_the_right_platform_is_taken() {
     // The index stays with the image, for peers that ask by its digest, and goes with it.
     store.sweep().unwrap();
     assert!(store.blob(&index).unwrap().is_some());
-    let removed = store.remove(&reference("multi:1"), &HashSet::new()).unwrap();
+    let removed = store.remove(reference("multi:1"), &HashSet::new()).unwrap();
     assert!(removed.blobs.contains(&index), "{removed:?}");
 }
 
@@ -149,13 +152,13 @@ fn of_an_index_the_right_platform_is_taken() {
 fn bad_archives_are_refused_and_leave_nothing() {
     let image = small();
     let tar = image.layout_tar(Some("motd:1"));
-    let with = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let with = |change: &dyn Fn(&mut Files)| {
         let mut files = image.layout(Some("motd:1"));
         change(&mut files);
         archive(&files)
     };
     let layer_name = format!("blobs/sha256/{}", image.layers[0].hex());
-    let flip = |files: &mut Vec<(String, Vec<u8>)>| {
+    let flip = |files: &mut Files| {
         let (_, bytes) = files.iter_mut().find(|(name, _)| *name == layer_name).unwrap();
         bytes[600] ^= 1;
     };
@@ -302,11 +305,11 @@ fn names_move_and_removal_takes_only_what_nobody_needs() {
     let in_use = HashSet::from([one.manifest.clone(), two.manifest.clone()]);
     assert!(matches!(store.remove(&one.manifest, &in_use), Err(Error::InUse { .. })));
     assert!(matches!(store.remove(&two.manifest, &HashSet::new()), Err(Error::SeveralNames { .. })));
-    assert!(matches!(store.remove(&reference("nope"), &in_use), Err(Error::NoSuchImage(_))));
+    assert!(matches!(store.remove(reference("nope"), &in_use), Err(Error::NoSuchImage(_))));
     // A name that isn't the last may go at any time, and takes nothing with it.
-    let removed = store.remove(&reference("app:2"), &in_use).unwrap();
+    let removed = store.remove(reference("app:2"), &in_use).unwrap();
     assert_eq!((removed.untagged.len(), removed.images.len(), removed.blobs.len()), (1, 0, 0));
-    assert!(matches!(store.remove(&reference("app:1"), &in_use), Err(Error::InUse { .. })));
+    assert!(matches!(store.remove(reference("app:1"), &in_use), Err(Error::InUse { .. })));
 
     let removed = store.remove(&one.manifest, &HashSet::from([two.manifest.clone()])).unwrap();
     let blobs: HashSet<Digest> = removed.blobs.iter().cloned().collect();
@@ -320,7 +323,7 @@ fn names_move_and_removal_takes_only_what_nobody_needs() {
     drop(store);
     let store = Store::open(&root).unwrap();
     assert_eq!(store.list(), before);
-    store.remove(&reference("app:1"), &HashSet::new()).unwrap();
+    store.remove(reference("app:1"), &HashSet::new()).unwrap();
     for folder in ["content/sha256", "content/tmp", "layers/sha256", "layers/tmp"] {
         assert_eq!(count(&store, folder), 0, "{folder}");
     }

@@ -36,12 +36,12 @@ impl Connector {
         needs_tls: bool,
         options: Arc<RegistryOptions>,
     ) -> Result<Self, RegistryError> {
-        let tls = if needs_tls { Some(TlsConnector::from(tls_config()?)) } else { None };
+        let tls = if needs_tls { Some(TlsConnector::from(tls_config(native_roots()?)?)) } else { None };
         Ok(Connector { tls, options, home: home.into(), is_trusting })
     }
 }
 
-fn tls_config() -> Result<Arc<ClientConfig>, RegistryError> {
+fn native_roots() -> Result<RootCertStore, RegistryError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let (added, _ignored) = roots.add_parsable_certificates(found.certs);
@@ -49,6 +49,10 @@ fn tls_config() -> Result<Arc<ClientConfig>, RegistryError> {
         let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
         return Err(RegistryError::Certificates(io::Error::new(io::ErrorKind::NotFound, reason)));
     }
+    Ok(roots)
+}
+
+fn tls_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, RegistryError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -187,5 +191,96 @@ impl Write for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, Empty, Full};
+    use hyper::service::service_fn;
+    use hyper_util::client::legacy::Client;
+    use hyper_util::rt::TokioExecutor;
+    use rustls::ServerConfig;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn connector(home: &str, is_trusting: bool, roots: Option<RootCertStore>) -> Connector {
+        Connector {
+            tls: roots.map(|roots| TlsConnector::from(tls_config(roots).unwrap())),
+            options: Arc::default(),
+            home: home.into(),
+            is_trusting,
+        }
+    }
+
+    /// A server for `localhost` with a certificate of its own; answers with the protocol's version.
+    async fn serve() -> (u16, RootCertStore) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![made.cert.der().clone()], key)
+                .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // A client that does not trust us breaks off: the next one may not.
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let answer = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+                    let version = format!("{:?}", request.version());
+                    Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from(version))))
+                });
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(server.serve_connection(TokioIo::new(stream), answer));
+            }
+        });
+        (port, roots)
+    }
+
+    #[tokio::test]
+    async fn tls_speaks_http2_to_who_is_trusted_and_to_nobody_else() {
+        let (port, roots) = serve().await;
+        let uri: Uri = format!("https://localhost:{port}/v2/").parse().unwrap();
+        let client: Client<_, Empty<Bytes>> =
+            Client::builder(TokioExecutor::new()).build(connector("localhost", false, Some(roots)));
+        let answer = client.get(uri.clone()).await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(answer.to_bytes(), "HTTP/2.0");
+
+        let stranger = connector("localhost", false, Some(RootCertStore::empty()));
+        let error = stranger.connect(&uri).await.err().unwrap();
+        assert!(matches!(error, RegistryError::Connect { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_registry_elsewhere_can_not_send_us_to_this_machine() {
+        let (port, _) = serve().await;
+        for host in [
+            "127.0.0.1",
+            "localhost",
+            "[::ffff:127.0.0.1]",
+            "169.254.169.254",
+            "0.0.0.0",
+            "[::1]",
+            "[fe80::1]",
+        ] {
+            let uri: Uri = format!("http://{host}:{port}/").parse().unwrap();
+            let error = connector("registry.example", false, None).connect(&uri).await.err();
+            assert!(matches!(error, Some(RegistryError::Refused { .. })), "{host}: {error:?}");
+        }
+        let uri: Uri = format!("http://127.0.0.1:{port}/").parse().unwrap();
+        assert!(connector("registry.example", true, None).connect(&uri).await.is_ok());
+        assert!(connector("127.0.0.1", false, None).connect(&uri).await.is_ok());
     }
 }

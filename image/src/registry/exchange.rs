@@ -407,3 +407,67 @@ fn unwrap_client(error: hyper_util::client::legacy::Error) -> RegistryError {
     }
     RegistryError::Http(Box::new(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_and_who_is_named() {
+        let named = ["registry.lan".to_owned(), "other.lan:5000".to_owned()];
+        for (registry, plain) in [
+            ("localhost", true),
+            ("localhost:5000", true),
+            ("127.0.0.1:5000", true),
+            ("127.8.8.8", true),
+            ("[::1]:5000", true),
+            ("registry.lan", true),
+            ("registry.lan:80", true),
+            ("other.lan:5000", true),
+            ("other.lan", false),
+            ("docker.io", false),
+            ("localhost.example", false),
+            ("127.0.0.1.example", false),
+            ("10.0.0.1:5000", false),
+            ("[fd00::1]:5000", false),
+        ] {
+            assert_eq!(is_plain(registry, &named), plain, "{registry}");
+        }
+    }
+
+    #[test]
+    fn credentials_stay_with_scheme_host_and_port() {
+        let uri = |text: &str| text.parse::<Uri>().unwrap();
+        let home = uri("https://r.example/v2/");
+        assert!(same_origin(&home, &uri("https://r.example:443/x")));
+        for other in
+            ["http://r.example/", "https://r.example:444/", "https://r.example.evil/", "https://s.example/"]
+        {
+            assert!(!same_origin(&home, &uri(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_lead_astray_are_refused() {
+        for bad in [
+            "file:///etc/passwd",
+            "ftp://x/",
+            "/relative",
+            "https://",
+            "https://user:pass@r.example/",
+            "gopher://x",
+        ] {
+            assert!(parse_uri(bad).is_err(), "{bad}");
+        }
+        assert_eq!(shown(&parse_uri("https://r.example/x?signature=secret").unwrap()), "https://r.example/x");
+    }
+
+    #[test]
+    fn pauses_double_and_end() {
+        let options = RegistryOptions::default();
+        let first = pause(&options, 1);
+        assert!(first >= options.backoff / 2 && first <= options.backoff);
+        assert!(pause(&options, 3) >= options.backoff * 2);
+        assert!(pause(&options, 60) <= options.backoff_max);
+    }
+}
