@@ -59,7 +59,7 @@ impl Fabric {
 
     /// All containers that are attached, also those that an earlier process attached.
     pub async fn attached(&self) -> Vec<Attachment> {
-        self.ask(|reply| Event::Attached(reply)).await.unwrap_or_default()
+        self.ask(Event::Attached).await.unwrap_or_default()
     }
 
     /// Brings peers, blocks and services up to date. Changes that wait at the same time become one transaction.

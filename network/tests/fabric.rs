@@ -4,11 +4,11 @@
 mod lab;
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::{CLIENT, Lab, VIP, assert_even};
-use rorqual_network::Change;
+use rorqual_network::{Change, Protocol, PublishedPort};
 
 /// An answer that takes longer was not given at once.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -159,4 +159,36 @@ fn a_lost_node_leaves_no_connection_hanging() {
     assert_eq!(talk.echo().unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert!(start.elapsed() < AT_ONCE);
     assert_eq!(lab.client.connect(lab.nodes[2].at(8080)).unwrap().server, a.id);
+}
+
+#[test]
+fn datagrams_show_the_client_and_leave_an_endpoint_that_left() {
+    let lab = Lab::new();
+    let containers = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    let servers = containers.each_ref().map(|c| {
+        let socket = c.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap());
+        socket.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+        socket
+    });
+    let service = |endpoints: &[&lab::Container]| {
+        let mut service = lab::web(endpoints);
+        service.ports = vec![PublishedPort { published: 5300, target: 53, protocol: Protocol::Udp }];
+        Change { services: vec![service], ..Change::default() }
+    };
+    let client = lab.client.run(|| UdpSocket::bind((CLIENT, 0)).unwrap());
+    client.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+    client.connect(lab.nodes[2].at(5300)).unwrap();
+    // One client's port, one connection: it moves only because its endpoint leaves.
+    for alone in [0, 1, 0] {
+        lab.apply_all(&service(&[&containers[alone]]));
+        client.send(b"question").unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = servers[alone].recv_from(&mut buffer).unwrap();
+        assert_eq!(from, client.local_addr().unwrap());
+        servers[alone].send_to(&buffer[..length], from).unwrap();
+        assert_eq!(client.recv(&mut buffer).unwrap(), length);
+    }
+    lab.apply_all(&service(&[]));
+    client.send(b"question").unwrap();
+    assert_eq!(client.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }

@@ -9,7 +9,6 @@ mod base;
 pub(crate) mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 pub(crate) use base::{Fixed, MARK_MASK, MARK_SHIFT};
 
@@ -101,11 +100,7 @@ impl Ruleset {
             .map(|(item, new)| (self.items.get(item).unwrap_or(&nothing), new.as_ref().unwrap_or(&nothing)))
             .collect();
         let elements = self.element_changes(&changes);
-        for (element, change) in &elements {
-            if change.old.is_some() {
-                script.delete_element(element);
-            }
-        }
+        script.elements("delete", elements.iter().filter(|(_, c)| c.old.is_some()).map(|(e, _)| (*e, None)));
         for (old, new) in &pairs {
             for (name, declaration) in new.sets.iter().filter(|(name, _)| !old.sets.contains_key(*name)) {
                 script.line(&format!("add set inet {} {name} {{ {declaration} }}", self.table()));
@@ -118,11 +113,8 @@ impl Ruleset {
                 script.chain(name, rules);
             }
         }
-        for (element, change) in &elements {
-            if let Some(value) = &change.new {
-                script.add_element(element, value.as_deref());
-            }
-        }
+        let added = elements.iter().filter_map(|(e, c)| Some((*e, c.new.as_ref()?.as_deref())));
+        script.elements("add", added);
         let kept_chains: BTreeSet<&String> = pairs.iter().flat_map(|(_, new)| new.chains.keys()).collect();
         for (old, _) in &pairs {
             for name in old.chains.keys().filter(|name| !kept_chains.contains(name)) {
@@ -248,16 +240,29 @@ impl Script<'_> {
         }
     }
 
-    fn add_element(&mut self, element: &Element, value: Option<&str>) {
-        let Element { set, key } = element;
-        let value = value.map(|v| format!(" : {v}")).unwrap_or_default();
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "add element inet {} {set} {{ {key}{value} }}", self.table);
-    }
-
-    fn delete_element(&mut self, element: &Element) {
-        let Element { set, key } = element;
-        let _ = writeln!(self.text, "delete element inet {} {set} {{ {key} }}", self.table);
+    /// One command for all elements of a set; they come in the order of their sets.
+    fn elements<'e>(&mut self, verb: &str, elements: impl Iterator<Item = (&'e Element, Option<&'e str>)>) {
+        let mut open: Option<&str> = None;
+        for (element, value) in elements {
+            let Element { set, key } = element;
+            if open == Some(set) {
+                self.text.push_str(", ");
+            } else {
+                if open.is_some() {
+                    self.text.push_str(" }\n");
+                }
+                self.text.push_str(&format!("{verb} element inet {} {set} {{ ", self.table));
+                open = Some(set);
+            }
+            self.text.push_str(key);
+            if let Some(value) = value {
+                self.text.push_str(" : ");
+                self.text.push_str(value);
+            }
+        }
+        if open.is_some() {
+            self.text.push_str(" }\n");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The namespaces have no names: they exist through open files, so a test that dies leaves none behind. What the
 //! fabric binds to files is taken away by `Drop`.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unreachable_pub, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::fs::File;

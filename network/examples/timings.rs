@@ -1,0 +1,125 @@
+//! Prints what attaching containers and changing services costs, in a network namespace of its own. Needs root:
+//! `unshare --net cargo run --release -p rorqual-network --example timings`
+#![allow(clippy::print_stdout)]
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use rorqual_network::{
+    Attach, Block, Change, Endpoint, Error, Fabric, NetworkOptions, Protocol, PublishedPort, ServiceView,
+};
+
+const CONTAINERS: u32 = 10;
+const SERVICES: u32 = 1000;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let state = tempfile::tempdir()?;
+    let fabric = Fabric::start(NetworkOptions {
+        node: "timings".to_owned(),
+        state_dir: state.path().to_owned(),
+        underlay: Ipv4Addr::UNSPECIFIED,
+        cluster_pool: "10.213.0.0/16".parse()?,
+        vip_pool: "10.214.0.0/16".parse()?,
+        local_pool: "10.215.0.0/24".parse()?,
+        dns_upstreams: Some(Vec::new()),
+        mtu: None,
+    })
+    .await?;
+    let measured = measure(&fabric).await;
+    fabric.teardown().await?;
+    Ok(measured?)
+}
+
+async fn measure(fabric: &Fabric) -> Result<(), Error> {
+    // Time for the pool to fill.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut attach = Vec::new();
+    for i in 0..CONTAINERS {
+        let start = Instant::now();
+        let id = format!("c{i}");
+        fabric
+            .attach(Attach {
+                name: id.clone(),
+                id,
+                network: "local".to_owned(),
+                address: None,
+                ports: Vec::new(),
+            })
+            .await?;
+        attach.push(start.elapsed());
+    }
+    show("attach, namespace prepared", attach);
+    let mut detach = Vec::new();
+    for i in 0..CONTAINERS {
+        let start = Instant::now();
+        fabric.detach(&format!("c{i}")).await?;
+        detach.push(start.elapsed());
+    }
+    show("detach", detach);
+    let block = "10.213.0.0/18".parse().map_err(|_| Error::Stopped)?;
+    let blocks = vec![Block { block, network: "default".to_owned(), node: "timings".to_owned() }];
+    fabric.apply(Change { full: true, blocks, services: vec![service(0, 1)], ..Change::default() }).await?;
+    show("change one of 1 services", scale(fabric).await?);
+    let start = Instant::now();
+    let services = (0..SERVICES).map(|i| service(i, 10)).collect();
+    fabric.apply(Change { services, ..Change::default() }).await?;
+    println!("{:<36} {:>8.2} ms", format!("{SERVICES} services of 10 at once"), ms(start.elapsed()));
+    show(&format!("change one of {SERVICES} services"), scale(fabric).await?);
+    let start = Instant::now();
+    let mut all = tokio::task::JoinSet::new();
+    for n in 1..=10 {
+        let fabric = fabric.clone();
+        all.spawn(async move { fabric.apply(one(0, n)).await });
+    }
+    for done in all.join_all().await {
+        done?;
+    }
+    println!("{:<36} {:>8.2} ms", "ten changes that wait together", ms(start.elapsed()));
+    Ok(())
+}
+
+async fn scale(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
+    let mut times = Vec::new();
+    for n in (1..=10).chain((1..10).rev()) {
+        let start = Instant::now();
+        fabric.apply(one(0, n)).await?;
+        times.push(start.elapsed());
+    }
+    Ok(times)
+}
+
+fn one(id: u32, endpoints: u32) -> Change {
+    Change { services: vec![service(id, endpoints)], ..Change::default() }
+}
+
+fn service(id: u32, endpoints: u32) -> ServiceView {
+    let endpoint = |n: u32| Endpoint {
+        id: format!("t{id}x{n}"),
+        name: format!("s{id}.{n}"),
+        address: Ipv4Addr::from(0x0ad5_0000 + id * 16 + n),
+        node: "timings".to_owned(),
+    };
+    ServiceView {
+        id: format!("s{id}"),
+        name: format!("s{id}"),
+        network: "default".to_owned(),
+        vip: Some(Ipv4Addr::from(0x0ad6_0001 + id)),
+        ports: vec![PublishedPort {
+            published: u16::try_from(20_000 + id).unwrap_or(20_000),
+            target: 80,
+            protocol: Protocol::Tcp,
+        }],
+        endpoints: (1..=endpoints).map(endpoint).collect(),
+    }
+}
+
+fn show(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("{what:<36} {:>8.2} ms median {:>8.2} ms worst", ms(median), ms(worst));
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

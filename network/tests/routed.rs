@@ -1,0 +1,81 @@
+//! Nodes on two segments with a router between them: containers meet through the tunnel. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lab;
+
+use std::net::Ipv4Addr;
+
+use lab::{Node, Ns, VIP, assert_even, base, web};
+
+struct Routed {
+    nodes: Vec<Node>,
+    client: Ns,
+    address: Ipv4Addr,
+    _router: Ns,
+}
+
+/// Node 1 and 2 behind router interfaces of their own, the client on node 1's segment.
+fn routed() -> Routed {
+    let router = Ns::new();
+    router.command("sysctl", "-qw net.ipv4.ip_forward=1");
+    router.ip("link add br1 type bridge");
+    router.ip("link set br1 up");
+    router.ip("addr add 10.97.1.254/24 dev br1");
+    let plug = |name: &str, address: Ipv4Addr, bridged: bool| {
+        let ns = Ns::new();
+        ns.cable("eth0", &format!("{address}/24"), &router, name);
+        let gateway = Ipv4Addr::from((u32::from(address) & 0xffff_ff00) | 254);
+        if bridged {
+            router.ip(&format!("link set {name} master br1"));
+        } else {
+            router.ip(&format!("addr add {gateway}/24 dev {name}"));
+        }
+        ns.ip(&format!("route add default via {gateway}"));
+        ns
+    };
+    let (one, two) = (Ipv4Addr::new(10, 97, 1, 1), Ipv4Addr::new(10, 97, 2, 1));
+    let address = Ipv4Addr::new(10, 97, 1, 100);
+    let client = plug("client", address, true);
+    let nodes = vec![Node::new(1, plug("n1", one, true), one), Node::new(2, plug("n2", two, false), two)];
+    for node in &nodes {
+        node.apply(base(&nodes)).unwrap();
+    }
+    Routed { nodes, client, address, _router: router }
+}
+
+#[test]
+fn containers_and_clients_meet_through_the_tunnel() {
+    let Routed { nodes, client, address, .. } = &routed();
+    let [a, b] = [nodes[0].container(1), nodes[1].container(1)];
+    assert_eq!(a.ns.connect((b.address, 80)).unwrap().client, a.address);
+    let mut change = base(nodes);
+    change.services = vec![web(&[&a, &b])];
+    for node in nodes {
+        node.apply(change.clone()).unwrap();
+    }
+    assert_even(&a.ns.tally((VIP, 80), 40), 2);
+    for node in nodes {
+        for _ in 0..4 {
+            let talk = client.connect(node.at(8080)).unwrap();
+            assert_eq!(talk.client, *address, "{} via {}", talk.server, node.name);
+        }
+        for other in nodes {
+            assert_even(&node.ns.tally(other.at(8080), 40), 2);
+        }
+    }
+    // A full packet does not fit into the tunnel, and still gets there.
+    let ping = format!("-c 1 -W 2 -s 1400 -M dont {}", b.address);
+    if std::path::Path::new("/bin/ping").exists() {
+        a.ns.command("ping", &ping);
+    }
+}
+
+#[test]
+fn the_tunnel_takes_packets_from_peers_only_and_goes_with_the_node() {
+    let Routed { nodes, .. } = &routed();
+    let rules = nodes[0].ns.command("nft", "list set inet rorqual_n1 peer_addresses");
+    assert!(rules.contains("10.97.2.1"), "{rules}");
+    assert!(nodes[0].ns.ip("-d link").contains("vxlan"));
+    nodes[0].teardown().unwrap();
+    assert!(!nodes[0].ns.ip("-d link").contains("vxlan"));
+}
