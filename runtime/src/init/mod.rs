@@ -194,15 +194,18 @@ fn perform(step: &Step, state: &mut State, pipes: &Pipes) -> io::Result<()> {
 fn mask(state: &mut State, path: &CStr) -> io::Result<()> {
     let Some(target) = files::open_fixed(state.root()?, path)? else { return Ok(()) };
     let is_dir = sys::fstat(target.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
-    let source = if is_dir {
-        if state.empty.is_none() {
-            state.empty = Some(root::empty_folder()?);
+    let source = match (is_dir, &state.empty, &state.null) {
+        (true, Some(empty), _) => empty,
+        (false, _, Some(null)) => null,
+        (true, None, _) => {
+            // The first one is mounted itself: before Linux 6.15 only a mount that is attached can be copied.
+            let empty = root::empty_folder()?;
+            sys::move_mount(empty.as_fd(), target.as_fd())?;
+            state.empty = Some(empty);
+            return Ok(());
         }
-        &state.empty
-    } else {
-        &state.null
+        (false, _, None) => return Err(io::Error::other("there is no null device")),
     };
-    let source = source.as_ref().ok_or_else(|| io::Error::other("there is no null device"))?;
     let copy = sys::open_tree(source.as_raw_fd(), c"", false)?;
     sys::move_mount(copy.as_fd(), target.as_fd())
 }
