@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use ipnet::Ipv4Net;
 
 use crate::error::Error;
+use crate::fabric::GATEWAY;
 use crate::model::{Block, Peer};
 use crate::netlink::link::{self, Mac};
 use crate::netlink::route::{self, Route, Rule, RuleAction};
@@ -272,7 +273,9 @@ impl Routes {
             operation: format!("find the new tunnel {}", self.tunnel),
             source: std::io::ErrorKind::NotFound.into(),
         })?;
-        self.netlink.run(vec![link::up_tunnel(link.index)])?;
+        // The kernel drops clients of the routing mesh on an interface that has no address at all
+        // (fib_validate_source), whatever its rp_filter says.
+        self.netlink.run(vec![route::add_address(link.index, GATEWAY, true), link::up_tunnel(link.index)])?;
         Ok(link.index)
     }
 

@@ -30,6 +30,7 @@ impl Fixed {
     /// The table with its sets and hooks, and the local network, which always exists.
     pub(crate) fn script(&self) -> String {
         let Fixed { table, veth_prefix, tunnel, tunnel_port, cluster_pool, vip_pool, local_pool } = self;
+        let others = !MARK_MASK;
         let local_chain = parts::network_chain(LOCAL_NETWORK);
         format!(
             r#"table inet {table} {{
@@ -78,6 +79,12 @@ impl Fixed {
     type route hook output priority mangle; policy accept;
     # resets that this node sends in a container's name
     ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
+  }}
+
+  chain steered {{
+    type filter hook postrouting priority mangle; policy accept;
+    # the tunnel's own packets inherit the mark, and would be led into the tunnel again
+    oifname "{tunnel}" meta mark set meta mark and {others:#x}
   }}
 
   chain ports {{
