@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::api::{Launch, RuntimeOptions};
+use crate::api::{Launch, Rootfs, RuntimeOptions};
 use crate::error::{Error, LaunchError, Result};
 use crate::init::{Failure, Kind};
 use crate::plan::{self, Facts};
@@ -109,6 +109,27 @@ pub(crate) fn launch(
         let _ = fs::remove_dir_all(&files.0);
     }
     result
+}
+
+/// Monitors work in the root directory, so that no path they get may depend on ours.
+pub(crate) fn make_absolute(path: &mut PathBuf) -> Result<()> {
+    match std::path::absolute(&*path) {
+        Ok(absolute) => {
+            *path = absolute;
+            Ok(())
+        }
+        Err(source) => Err(Error::File { operation: "use path", path: path.clone(), source }),
+    }
+}
+
+pub(crate) fn make_paths_absolute(launch: &mut Launch) -> Result<()> {
+    make_absolute(&mut launch.dir)?;
+    match &mut launch.rootfs {
+        Rootfs::Directory(dir) => make_absolute(dir),
+        Rootfs::Overlay { lowers, upper, work } => {
+            lowers.iter_mut().chain([upper, work]).try_for_each(make_absolute)
+        }
+    }
 }
 
 /// Ends a monitor that does not report. The container's first process, if there is one, ends with it.

