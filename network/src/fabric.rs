@@ -76,7 +76,8 @@ impl Fabric {
         self.ask(Event::Teardown).await
     }
 
-    /// Who holds this port of the node, if a process listens on it (in words for people).
+    /// Who holds this port of the node, if a process listens on it (in words for people). Asked in the network
+    /// namespace of the calling thread, which in a daemon is the fabric's.
     pub fn port_taken(&self, port: u16, protocol: Protocol) -> Option<String> {
         host::port_taken(port, protocol, None).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell whether a port is taken");

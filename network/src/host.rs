@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
 use crate::model::Protocol;
-use crate::netlink::{Netlink, diag, link, route};
+use crate::netlink::diag::Listeners;
+use crate::netlink::{Netlink, link, route};
 
 const LOOPBACK: u32 = 1;
 /// What interfaces have where nothing else is known.
@@ -63,7 +64,17 @@ pub(crate) fn port_taken(
     protocol: Protocol,
     address: Option<Ipv4Addr>,
 ) -> Result<Option<String>, Error> {
-    Ok(diag::listener(port, protocol, address)?.map(describe))
+    port_taken_of(&mut Listeners::default(), port, protocol, address)
+}
+
+/// The same, for many ports at one moment.
+pub(crate) fn port_taken_of(
+    listeners: &mut Listeners,
+    port: u16,
+    protocol: Protocol,
+    address: Option<Ipv4Addr>,
+) -> Result<Option<String>, Error> {
+    Ok(listeners.find(port, protocol, address)?.map(describe))
 }
 
 /// The process that has a socket, by its inode.

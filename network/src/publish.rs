@@ -7,7 +7,8 @@ use crate::container::Containers;
 use crate::desired::Desired;
 use crate::error::Error;
 use crate::host;
-use crate::model::{Protocol, PublishedPort};
+use crate::model::PublishedPort;
+use crate::netlink::diag::Listeners;
 use crate::ruleset::{Element, Item, Ruleset, parts};
 
 /// The ports of the services that were looked at, and what is wrong with the others.
@@ -35,6 +36,7 @@ pub(crate) fn admit<'a>(
         }
     }
     let mut admitted = Admitted::default();
+    let mut listeners = Listeners::default();
     for service in services() {
         let mut ports = Vec::new();
         for port in &service.ports {
@@ -52,7 +54,7 @@ pub(crate) fn admit<'a>(
                 let id = containers.with_port(port.published, port.protocol, None)?;
                 Some(format!("container {id}"))
             });
-            match check(port.published, port.protocol, conflict) {
+            match check(&mut listeners, *port, conflict) {
                 Ok(()) => {
                     claims.insert(element, &service.id);
                     ports.push(*port);
@@ -65,11 +67,12 @@ pub(crate) fn admit<'a>(
     admitted
 }
 
-fn check(port: u16, protocol: Protocol, conflict: Option<String>) -> Result<(), Error> {
+fn check(listeners: &mut Listeners, port: PublishedPort, conflict: Option<String>) -> Result<(), Error> {
+    let PublishedPort { published: port, protocol, .. } = port;
     if let Some(holder) = conflict {
         return Err(Error::PortConflict { port, protocol, holder });
     }
-    match host::port_taken(port, protocol, None)? {
+    match host::port_taken_of(listeners, port, protocol, None)? {
         None => Ok(()),
         Some(holder) => Err(Error::PortTaken { port, protocol, holder }),
     }

@@ -1,5 +1,7 @@
 //! Which ports processes of this namespace listen on (sock_diag(7)).
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::Ipv4Addr;
 
 use nix::errno::Errno;
@@ -13,13 +15,44 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
-/// The inode of a socket that waits for clients on the port: on this address, or on all, or on any if `address` is
-/// `None`. The fabric's own resolver does not count: balancing leaves its address alone.
-pub(crate) fn listener(
+/// A socket that waits for clients.
+#[derive(Debug, Clone, Copy)]
+struct Listener {
     port: u16,
-    protocol: Protocol,
+    /// `None`: on all addresses.
     address: Option<Ipv4Addr>,
-) -> Result<Option<u32>, Error> {
+    inode: u32,
+}
+
+/// The sockets of this namespace that wait for clients, as of the moment when they were first asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    by_protocol: BTreeMap<Protocol, Vec<Listener>>,
+}
+
+impl Listeners {
+    /// The inode of a socket that waits on the port: on this address, or on any if `address` is `None`. The fabric's
+    /// own resolver does not count: balancing leaves its address alone.
+    pub(crate) fn find(
+        &mut self,
+        port: u16,
+        protocol: Protocol,
+        address: Option<Ipv4Addr>,
+    ) -> Result<Option<u32>, Error> {
+        let all = match self.by_protocol.entry(protocol) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(asked) => asked.insert(list(protocol)?),
+        };
+        let meets = |l: &&Listener| {
+            l.port == port
+                && l.address != Some(crate::DNS)
+                && (l.address.is_none() || address.is_none() || l.address == address)
+        };
+        Ok(all.iter().find(meets).map(|l| l.inode))
+    }
+}
+
+fn list(protocol: Protocol) -> Result<Vec<Listener>, Error> {
     let (number, state) = match protocol {
         Protocol::Tcp => (nix::libc::IPPROTO_TCP, TCP_LISTEN),
         // An unconnected UDP socket is in state "close".
@@ -27,29 +60,27 @@ pub(crate) fn listener(
         Protocol::Sctp => (nix::libc::IPPROTO_SCTP, TCP_LISTEN),
     };
     let mut netlink = Netlink::open(SockProtocol::NetlinkSockDiag)?;
+    let mut listeners = Vec::new();
     for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
         // struct inet_diag_req_v2: family, protocol, extensions, pad, states, then a socket id (48 bytes)
         let mut header = [0_u8; 56];
         header[0] = family as u8;
         header[1] = number as u8;
         header[4..8].copy_from_slice(&(1_u32 << state).to_ne_bytes());
-        header[8..10].copy_from_slice(&port.to_be_bytes());
         let request = Request::new(SOCK_DIAG_BY_FAMILY, 0, format!("list {protocol} sockets"))
             // A kernel without that protocol has no sockets of it.
             .tolerate(&[Errno::ENOENT, Errno::EPROTONOSUPPORT, Errno::EINVAL])
             .put(&header);
         for answer in netlink.dump(request)? {
-            // struct inet_diag_msg: family, state, timer, retrans, then source port in network order
-            let source = answer.payload.get(4..6).map(|b| u16::from_be_bytes([b[0], b[1]]));
-            let bound = answer.payload.get(8..12).map(|b| Ipv4Addr::new(b[0], b[1], b[2], b[3]));
-            let bound = bound.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let meets = family == nix::libc::AF_INET6
-                || bound.is_unspecified()
-                || address.is_none_or(|address| address == bound);
-            if source == Some(port) && meets && bound != crate::DNS {
-                return Ok(Some(u32_at(&answer.payload, 68).unwrap_or(0)));
-            }
+            // struct inet_diag_msg: family, state, timer, retrans, then a socket id: ports in network order, and
+            // addresses; the inode is last
+            let Some(port) = answer.payload.get(4..6).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
+                continue;
+            };
+            let bound = answer.payload.get(8..12).and_then(super::ipv4).filter(|a| !a.is_unspecified());
+            let address = if family == nix::libc::AF_INET { bound } else { None };
+            listeners.push(Listener { port, address, inode: u32_at(&answer.payload, 68).unwrap_or(0) });
         }
     }
-    Ok(None)
+    Ok(listeners)
 }

@@ -183,15 +183,17 @@ impl Ruleset {
         &'a self,
         changes: &'a BTreeMap<Item, Option<Parts>>,
     ) -> BTreeMap<&'a Element, ElementChange> {
-        let touched: BTreeSet<&Element> = changes
-            .iter()
-            .flat_map(|(item, new)| {
-                let old = self.items.get(item).into_iter().flat_map(|p| p.elements.keys());
-                old.chain(new.iter().flat_map(|p| p.elements.keys()))
-            })
-            .collect();
+        let mut touched: BTreeMap<&Element, Vec<(&Item, &Option<String>)>> = BTreeMap::new();
+        for (item, new) in changes {
+            for element in self.items.get(item).into_iter().flat_map(|parts| parts.elements.keys()) {
+                touched.entry(element).or_default();
+            }
+            for (element, value) in new.iter().flat_map(|parts| &parts.elements) {
+                touched.entry(element).or_default().push((item, value));
+            }
+        }
         let mut result = BTreeMap::new();
-        for element in touched {
+        for (element, coming) in touched {
             let holders = self.wanted.get(element);
             let old = holders
                 .and_then(|h| h.first())
@@ -201,13 +203,8 @@ impl Ruleset {
                 .into_iter()
                 .flatten()
                 .filter(|item| !changes.contains_key(*item))
-                .filter_map(|item| Some((item, self.items.get(item)?)));
-            let coming = changes.iter().filter_map(|(item, parts)| Some((item, parts.as_ref()?)));
-            let new = staying
-                .chain(coming)
-                .filter_map(|(item, parts)| Some((item, parts.elements.get(element)?)))
-                .min_by_key(|(item, _)| *item)
-                .map(|(_, value)| value);
+                .filter_map(|item| Some((item, self.items.get(item)?.elements.get(element)?)));
+            let new = staying.chain(coming).min_by_key(|(item, _)| *item).map(|(_, value)| value);
             if old != new {
                 result.insert(element, ElementChange { old: old.cloned(), new: new.cloned() });
             }

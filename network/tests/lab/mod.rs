@@ -127,6 +127,15 @@ pub struct Talk {
 }
 
 impl Talk {
+    /// Says so many bytes at once and hears them again.
+    pub fn echo_bytes(&mut self, length: usize) -> std::io::Result<()> {
+        let said: Vec<u8> = (0..length).map(|i| i as u8).collect();
+        self.lines.get_mut().write_all(&said)?;
+        let mut heard = vec![0; length];
+        self.lines.read_exact(&mut heard)?;
+        if heard == said { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
+    }
+
     /// Says a word and hears it again.
     pub fn echo(&mut self) -> std::io::Result<()> {
         self.lines.get_mut().write_all(b"hello\n")?;
