@@ -38,7 +38,7 @@ mod service;
 mod sim;
 mod snapshotting;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod transport;
 
 use rorqual_proto::model::NodeId;

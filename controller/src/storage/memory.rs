@@ -51,6 +51,13 @@ impl MemoryStore {
         recovered
     }
 
+    /// The last index and the hard state that would survive a power cut.
+    pub(crate) fn synced(&self) -> (u64, HardState) {
+        let disk = self.disk.lock().unwrap();
+        let last = disk.synced.entries.last_key_value().map_or(disk.synced.base.index, |(index, _)| *index);
+        (last, disk.synced.hard_state.clone())
+    }
+
     pub(crate) fn syncs(&self) -> u64 {
         self.disk.lock().unwrap().syncs
     }
