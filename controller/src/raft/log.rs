@@ -9,6 +9,7 @@
 //! The base is the place in front of the first entry; it lies at or in front of the snapshot's end, so that
 //! a follower either finds its next entry here or gets the snapshot.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
@@ -25,6 +26,8 @@ pub(super) struct RaftLog<S> {
     base: Position,
     entries: VecDeque<Entry>,
     snapshot: Option<SavedSnapshot>,
+    /// A follower needs a newer snapshot than there is.
+    wanted: Cell<bool>,
 }
 
 impl<S: LogStore> RaftLog<S> {
@@ -34,12 +37,17 @@ impl<S: LogStore> RaftLog<S> {
         // A commit that was not on disk yet is at least as far as what the snapshot holds.
         hard_state.commit = hard_state.commit.max(snapshot.as_ref().map_or(0, |saved| saved.metadata.index));
         let entries = std::mem::take(&mut recovered.entries).into();
-        Self { store, hard_state, base: recovered.base, entries, snapshot }
+        Self { store, hard_state, base: recovered.base, entries, snapshot, wanted: Cell::new(false) }
     }
 
     /// Where the latest snapshot ends; 0 before the first.
     pub(super) fn snapshot_index(&self) -> u64 {
         self.snapshot.as_ref().map_or(0, |saved| saved.metadata.index)
+    }
+
+    /// A follower has asked for a newer snapshot since the last call.
+    pub(super) fn take_wanted(&self) -> bool {
+        self.wanted.replace(false)
     }
 
     pub(super) fn snapshots(&self) -> Box<dyn Snapshots> {
@@ -191,10 +199,15 @@ impl<S: LogStore> Storage for RaftLog<S> {
         Ok(self.last().index)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let unavailable = || raft::Error::from(RaftStorageError::SnapshotTemporarilyUnavailable);
         let saved = self.snapshot.as_ref().ok_or_else(unavailable)?;
-        if saved.metadata.index < request_index {
+        // A member takes no snapshot of a group that it does not belong to: one that has just been added
+        // needs one that is made after that.
+        let conf_state = saved.metadata.get_conf_state();
+        let knows = conf_state.voters.contains(&to) || conf_state.learners.contains(&to);
+        if saved.metadata.index < request_index || !knows {
+            self.wanted.set(true);
             return Err(unavailable());
         }
         let data = self.store.read_snapshot(saved).map_err(|error| {

@@ -18,13 +18,15 @@ pub(super) type Spawn<O> = Box<dyn Fn(Box<dyn FnOnce() -> Event<O> + Send>) -> s
 pub(super) struct Snapshotting<O> {
     spawn: Spawn<O>,
     running: bool,
+    /// A follower waits for the next one.
+    wanted: bool,
     entries: u64,
     bytes: u64,
 }
 
 impl<O> Snapshotting<O> {
     pub(super) fn new(spawn: Spawn<O>) -> Self {
-        Self { spawn, running: false, entries: 0, bytes: 0 }
+        Self { spawn, running: false, wanted: false, entries: 0, bytes: 0 }
     }
 
     /// An entry was applied.
@@ -42,8 +44,10 @@ impl<O> Snapshotting<O> {
 
 impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
     pub(super) fn maybe_snapshot(&mut self) {
+        self.snapshotting.wanted |= self.node.store().take_wanted();
         let counts = &self.snapshotting;
-        let due = counts.entries >= self.tuning.snapshot_entries
+        let due = counts.wanted
+            || counts.entries >= self.tuning.snapshot_entries
             || counts.bytes >= self.tuning.snapshot_log_bytes;
         if counts.running || !due || self.applied <= self.node.store().snapshot_index() {
             return;
@@ -68,6 +72,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         match (self.snapshotting.spawn)(job) {
             Ok(()) => {
                 self.snapshotting.running = true;
+                self.snapshotting.wanted = false;
                 self.snapshotting.entries = 0;
                 self.snapshotting.bytes = 0;
             }
@@ -88,6 +93,10 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
                     "took a snapshot"
                 );
                 self.node.mut_store().compact(saved, self.tuning.margin_entries)?;
+                if self.is_leader() {
+                    // Somebody may wait for it.
+                    self.node.raft.bcast_append();
+                }
             }
             // The log simply stays longer.
             Err(error) => tracing::warn!(%error, "a snapshot was not taken; later again"),

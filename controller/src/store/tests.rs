@@ -217,7 +217,7 @@ async fn many_writers_get_an_answer_each_and_share_the_disk() {
         tokio::spawn(async move {
             let mut indices = Vec::new();
             for round in 0..10 {
-                indices.push(store.propose(vec![put(writer * 100 + round)]).await.unwrap());
+                indices.push(store.propose(vec![put(writer * 10 + round)]).await.unwrap());
             }
             indices
         })
