@@ -16,12 +16,12 @@
 //! [`DiskStore::open`] catches that.
 
 mod layout;
-mod snapshot;
-mod watermark;
 #[cfg(test)]
 pub(crate) mod memory;
+mod snapshot;
 #[cfg(test)]
 mod tests;
+mod watermark;
 
 use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,8 +31,8 @@ use std::time::{Duration, Instant};
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 
 use layout::Layout;
-use watermark::Watermark;
 pub(crate) use snapshot::{SavedSnapshot, SnapshotDir};
+use watermark::Watermark;
 
 /// What sled keeps of its pages in memory. The log is kept in memory by its reader anyway.
 const CACHE_BYTES: u64 = 1 << 20;
@@ -265,7 +265,8 @@ impl DiskStore {
         let watermark = Watermark::open(dir)?;
         let acknowledged = watermark.read();
         if read.written < acknowledged {
-            let problem = format!("write {acknowledged} was acknowledged, the log ends after {}", read.written);
+            let problem =
+                format!("write {acknowledged} was acknowledged, the log ends after {}", read.written);
             return Err(corrupt(dir, problem));
         }
         let barrier = Barrier::open(&sled_dir)?;
@@ -299,11 +300,9 @@ impl DiskStore {
                 self.sync()
             }
             Some(found) if found == owner => Ok(()),
-            Some(found) => Err(StorageError::OtherOwner {
-                path: self.dir.clone(),
-                found,
-                expected: owner.to_owned(),
-            }),
+            Some(found) => {
+                Err(StorageError::OtherOwner { path: self.dir.clone(), found, expected: owner.to_owned() })
+            }
         }
     }
 

@@ -109,7 +109,8 @@ struct Closing {
 
 impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
     pub(super) fn new(start: Start<M, S, T, M::Outcome>) -> Result<Self, RaftError> {
-        let Start { own, proposer, mut machine, store, mut recovered, transport, view, spawn, tuning } = start;
+        let Start { own, proposer, mut machine, store, mut recovered, transport, view, spawn, tuning } =
+            start;
         let mut members = Members::default();
         let mut applied = 0;
         if let Some((saved, data)) = recovered.snapshot.as_ref() {

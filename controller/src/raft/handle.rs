@@ -35,18 +35,34 @@ pub(super) enum Wish {
 
 /// Everything that reaches the pump.
 pub(super) enum Event<O> {
-    Propose { sequence: u64, data: Vec<u8>, reply: Reply<O> },
-    Barrier { reply: Reply<u64> },
-    Member { wish: Wish, reply: Reply<()> },
-    Transfer { reply: Reply<()> },
+    Propose {
+        sequence: u64,
+        data: Vec<u8>,
+        reply: Reply<O>,
+    },
+    Barrier {
+        reply: Reply<u64>,
+    },
+    Member {
+        wish: Wish,
+        reply: Reply<()>,
+    },
+    Transfer {
+        reply: Reply<()>,
+    },
     /// From another member.
     Message(Box<Message>),
     /// Another member has opened its stream; this is who it says it is, proven but for the address.
     Heard(RaftPeer),
     Unreachable(u64),
-    SnapshotSent { to: u64, delivered: bool },
+    SnapshotSent {
+        to: u64,
+        delivered: bool,
+    },
     SnapshotSaved(Result<SavedSnapshot, StorageError>),
-    Shutdown { reply: oneshot::Sender<()> },
+    Shutdown {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// What the pump shows to everybody, without being asked.

@@ -155,8 +155,10 @@ impl<S: LogStore> RaftLog<S> {
 
 impl<S: LogStore> Storage for RaftLog<S> {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let conf_state =
-            self.snapshot.as_ref().map_or_else(ConfState::default, |saved| saved.metadata.get_conf_state().clone());
+        let conf_state = self
+            .snapshot
+            .as_ref()
+            .map_or_else(ConfState::default, |saved| saved.metadata.get_conf_state().clone());
         Ok(RaftState { hard_state: self.hard_state.clone(), conf_state })
     }
 
@@ -173,7 +175,8 @@ impl<S: LogStore> Storage for RaftLog<S> {
         if high > self.last().index + 1 {
             return Err(RaftStorageError::Unavailable.into());
         }
-        let mut entries: Vec<Entry> = self.entries.range(self.place(low)..self.place(high)).cloned().collect();
+        let mut entries: Vec<Entry> =
+            self.entries.range(self.place(low)..self.place(high)).cloned().collect();
         limit_size(&mut entries, max_size.into());
         Ok(entries)
     }

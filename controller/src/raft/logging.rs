@@ -33,7 +33,9 @@ impl Drain for Tracing {
 
     fn is_enabled(&self, level: Level) -> bool {
         match level {
-            Level::Critical | Level::Error => tracing::enabled!(target: "rorqual::raft", tracing::Level::ERROR),
+            Level::Critical | Level::Error => {
+                tracing::enabled!(target: "rorqual::raft", tracing::Level::ERROR)
+            }
             Level::Warning => tracing::enabled!(target: "rorqual::raft", tracing::Level::WARN),
             Level::Info => tracing::enabled!(target: "rorqual::raft", tracing::Level::DEBUG),
             Level::Debug | Level::Trace => tracing::enabled!(target: "rorqual::raft", tracing::Level::TRACE),

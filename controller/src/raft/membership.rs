@@ -72,9 +72,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             match answer {
                 Ok(true) => {
                     let (kind, raft_id, member) = match wish {
-                        Wish::Add(peer) => {
-                            (ConfChangeType::AddLearnerNode, peer.raft_id, Some(peer))
-                        }
+                        Wish::Add(peer) => (ConfChangeType::AddLearnerNode, peer.raft_id, Some(peer)),
                         Wish::Remove(raft_id) => (ConfChangeType::RemoveNode, raft_id, None),
                     };
                     self.propose_change(kind, raft_id, member.as_ref(), Some(reply));

@@ -21,6 +21,8 @@
 
 mod codec;
 mod core;
+#[cfg(test)]
+mod grpc_tests;
 mod handle;
 mod log;
 mod logging;

@@ -171,17 +171,12 @@ pub(super) fn found_group<S: LogStore>(
     let base = Position { index: 1, term: 1 };
     let mut conf_state = ConfState::default();
     conf_state.voters.push(own.raft_id);
-    let mut metadata = SnapshotMetadata::default();
-    metadata.index = base.index;
-    metadata.term = base.term;
+    let mut metadata = SnapshotMetadata { index: base.index, term: base.term, ..SnapshotMetadata::default() };
     metadata.set_conf_state(conf_state);
-    let body =
-        SnapshotBody { members: vec![MemberRecord::from(own)], highest_raft_id: own.raft_id, state };
+    let body = SnapshotBody { members: vec![MemberRecord::from(own)], highest_raft_id: own.raft_id, state };
     let data = prost::Message::encode_to_vec(&body);
     let saved = store.snapshots().save(metadata, &data)?;
-    let mut hard_state = HardState::default();
-    hard_state.term = base.term;
-    hard_state.commit = base.index;
+    let hard_state = HardState { term: base.term, commit: base.index, ..HardState::default() };
     let change = LogChange {
         hard_state: Some(&hard_state),
         base: Some(base),

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::Leadership;
 use super::core::{Core, RaftError, Transport};
 use super::handle::{Event, View};
 use super::machine::Machine;
 use super::snapshotting::Spawn;
-use super::Leadership;
 use crate::storage::LogStore;
 
 /// Events that may wait for the pump.

@@ -9,10 +9,10 @@
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, Entry, EntryType, HardState, Message, Snapshot};
 
+use super::SnapshotBody;
 use super::core::{Core, RaftError, Transport};
 use super::machine::Machine;
 use super::members::Members;
-use super::SnapshotBody;
 use crate::storage::{Durability, LogStore};
 
 impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {

@@ -58,10 +58,7 @@ impl RaftService {
 
 #[tonic::async_trait]
 impl raft_server::Raft for RaftService {
-    async fn messages(
-        &self,
-        request: Request<Streaming<RaftMessage>>,
-    ) -> Result<Response<RaftEnd>, Status> {
+    async fn messages(&self, request: Request<Streaming<RaftMessage>>) -> Result<Response<RaftEnd>, Status> {
         let identity = tls::require_role(&request, Role::Controller)?;
         if identity.cluster_id != self.cluster_id {
             return Err(Status::permission_denied("the caller is a controller of another cluster"));

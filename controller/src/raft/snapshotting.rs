@@ -53,9 +53,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             return;
         }
         let Ok(term) = self.node.store().term(self.applied) else { return };
-        let mut metadata = SnapshotMetadata::default();
-        metadata.index = self.applied;
-        metadata.term = term;
+        let mut metadata = SnapshotMetadata { index: self.applied, term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(self.node.raft.prs().conf().to_conf_state());
         let mut body = SnapshotBody {
             members: self.members.records(),
@@ -87,11 +85,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         self.snapshotting.running = false;
         match saved {
             Ok(saved) => {
-                tracing::debug!(
-                    index = saved.metadata.index,
-                    bytes = saved.length_bytes,
-                    "took a snapshot"
-                );
+                tracing::debug!(index = saved.metadata.index, bytes = saved.length_bytes, "took a snapshot");
                 self.node.mut_store().compact(saved, self.tuning.margin_entries)?;
                 if self.is_leader() {
                     // Somebody may wait for it.

@@ -61,7 +61,11 @@ impl Hub {
         let mut wires = self.wires.lock().unwrap();
         for other in 1..=9 {
             for wire in [(raft_id, other), (other, raft_id)] {
-                if cut { wires.cut.insert(wire) } else { wires.cut.remove(&wire) };
+                if cut {
+                    wires.cut.insert(wire)
+                } else {
+                    wires.cut.remove(&wire)
+                };
             }
         }
     }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use raft::eraftpb::{Entry, HardState, SnapshotMetadata};
 
-use super::{
-    Durability, LogChange, LogStore, Position, Recovered, SavedSnapshot, Snapshots, StorageError,
-};
+use super::{Durability, LogChange, LogStore, Position, Recovered, SavedSnapshot, Snapshots, StorageError};
 
 #[derive(Clone, Default)]
 struct Content {

@@ -10,11 +10,7 @@ use tempfile::TempDir;
 use super::*;
 
 fn entry(index: u64, term: u64, bytes: usize) -> Entry {
-    let mut entry = Entry::default();
-    entry.index = index;
-    entry.term = term;
-    entry.data = data(index, term, bytes).into();
-    entry
+    Entry { index, term, data: data(index, term, bytes).into(), ..Entry::default() }
 }
 
 fn data(index: u64, term: u64, bytes: usize) -> Vec<u8> {
@@ -22,11 +18,7 @@ fn data(index: u64, term: u64, bytes: usize) -> Vec<u8> {
 }
 
 fn hard_state(term: u64, commit: u64) -> HardState {
-    let mut hard_state = HardState::default();
-    hard_state.term = term;
-    hard_state.vote = 1;
-    hard_state.commit = commit;
-    hard_state
+    HardState { term, vote: 1, commit, ..HardState::default() }
 }
 
 fn append(store: &mut DiskStore, removed: &[Entry], entries: &[Entry], commit: u64) {
@@ -216,9 +208,7 @@ fn a_store_has_one_owner_and_one_user() {
 }
 
 fn metadata(index: u64, term: u64) -> SnapshotMetadata {
-    let mut metadata = SnapshotMetadata::default();
-    metadata.index = index;
-    metadata.term = term;
+    let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
     metadata.mut_conf_state().voters.push(1);
     metadata
 }

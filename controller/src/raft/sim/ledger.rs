@@ -37,9 +37,7 @@ impl Machine for Ledger {
 
     fn freeze(&self) -> Frozen {
         let pages = self.pages.lock().unwrap().clone();
-        Box::new(move || {
-            pages.iter().flat_map(|(a, b, c)| [*a, *b, *c]).flat_map(u64::to_be_bytes).collect()
-        })
+        Box::new(move || pages.iter().flat_map(|(a, b, c)| [*a, *b, *c]).flat_map(u64::to_be_bytes).collect())
     }
 
     fn restore(&mut self, data: &[u8]) -> Result<(), MachineError> {

@@ -18,6 +18,7 @@ use crate::storage::Recovered;
 use crate::storage::memory::MemoryStore;
 
 type Wire = Arc<Mutex<Vec<Message>>>;
+type Answer<T> = Receiver<Result<T, Refusal>>;
 type Jobs = Arc<Mutex<Vec<Event<u64>>>>;
 
 /// Puts messages on the wire, and looks at each whether the disk already holds what it promises.
@@ -67,12 +68,13 @@ pub(super) struct World {
     side: BTreeSet<u64>,
     proposers: u64,
     sequence: u64,
-    asked: Vec<(u64, u64, Receiver<Result<u64, Refusal>>)>,
+    /// Proposals in flight: proposer, sequence, and where the answer comes.
+    asked: Vec<(u64, u64, Answer<u64>)>,
     /// Acknowledged proposals and the index that was told.
     acknowledged: BTreeMap<(u64, u64), u64>,
     /// Barriers in flight, with the highest index that was acknowledged when they were asked.
-    barriers: Vec<(u64, Receiver<Result<u64, Refusal>>)>,
-    wishes: Vec<Receiver<Result<(), Refusal>>>,
+    barriers: Vec<(u64, Answer<u64>)>,
+    wishes: Vec<Answer<()>>,
     /// What stands at each index, as the first member to apply it saw it.
     history: BTreeMap<u64, (u64, u64)>,
     checked: BTreeMap<u64, u64>,
@@ -81,12 +83,7 @@ pub(super) struct World {
 }
 
 fn tuning(seed: u64) -> Tuning {
-    Tuning {
-        election_seed: Some(seed),
-        snapshot_entries: 40,
-        margin_entries: 10,
-        ..Tuning::default()
-    }
+    Tuning { election_seed: Some(seed), snapshot_entries: 40, margin_entries: 10, ..Tuning::default() }
 }
 
 impl World {
@@ -425,9 +422,9 @@ impl World {
         self.asked.is_empty()
             && self.wishes.is_empty()
             && self.voters(leader) == members
-            && members.iter().all(|id| {
-                self.node(*id).core.as_ref().is_some_and(|core| core.applied == applied)
-            })
+            && members
+                .iter()
+                .all(|id| self.node(*id).core.as_ref().is_some_and(|core| core.applied == applied))
     }
 
     /// What must hold once everything is whole again.
