@@ -175,6 +175,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             self.seen.extend(seen.into_iter().map(|id| (id, now)));
             self.reads.ask_again(now);
             self.tend_members();
+            self.tend_sent_snapshots();
         }
     }
 

@@ -219,6 +219,9 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
                 (_, None) => {}
             }
             self.replace_members(members);
+            if self.is_leader() && self.node.raft.prs().get(self.own.raft_id).is_none() {
+                self.step_down_removed();
+            }
         }
         if context.proposer == self.proposer
             && let Some(reply) = self.changes.in_flight.remove(&context.sequence)
@@ -226,6 +229,19 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             let _ = reply.send(answer);
         }
         Ok(())
+    }
+
+    /// This leader was removed by a change that an earlier leader had proposed. The raw node would look for
+    /// its own progress with the next answer of a follower, and panic. What it has to send is sent before it
+    /// follows: a follower has nothing to send at this point of a `Ready`.
+    fn step_down_removed(&mut self) {
+        if let Some(to) = self.successor() {
+            self.node.raft.send_timeout_now(to);
+        }
+        let messages = std::mem::take(&mut self.node.raft.msgs);
+        self.send(messages);
+        let term = self.node.raft.term;
+        self.node.raft.become_follower(term, raft::INVALID_ID);
     }
 
     /// The group is now this.

@@ -54,6 +54,9 @@ pub struct Tuning {
     pub snapshot_log_bytes: u64,
     /// Entries that stay in the log behind a snapshot, for followers that lag a little.
     pub margin_entries: u64,
+    /// Ticks after which a leader sends a snapshot again to a follower that has not said anything about it.
+    /// Nothing else ends that wait when the word of a lost snapshot is lost itself.
+    pub snapshot_patience_ticks: u64,
     /// Proposals in flight; more are answered `Busy`.
     pub in_flight: usize,
     /// The largest log entry.
@@ -77,6 +80,7 @@ impl Default for Tuning {
             snapshot_entries: 1000,
             snapshot_log_bytes: 8 << 20,
             margin_entries: 500,
+            snapshot_patience_ticks: 100,
             in_flight: 1024,
             entry_bytes: 4 << 20,
             propose_deadline: Duration::from_secs(5),

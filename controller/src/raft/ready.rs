@@ -43,7 +43,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         Ok(())
     }
 
-    fn send(&mut self, messages: Vec<Message>) {
+    pub(super) fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
             let to = message.to;
             match self.heard.get(&to).or_else(|| self.members.get(to)) {

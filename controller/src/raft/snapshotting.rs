@@ -3,8 +3,10 @@
 //! The pump freezes the state (cheap: the objects are shared), another thread encodes and writes it, and
 //! the pump compacts the log when it hears that the file is durable.
 
-use raft::Storage as _;
+use std::collections::BTreeMap;
+
 use raft::eraftpb::SnapshotMetadata;
+use raft::{ProgressState, SnapshotStatus, Storage as _};
 
 use super::SnapshotBody;
 use super::core::{Core, RaftError, Transport};
@@ -22,11 +24,13 @@ pub(super) struct Snapshotting<O> {
     wanted: bool,
     entries: u64,
     bytes: u64,
+    /// On the leader: followers that a snapshot is on the way to, which one, and since which tick.
+    sent: BTreeMap<u64, (u64, u64)>,
 }
 
 impl<O> Snapshotting<O> {
     pub(super) fn new(spawn: Spawn<O>) -> Self {
-        Self { spawn, running: false, wanted: false, entries: 0, bytes: 0 }
+        Self { spawn, running: false, wanted: false, entries: 0, bytes: 0, sent: BTreeMap::new() }
     }
 
     /// An entry was applied.
@@ -75,6 +79,22 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
                 self.snapshotting.bytes = 0;
             }
             Err(error) => tracing::warn!(%error, "cannot start a thread for a snapshot; later again"),
+        }
+    }
+
+    /// On the leader, each tick: gives up on snapshots that nothing was heard of.
+    pub(super) fn tend_sent_snapshots(&mut self) {
+        let (now, patience) = (self.now, self.tuning.snapshot_patience_ticks);
+        let waiting = self.node.raft.prs().iter().filter(|(_, one)| one.state == ProgressState::Snapshot);
+        let waiting: BTreeMap<u64, u64> = waiting.map(|(id, one)| (*id, one.pending_snapshot)).collect();
+        let sent = &mut self.snapshotting.sent;
+        sent.retain(|id, (index, _)| waiting.get(id) == Some(index));
+        for (id, index) in waiting {
+            let (_, since) = *sent.entry(id).or_insert((index, now));
+            if now - since >= patience {
+                sent.remove(&id);
+                self.node.report_snapshot(id, SnapshotStatus::Failure);
+            }
         }
     }
 
