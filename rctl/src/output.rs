@@ -10,10 +10,10 @@ use crate::failure::{Failure, Result};
 /// How results are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// Aligned columns, for people.
+    // Aligned columns, for people.
     #[default]
     Table,
-    /// One JSON object a line, for programs.
+    // One JSON object a line, for programs.
     Json,
 }
 

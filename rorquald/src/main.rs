@@ -1,3 +1,89 @@
-//! Part of Rorqual.
+//! `rorquald`, the node daemon: reads its settings, starts the agent and, where the node is a member of a
+//! cluster, what its role asks for, and serves the local API until it is told to end. Containers outlive it.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-fn main() {}
+mod config;
+mod gate;
+mod membership;
+mod node;
+mod record;
+mod serve;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use rorqual_proto::wire::{
+    control_server::ControlServer, engine_server::EngineServer, membership_server::MembershipServer,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::service::Routes;
+
+use config::{Arguments, Config};
+use gate::ControlGate;
+use membership::MembershipApi;
+use node::Node;
+
+/// Threads that run the daemon's tasks; blocking work has its own.
+const WORKERS: usize = 2;
+
+/// The most threads for blocking work (launches, unpacking, disk).
+const BLOCKING_THREADS: usize = 16;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("RORQUAL_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = Config::read(arguments)?;
+    if arguments.dump_config {
+        let text = toml::to_string(&config).context("cannot print the settings")?;
+        return std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
+            .context("cannot print the settings");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("rorquald")
+        .enable_all()
+        .build()
+        .context("cannot start the daemon's threads")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let gate = ControlGate::default();
+    let socket = config.socket.clone();
+    let node = Node::start(config, gate.clone()).await?;
+    let routes = Routes::new(EngineServer::new(node.agent.engine()))
+        .add_service(MembershipServer::new(MembershipApi::new(node.clone())))
+        .add_service(ControlServer::new(gate));
+    let door = serve::local(&socket, routes.prepare())?;
+    tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+    // Cancel-safe: a signal that one arm has taken ends the daemon.
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending; containers run on");
+    door.close().await;
+    node.shutdown().await;
+    Ok(())
+}

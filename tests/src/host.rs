@@ -76,18 +76,43 @@ pub fn start_ticks(pid: u32) -> Option<String> {
     rest.nth(18).map(str::to_owned)
 }
 
-/// The processes whose cgroup path has this in it; the value tells a reused pid apart.
-pub fn processes_in_cgroup(part: &str) -> BTreeMap<u32, String> {
+/// The processes with a cgroup path (ending in `/`) that fits; the value tells a reused pid apart.
+pub fn processes_where(fits: impl Fn(&str) -> bool) -> BTreeMap<u32, String> {
     let mut found = BTreeMap::new();
     for pid in pids() {
-        let Ok(groups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
-        if groups.lines().any(|line| format!("{line}/").contains(part))
+        if cgroup_paths(pid).iter().any(|path| fits(path))
             && let Some(start) = start_ticks(pid)
         {
             found.insert(pid, format!("{start} {}", command_name(pid)));
         }
     }
     found
+}
+
+/// Whether the process is in a cgroup whose path has this in it.
+pub fn cgroup_has(pid: u32, part: &str) -> bool {
+    cgroup_paths(pid).iter().any(|path| path.contains(part))
+}
+
+/// The process's place in each hierarchy, with a `/` at the end.
+fn cgroup_paths(pid: u32) -> Vec<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    table.lines().filter_map(|line| Some(format!("{}/", line.splitn(3, ':').nth(2)?))).collect()
+}
+
+/// Whether the process is the first in a pid namespace below the machine's own.
+pub fn is_first_process(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let spaces = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let numbers: Vec<&str> = spaces.split_whitespace().collect();
+    numbers.len() > 1 && numbers.last() == Some(&"1")
+}
+
+/// Processor time that the process has used so far, in clock ticks (100 a second).
+pub fn cpu_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
 /// The process's short name.

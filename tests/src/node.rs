@@ -104,16 +104,35 @@ impl Node {
         self.try_json(&["service", "ps", service])?.iter().map(view::Task::read).collect()
     }
 
-    /// The tasks of a service that run and are meant to.
+    /// The tasks of a service that run, are meant to, and get traffic.
     pub fn running(&self, service: &str) -> Result<Vec<view::Task>, String> {
         let mut tasks = self.tasks(service)?;
-        tasks.retain(|task| task.state == "running" && task.desired == "running");
+        tasks.retain(|task| task.balanced && task.desired == "running");
         Ok(tasks)
     }
 
     /// The containers of this node, ended ones too.
     pub fn containers(&self) -> Result<Vec<view::Container>, String> {
         self.try_json(&["ps", "--all"])?.iter().map(view::Container::read).collect()
+    }
+
+    /// The first process of a container of this node, as the machine sees it.
+    pub fn container_pid(&self, id: &str) -> Result<u32, String> {
+        let mut inside = self.container_processes();
+        inside.retain(|pid, _| host::is_first_process(*pid) && host::cgroup_has(*pid, id));
+        match inside.keys().copied().collect::<Vec<_>>()[..] {
+            [pid] => Ok(pid),
+            _ => Err(format!("container {id} on n{} has the first processes {inside:?}", self.number)),
+        }
+    }
+
+    /// The first process of a task that runs on this node.
+    pub fn task_pid(&self, task_id: &str) -> Result<u32, String> {
+        let containers = self.containers()?;
+        let of_task =
+            |one: &&view::Container| one.task_id.as_deref() == Some(task_id) && one.state == "running";
+        let container = containers.iter().find(of_task).ok_or_else(|| format!("{containers:?}"))?;
+        self.container_pid(&container.id)
     }
 
     /// The pid of the node's daemon, if it runs.
@@ -125,9 +144,21 @@ impl Node {
     }
 
     /// The processes in the node's containers, by pid; the value says which process had that pid.
+    /// Their monitors are not among them.
     pub fn container_processes(&self) -> BTreeMap<u32, String> {
-        let parent = format!("/rorqual-{}-n{}/", self.lab, self.number);
-        host::processes_in_cgroup(&parent)
+        let parent = self.cgroup();
+        host::processes_where(|path| path.contains(&parent) && !path.contains("/.monitors/"))
+    }
+
+    /// The processes that watch over the node's containers.
+    pub fn monitors(&self) -> BTreeMap<u32, String> {
+        let group = format!("{}.monitors/", self.cgroup());
+        host::processes_where(|path| path.contains(&group))
+    }
+
+    /// The node's group on every hierarchy, as it stands in `/proc/PID/cgroup`.
+    fn cgroup(&self) -> String {
+        format!("/rorqual-{}-n{}/", self.lab, self.number)
     }
 
     /// The daemon's log so far.

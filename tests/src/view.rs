@@ -19,10 +19,10 @@ impl NodeView {
     /// Reads one.
     pub fn read(value: &Value) -> Result<Self, String> {
         Ok(Self {
-            id: text(value, "id")?,
-            hostname: text(value, "hostname")?,
-            state: text(value, "state")?,
-            leader: value["leader"].as_bool().unwrap_or_default(),
+            id: text(value, "ID")?,
+            hostname: text(value, "Hostname")?,
+            state: text(value, "Status")?.to_lowercase(),
+            leader: text(value, "ManagerStatus")? == "Leader",
         })
     }
 }
@@ -36,36 +36,33 @@ pub struct Task {
     pub name: String,
     /// Host name of its node; empty until it has one.
     pub node: String,
-    /// Observed state.
+    /// Observed state: `running`, `pending`, `failed`, …
     pub state: String,
-    /// Desired state.
+    /// Desired state: `running`, `shutdown`, …
     pub desired: String,
+    /// It runs, and gets traffic.
+    pub balanced: bool,
     /// Why it is as it is; empty where all is well.
     pub message: String,
-    /// Its container's first process, as the machine sees it.
-    pub pid: u32,
     /// Restarts in place.
     pub restarts: u64,
-    /// The last end of its container.
-    pub exit_code: Option<i64>,
-    /// That end was the kernel's for want of memory.
-    pub oom_killed: bool,
 }
 
 impl Task {
     /// Reads one.
     pub fn read(value: &Value) -> Result<Self, String> {
+        // `Running 2 minutes ago`
+        let current = text(value, "CurrentState")?.to_lowercase();
+        let state = current.split(' ').next().unwrap_or_default().to_owned();
         Ok(Self {
-            id: text(value, "id")?,
-            name: text(value, "name")?,
-            node: text(value, "node")?,
-            state: text(value, "state")?,
-            desired: text(value, "desired_state")?,
-            message: text(value, "message")?,
-            pid: number(value, "pid")? as u32,
-            restarts: number(value, "restarts")?,
-            exit_code: value["exit_code"].as_i64(),
-            oom_killed: value["oom_killed"].as_bool().unwrap_or_default(),
+            id: text(value, "ID")?,
+            name: text(value, "Name")?,
+            node: text(value, "Node")?,
+            desired: text(value, "DesiredState")?.to_lowercase(),
+            balanced: state == "running" && !current.contains("not in the balancer"),
+            state,
+            message: text(value, "Error")?,
+            restarts: number(value, "Restarts")?,
         })
     }
 }
@@ -79,24 +76,27 @@ pub struct Container {
     pub name: String,
     /// `running`, `exited`, …
     pub state: String,
-    /// Its first process, as the machine sees it.
-    pub pid: u32,
+    /// The state in words: `Exited (137) 2 seconds ago, …`
+    pub status: String,
     /// How it ended.
     pub exit_code: Option<i64>,
     /// It ended for want of memory.
     pub oom_killed: bool,
+    /// The task that it belongs to, if any.
+    pub task_id: Option<String>,
 }
 
 impl Container {
     /// Reads one.
     pub fn read(value: &Value) -> Result<Self, String> {
         Ok(Self {
-            id: text(value, "id")?,
-            name: text(value, "name")?,
-            state: text(value, "state")?,
-            pid: number(value, "pid")? as u32,
-            exit_code: value["exit_code"].as_i64(),
-            oom_killed: value["oom_killed"].as_bool().unwrap_or_default(),
+            id: text(value, "ID")?,
+            name: text(value, "Names")?,
+            state: text(value, "State")?,
+            status: text(value, "Status")?,
+            exit_code: value["ExitCode"].as_i64(),
+            oom_killed: value["OOMKilled"].as_bool().unwrap_or_default(),
+            task_id: value["TaskID"].as_str().map(str::to_owned),
         })
     }
 }

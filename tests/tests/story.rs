@@ -66,7 +66,8 @@ fn three_replicas_become_ten_and_leave_nothing() {
     let [n1, n2, n3] = [1, 2, 3].map(|number| lab.node(number));
     n1.load(&images::archive("nginx"));
 
-    let create = ["service", "create", "--name", "web", "--replicas", "3", "--publish", "8080:80", images::NGINX];
+    let create =
+        ["service", "create", "--name", "web", "--replicas", "3", "--publish", "8080:80", images::NGINX];
     n2.rctl(&create).ok();
     let tasks = running(n1, "web", 3);
     assert_eq!(spread(&lab, &tasks), (1, 1), "three replicas on three nodes: {tasks:?}");
@@ -114,7 +115,8 @@ fn the_client_is_seen(lab: &Lab) {
 fn the_service_is_told_of(lab: &Lab) {
     for node in lab.nodes() {
         let table = node.rctl(&["service", "ls"]).ok();
-        let row = table.lines().find(|line| line.contains("web")).unwrap_or_else(|| panic!("no web in {table}"));
+        let row =
+            table.lines().find(|line| line.contains("web")).unwrap_or_else(|| panic!("no web in {table}"));
         assert!(row.contains("3/3") && row.contains("nginx") && row.contains("8080"), "{row}");
         let table = node.rctl(&["service", "ps", "web"]).ok();
         for slot in 1..=3 {
@@ -123,7 +125,10 @@ fn the_service_is_told_of(lab: &Lab) {
         let ids = node.rctl(&["service", "ls", "--quiet"]).ok();
         assert_eq!(ids.lines().count(), 1, "{ids}");
         let text = node.rctl(&["service", "inspect", "web"]).ok();
-        assert!(text.contains("sha256:") && text.contains("8080"), "the tag was resolved to no digest: {text}");
+        assert!(
+            text.contains("sha256:") && text.contains("8080"),
+            "the tag was resolved to no digest: {text}"
+        );
     }
 }
 
@@ -131,13 +136,15 @@ fn the_service_is_told_of(lab: &Lab) {
 fn the_name_leads_to_the_service(lab: &Lab) {
     lab.node(2).load(&images::archive("busybox"));
     let script = "trap 'exit 0' TERM; while :; do wget -T 2 -q -O - http://web/ | head -n 1; sleep 0.2; done";
-    let create = ["service", "create", "--name", "probe", "--replicas", "3", images::BUSYBOX, "sh", "-c", script];
+    let create =
+        ["service", "create", "--name", "probe", "--replicas", "3", images::BUSYBOX, "sh", "-c", script];
     lab.node(1).rctl(&create).ok();
     let tasks = running(lab.node(3), "probe", 3);
     assert_eq!(spread(lab, &tasks), (1, 1), "{tasks:?}");
     wait_until("each probe hears web", SOON, || {
         let logs = lab.node(3).rctl(&["service", "logs", "probe"]).ok();
-        let heard = |task: &Task| logs.lines().any(|line| line.contains(&task.name) && line.contains("Hello from"));
+        let heard =
+            |task: &Task| logs.lines().any(|line| line.contains(&task.name) && line.contains("Hello from"));
         hold(tasks.iter().all(heard), || logs.clone())
     });
 }

@@ -4,8 +4,6 @@
 //! `rorqual_proto::validate`. The actions carry the versions that were seen: a
 //! [`crate::Conflict::Version`] means that the wish is to be prepared again.
 
-use std::collections::BTreeMap;
-
 use rorqual_proto::model::{
     Availability, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeState, Protocol, Service,
     ServiceId, ServiceMode, ServiceSpec,
@@ -25,16 +23,6 @@ pub enum Refusal {
         kind: &'static str,
         /// What was asked for.
         name: String,
-    },
-    /// The beginning of an id, or a host name, fits several.
-    #[error("`{name}` fits several {kind}s: {candidates}; name one of them in full")]
-    Ambiguous {
-        /// `service` or `node`.
-        kind: &'static str,
-        /// What was asked for.
-        name: String,
-        /// Names and ids of what it fits.
-        candidates: String,
     },
     /// Another object of the kind has the name.
     #[error("the {kind} name `{name}` is already in use: choose another name, or remove that {kind} first")]
@@ -83,59 +71,6 @@ pub enum Refusal {
         /// What it is.
         actual: u64,
     },
-    /// The node is alive.
-    #[error("node `{0}` is not down: run `rctl cluster leave` on it, or remove it by force")]
-    NodeAlive(String),
-    /// The network has users.
-    #[error("network `{network}` is in use by service `{service}`: remove it there first")]
-    NetworkInUse {
-        /// The network.
-        network: String,
-        /// The first service that names it.
-        service: String,
-    },
-}
-
-/// The service of that name, id, or unique beginning of an id.
-pub fn find_service<'a>(state: &'a State, name: &str) -> Result<&'a Service, Refusal> {
-    if let Some(service) = state.service_by_name(name) {
-        return Ok(service);
-    }
-    // A beginning of an id names a range of ids.
-    let fits = state.services().filter(|service| !name.is_empty() && service.id.as_str().starts_with(name));
-    one("service", name, fits.map(AsRef::as_ref).collect(), |service: &Service| service.spec.name.clone())
-}
-
-/// The node of that id, host name, or unique beginning of an id.
-pub fn find_node<'a>(state: &'a State, name: &str) -> Result<&'a Node, Refusal> {
-    if let Ok(id) = name.parse::<NodeId>()
-        && let Some(node) = state.node(&id)
-    {
-        return Ok(node);
-    }
-    let label = |node: &Node| format!("{} ({})", node.description.hostname, node.id);
-    let named: Vec<&Node> = state.nodes_by_hostname(name).map(AsRef::as_ref).collect();
-    if !named.is_empty() {
-        return one("node", name, named, label);
-    }
-    let fits = state.nodes().filter(|node| !name.is_empty() && node.id.as_str().starts_with(name));
-    one("node", name, fits.map(AsRef::as_ref).collect(), label)
-}
-
-fn one<'a, T>(
-    kind: &'static str,
-    name: &str,
-    fits: Vec<&'a T>,
-    label: impl Fn(&T) -> String,
-) -> Result<&'a T, Refusal> {
-    match fits.as_slice() {
-        [] => Err(Refusal::NotFound { kind, name: name.to_owned() }),
-        [only] => Ok(only),
-        several => {
-            let candidates = several.iter().map(|item| label(item)).collect::<Vec<_>>().join(", ");
-            Err(Refusal::Ambiguous { kind, name: name.to_owned(), candidates })
-        }
-    }
 }
 
 /// A new service. It has its ports and virtual addresses from the start.
@@ -234,52 +169,4 @@ fn put(state: &State, mut service: Service, version: u64) -> Result<Action, Refu
     service.ports = allocation.ports;
     service.problem = (!allocation.problems.is_empty()).then(|| allocation.problems.join("; "));
     Ok(Action::expecting(ActionKind::PutService(Box::new(service)), version))
-}
-
-/// A node with another availability and other labels; none of them leaves things as they are.
-pub fn update_node(
-    state: &State,
-    id: &NodeId,
-    availability: Option<Availability>,
-    labels_add: BTreeMap<String, String>,
-    labels_remove: &[String],
-) -> Result<Action, Refusal> {
-    let old = state.node(id).ok_or_else(|| Refusal::NotFound { kind: "node", name: id.to_string() })?;
-    let mut node = Node::clone(old);
-    node.spec.availability = availability.unwrap_or(node.spec.availability);
-    node.spec.labels.retain(|name, _| !labels_remove.contains(name));
-    node.spec.labels.extend(labels_add);
-    Ok(Action::expecting(ActionKind::PutNode(Box::new(node)), old.meta.version))
-}
-
-/// Takes a node's record away. One that is alive has to leave by itself, unless by force. (Taking a
-/// controller out of the Raft group comes first, and is not decided here.)
-pub fn remove_node(state: &State, id: &NodeId, force: bool) -> Result<Action, Refusal> {
-    let node = state.node(id).ok_or_else(|| Refusal::NotFound { kind: "node", name: id.to_string() })?;
-    if !force && !matches!(node.status.state, NodeState::Down | NodeState::Left) {
-        return Err(Refusal::NodeAlive(node.description.hostname.clone()));
-    }
-    Ok(Action::new(ActionKind::RemoveNode(id.clone())))
-}
-
-/// A new network.
-pub fn create_network(state: &State, spec: NetworkSpec, id: NetworkId) -> Result<Action, Refusal> {
-    if state.network_by_name(&spec.name).is_some() {
-        return Err(Refusal::NameTaken { kind: "network", name: spec.name });
-    }
-    let network = Network { id, meta: Meta::default(), spec, blocks: Vec::new() };
-    Ok(Action::expecting(ActionKind::PutNetwork(Box::new(network)), 0))
-}
-
-/// Takes a network away that no service names.
-pub fn remove_network(state: &State, id: &NetworkId) -> Result<Action, Refusal> {
-    let network =
-        state.network(id).ok_or_else(|| Refusal::NotFound { kind: "network", name: id.to_string() })?;
-    let name = &network.spec.name;
-    if let Some(user) = state.services().find(|service| network_names(&service.spec).contains(&name.as_str()))
-    {
-        let (network, service) = (name.clone(), user.spec.name.clone());
-        return Err(Refusal::NetworkInUse { network, service });
-    }
-    Ok(Action::expecting(ActionKind::RemoveNetwork(id.clone()), network.meta.version))
 }

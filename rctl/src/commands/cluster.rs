@@ -111,9 +111,9 @@ pub(crate) struct TokenArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum TokenRole {
-    /// It runs containers and keeps the cluster's state
+    // It runs containers and keeps the cluster's state
     Controller,
-    /// It runs containers
+    // It runs containers
     Worker,
 }
 

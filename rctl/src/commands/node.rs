@@ -78,11 +78,11 @@ pub(crate) struct UpdateArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AvailabilityArg {
-    /// It gets tasks
+    // It gets tasks
     Active,
-    /// It keeps its tasks and gets no new ones
+    // It keeps its tasks and gets no new ones
     Pause,
-    /// Its tasks go elsewhere
+    // Its tasks go elsewhere
     Drain,
 }
 

@@ -57,11 +57,11 @@ pub(super) struct RestartArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ConditionArg {
-    /// Never
+    // Never
     None,
-    /// When it failed
+    // When it failed
     OnFailure,
-    /// Always
+    // Always
     Any,
 }
 

@@ -1,0 +1,552 @@
+//! Plain containers of this node: made, started, stopped and removed by its own user.
+//!
+//! A container's record is on disk from `create` on; while it is meant to run, a driver looks after it, as with
+//! a task. Who waits for one (`wait`, following a log) waits for a change of the whole table and looks again:
+//! a node has few of them.
+//!
+//! A container made with `auto_remove` goes by itself when it has ended, but not before those who read its log
+//! are done; what it ended with is remembered a while longer, for a `wait` that comes late.
+
+pub(crate) mod info;
+mod names;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rorqual_proto::model::id::text_from_bits;
+use rorqual_proto::model::{ContainerSpec, RestartCondition, RestartPolicy, TaskState, TaskStatus};
+use rorqual_proto::validate::{self, InvalidField};
+use rorqual_proto::wire;
+use rorqual_runtime::ContainerState;
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::error::one_line;
+use crate::executor::Executor;
+use crate::logs::{self, Lines, Origin, Wanted};
+use crate::network::local_attach;
+use crate::store::{ContainerRecord, NodeStore, StoreError};
+use crate::workload::{Driver, Event, Exit, Goal, Handle, Sink, Start, Workload};
+
+/// The most plain containers of a node.
+const MOST: usize = 4_096;
+
+/// How many ends of containers that removed themselves are remembered.
+const DEPARTED: usize = 64;
+
+/// A container that removes itself gives a client so long to ask for its log.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// And those who read it so long to finish.
+const READERS: Duration = Duration::from_secs(30);
+
+/// Why an operation on a plain container was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContainerError {
+    #[error("no container `{0}` on this node: see `rctl ps --all`")]
+    NotFound(String),
+    #[error("`{name}` means more than one container ({ids}): give more of the id")]
+    Ambiguous { name: String, ids: String },
+    #[error("the name `{name}` is taken by container {holder}: remove that one or choose another name")]
+    NameTaken { name: String, holder: String },
+    #[error(transparent)]
+    Invalid(#[from] InvalidField),
+    #[error("{0}")]
+    State(String),
+    #[error("container {name} did not start: {message}")]
+    NotStarted { name: String, message: String, exit_code: i32 },
+    #[error("this node has {MOST} containers already: remove some")]
+    TooMany,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the agent is shutting down")]
+    Interrupted,
+}
+
+/// What a new container is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct NewContainer {
+    pub(crate) name: String,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) ports: Vec<wire::PortSpec>,
+    pub(crate) restart: RestartPolicy,
+    pub(crate) auto_remove: bool,
+}
+
+/// The plain containers. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Containers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    executor: Executor,
+    store: NodeStore,
+    table: Mutex<Table>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<String, Entry>,
+    departed: VecDeque<ContainerRecord>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    record: ContainerRecord,
+    spec: ContainerSpec,
+    handle: Option<Handle>,
+    /// One clone each for everybody who reads its log.
+    readers: Arc<()>,
+    /// It is being taken away.
+    leaving: bool,
+}
+
+impl Entry {
+    fn is_live(&self) -> bool {
+        self.handle.as_ref().is_some_and(|handle| !handle.observed().done)
+    }
+
+    fn status(&self) -> Option<TaskStatus> {
+        self.record.status.clone().and_then(|status| TaskStatus::try_from(status).ok())
+    }
+}
+
+struct ContainerSink {
+    containers: Containers,
+}
+
+#[tonic::async_trait]
+impl Sink for ContainerSink {
+    async fn report(&self, id: &str, status: &TaskStatus, done: bool) {
+        let record = self.containers.update(id, |record| {
+            if status.state == TaskState::Running && status.healthy {
+                record.started_at_ms = clock::wall_ms();
+            }
+            if !status.healthy && record.finished_at_ms < record.started_at_ms {
+                record.finished_at_ms = clock::wall_ms();
+            }
+            record.wanted &= !done;
+            record.status = Some(status.into());
+        });
+        let Some(record) = record else { return };
+        if let Err(error) = self.containers.keep(&record).await {
+            tracing::error!(container = id, error = %one_line(&error), "can't keep the container's status");
+        }
+        if done && record.auto_remove {
+            self.containers.clone().leave_by_itself(id.to_owned());
+        }
+    }
+}
+
+impl Containers {
+    pub(crate) fn new(executor: Executor, store: NodeStore) -> Self {
+        let (changed, _) = watch::channel(0);
+        Self { inner: Arc::new(Inner { executor, store, table: Mutex::default(), changed }) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_change(&self) {
+        self.inner.changed.send_modify(|count| *count += 1);
+    }
+
+    fn update(&self, id: &str, change: impl FnOnce(&mut ContainerRecord)) -> Option<ContainerRecord> {
+        let record = {
+            let mut table = self.lock();
+            let entry = table.entries.get_mut(id)?;
+            change(&mut entry.record);
+            entry.record.clone()
+        };
+        self.note_change();
+        Some(record)
+    }
+
+    async fn keep(&self, record: &ContainerRecord) -> Result<(), ContainerError> {
+        let (store, record) = (self.inner.store.clone(), record.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            store.put_container(&record)?;
+            store.barrier()
+        });
+        Ok(kept.await.map_err(|_| ContainerError::Interrupted)??)
+    }
+
+    /// Reads the records, and takes over what an earlier daemon ran. A container that ran when the machine went
+    /// down is started again where its policy says so.
+    pub(crate) fn restore(&self, found: &BTreeMap<String, ContainerState>) -> Result<(), StoreError> {
+        for record in self.inner.store.containers()? {
+            let id = record.id.clone();
+            let spec = record.spec.clone().map(ContainerSpec::try_from);
+            let Some(Ok(spec)) = spec else {
+                tracing::warn!(container = %id, "the container's record can't be read; left alone");
+                continue;
+            };
+            let entry = Entry { record, spec, handle: None, readers: Arc::default(), leaving: false };
+            let (wanted, leaves) = (entry.record.wanted, entry.record.auto_remove);
+            let started = entry.record.status.is_some();
+            let event = beginning(found.get(&id), restart(&entry.record).condition);
+            self.lock().entries.insert(id.clone(), entry);
+            if wanted {
+                self.drive(&id, event);
+            } else if leaves && started {
+                self.clone().leave_by_itself(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ids of all containers, for the search for leftovers.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        self.lock().entries.keys().cloned().collect()
+    }
+
+    /// Every record, with its specification.
+    pub(crate) fn records(&self) -> Vec<(ContainerRecord, ContainerSpec)> {
+        self.lock().entries.values().map(|entry| (entry.record.clone(), entry.spec.clone())).collect()
+    }
+
+    /// One record by name, unique prefix of the id, or id.
+    pub(crate) fn record(&self, name: &str) -> Result<ContainerRecord, ContainerError> {
+        self.find(name).map(|entry| entry.record)
+    }
+
+    fn find(&self, name: &str) -> Result<Entry, ContainerError> {
+        let table = self.lock();
+        let exact = table.entries.values().find(|e| e.record.name == name || e.record.id == name);
+        if let Some(entry) = exact {
+            return Ok(entry.clone());
+        }
+        let matches: Vec<&Entry> = match name {
+            "" => Vec::new(),
+            prefix => table.entries.values().filter(|e| e.record.id.starts_with(prefix)).collect(),
+        };
+        match matches.as_slice() {
+            [] => Err(ContainerError::NotFound(name.to_owned())),
+            [entry] => Ok((*entry).clone()),
+            several => Err(ContainerError::Ambiguous {
+                name: name.to_owned(),
+                ids: several.iter().map(|e| e.record.id.as_str()).collect::<Vec<_>>().join(", "),
+            }),
+        }
+    }
+
+    /// Makes a container; it does not run yet. Returns its id.
+    pub(crate) async fn create(&self, new: NewContainer) -> Result<String, ContainerError> {
+        validate::container_spec(&new.spec).map_err(|error| error.within("spec"))?;
+        validate::restart_policy(&new.restart).map_err(|error| error.within("restart"))?;
+        info::check_ports(&new.ports)?;
+        if !new.name.is_empty() {
+            names::check(&new.name)?;
+        }
+        let id = text_from_bits(rand::random());
+        let record = {
+            let mut table = self.lock();
+            if table.entries.len() >= MOST {
+                return Err(ContainerError::TooMany);
+            }
+            let taken = |name: &str| table.entries.values().find(|entry| entry.record.name == name);
+            let name = match new.name.as_str() {
+                "" => names::generate(|name| taken(name).is_some()),
+                name => match taken(name) {
+                    Some(holder) => {
+                        let holder = holder.record.id.clone();
+                        return Err(ContainerError::NameTaken { name: name.to_owned(), holder });
+                    }
+                    None => name.to_owned(),
+                },
+            };
+            let record = ContainerRecord {
+                id: id.clone(),
+                name,
+                spec: Some((&new.spec).into()),
+                ports: new.ports,
+                restart: Some((&new.restart).into()),
+                auto_remove: new.auto_remove,
+                created_at_ms: clock::wall_ms(),
+                ..ContainerRecord::default()
+            };
+            let entry = Entry {
+                record: record.clone(),
+                spec: new.spec,
+                handle: None,
+                readers: Arc::default(),
+                leaving: false,
+            };
+            table.entries.insert(id.clone(), entry);
+            record
+        };
+        let folder = self.inner.executor.folder(&id);
+        // A reader of its log may come before it starts.
+        let made = tokio::task::spawn_blocking(move || folder.make()).await;
+        let kept = match made {
+            Ok(Ok(())) => self.keep(&record).await,
+            Ok(Err(error)) => Err(ContainerError::State(one_line(&error))),
+            Err(_) => Err(ContainerError::Interrupted),
+        };
+        if let Err(error) = kept {
+            self.lock().entries.remove(&id);
+            return Err(error);
+        }
+        self.note_change();
+        Ok(id)
+    }
+
+    /// Starts a container, and returns once its process runs, or has run.
+    pub(crate) async fn start(&self, name: &str) -> Result<ContainerRecord, ContainerError> {
+        let entry = self.find(name)?;
+        let id = entry.record.id.clone();
+        if entry.is_live() {
+            return Err(ContainerError::State(format!("container {} runs already", entry.record.name)));
+        }
+        if entry.leaving {
+            return Err(ContainerError::NotFound(name.to_owned()));
+        }
+        let record = self.update(&id, |record| {
+            record.wanted = true;
+            record.status = None;
+        });
+        let record = record.ok_or_else(|| ContainerError::NotFound(name.to_owned()))?;
+        self.keep(&record).await?;
+        self.drive(&id, Event::Begin);
+        loop {
+            let mut changed = self.inner.changed.subscribe();
+            let record = self.find_or_departed(&id)?;
+            let status = record.status.clone().and_then(|status| TaskStatus::try_from(status).ok());
+            match status {
+                Some(status) if status.state == TaskState::Rejected => {
+                    return Err(ContainerError::NotStarted {
+                        name: record.name,
+                        message: status.message,
+                        exit_code: status.exit_code.unwrap_or(125),
+                    });
+                }
+                Some(status) if status.state >= TaskState::Running => return Ok(record),
+                _ => changed.changed().await.map_err(|_| ContainerError::Interrupted)?,
+            }
+        }
+    }
+
+    fn drive(&self, id: &str, event: Event) {
+        let mut table = self.lock();
+        let Some(entry) = table.entries.get_mut(id) else { return };
+        if entry.is_live() {
+            return;
+        }
+        let record = &entry.record;
+        let mut status = entry.status().unwrap_or_else(|| TaskStatus::new(clock::wall_ms()));
+        if status.state.is_terminal() {
+            status = TaskStatus::new(clock::wall_ms());
+        }
+        let workload = Workload {
+            id: record.id.clone(),
+            hostname: info::short_id(&record.id).to_owned(),
+            spec: entry.spec.clone(),
+            restart: restart(record),
+            attach: local_attach(&record.id, &record.name, &record.ports),
+            drain_ms: 0,
+        };
+        let sink = Arc::new(ContainerSink { containers: self.clone() });
+        let start = Start { event, goal: Goal::Run, status };
+        entry.handle = Some(Driver::spawn(self.inner.executor.clone(), workload, start, sink));
+    }
+
+    /// Stops a container and waits until it has ended. One that does not run is fine.
+    pub(crate) async fn stop(
+        &self,
+        name: &str,
+        grace_ms: Option<u64>,
+    ) -> Result<ContainerRecord, ContainerError> {
+        let entry = self.find(name)?;
+        if let Some(handle) = &entry.handle {
+            self.update(&entry.record.id, |record| record.wanted = false);
+            handle.aim(Goal::Stop, grace_ms).await;
+            handle.done().await;
+        }
+        self.find_or_departed(&entry.record.id)
+    }
+
+    /// Sends a signal. SIGKILL, and the container's own stop signal, also end its restarts.
+    pub(crate) async fn kill(&self, name: &str, signal: &str) -> Result<ContainerRecord, ContainerError> {
+        let entry = self.find(name)?;
+        let text = if signal.is_empty() { "SIGKILL" } else { signal };
+        let number = validate::signal_number(text).map(i32::from).ok_or_else(|| {
+            InvalidField::new("signal", format!("`{text}` is not a signal"))
+                .remedy("give a name as SIGTERM or a number of 1 to 64")
+        })?;
+        let Some(handle) = entry.handle.as_ref().filter(|_| entry.is_live()) else {
+            return Err(ContainerError::State(format!("container {} does not run", entry.record.name)));
+        };
+        if number == 9 {
+            handle.aim(Goal::Stop, Some(0)).await;
+            handle.done().await;
+        } else {
+            let sent = self.inner.executor.signal(&entry.record.id, number).await;
+            sent.map_err(|error| ContainerError::State(one_line(&error)))?;
+        }
+        self.find_or_departed(&entry.record.id)
+    }
+
+    /// Removes a container; one that runs only where `force` is set.
+    pub(crate) async fn remove(&self, name: &str, force: bool) -> Result<String, ContainerError> {
+        let entry = self.find(name)?;
+        let id = entry.record.id.clone();
+        if let Some(handle) = entry.handle.as_ref().filter(|_| entry.is_live()) {
+            if !force {
+                return Err(ContainerError::State(format!(
+                    "container {} runs: stop it first (`rctl stop {}`), or remove it with --force",
+                    entry.record.name, entry.record.name
+                )));
+            }
+            handle.aim(Goal::Stop, Some(0)).await;
+            handle.done().await;
+        }
+        self.take_away(&id).await?;
+        Ok(id)
+    }
+
+    async fn take_away(&self, id: &str) -> Result<(), ContainerError> {
+        match self.lock().entries.get_mut(id) {
+            Some(entry) if !entry.leaving => entry.leaving = true,
+            _ => return Ok(()),
+        }
+        self.inner.executor.clean(id).await;
+        self.inner.executor.remove_folder(id).await;
+        let (store, key) = (self.inner.store.clone(), id.to_owned());
+        let forgotten = tokio::task::spawn_blocking(move || {
+            store.remove_container(&key)?;
+            store.barrier()
+        });
+        let forgotten = forgotten.await.map_err(|_| ContainerError::Interrupted)?;
+        {
+            let mut table = self.lock();
+            if let Some(entry) = table.entries.remove(id) {
+                table.departed.push_back(entry.record);
+                if table.departed.len() > DEPARTED {
+                    table.departed.pop_front();
+                }
+            }
+        }
+        self.note_change();
+        Ok(forgotten?)
+    }
+
+    /// Ends when the container is gone.
+    fn leave_by_itself(self, id: String) {
+        tokio::spawn(async move {
+            tokio::time::sleep(LINGER).await;
+            let readers = self.lock().entries.get(&id).map(|entry| entry.readers.clone());
+            if let Some(readers) = readers {
+                let done = async {
+                    // The table and this task hold one each; a reader that goes says so by a change.
+                    while Arc::strong_count(&readers) > 2 {
+                        let mut changed = self.inner.changed.subscribe();
+                        if Arc::strong_count(&readers) <= 2 || changed.changed().await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                let _ = tokio::time::timeout(READERS, done).await;
+            }
+            if let Err(error) = self.take_away(&id).await {
+                tracing::warn!(container = %id, error = %one_line(&error), "can't remove the container");
+            }
+        });
+    }
+
+    fn find_or_departed(&self, name: &str) -> Result<ContainerRecord, ContainerError> {
+        match self.find(name) {
+            Err(ContainerError::NotFound(_)) => {
+                let table = self.lock();
+                let departed = table.departed.iter().rev();
+                let found = departed.into_iter().find(|record| record.id == name || record.name == name);
+                found.cloned().ok_or_else(|| ContainerError::NotFound(name.to_owned()))
+            }
+            found => found.map(|entry| entry.record),
+        }
+    }
+
+    /// Waits until a container has ended and is not started again; one that was not started yet is waited for.
+    pub(crate) async fn wait(&self, name: &str) -> Result<ContainerRecord, ContainerError> {
+        let id = self.find_or_departed(name)?.id;
+        loop {
+            let mut changed = self.inner.changed.subscribe();
+            let record = self.find_or_departed(&id)?;
+            if info::has_ended(&record) {
+                return Ok(record);
+            }
+            changed.changed().await.map_err(|_| ContainerError::Interrupted)?;
+        }
+    }
+
+    /// A container's log. Following ends with the container.
+    pub(crate) fn logs(&self, name: &str, wanted: Wanted, node: &str) -> Result<Lines, ContainerError> {
+        let entry = self.find(name)?;
+        let id = entry.record.id.clone();
+        let folder = self.inner.executor.folder(&id).path().to_owned();
+        let origin = Origin { node: node.to_owned(), ..Origin::default() };
+        let guard = Reader { containers: self.clone(), readers: Some(entry.readers) };
+        let containers = self.clone();
+        let ended = async move { drop(containers.wait(&id).await) };
+        Ok(logs::stream(folder, wanted, origin, ended, guard))
+    }
+
+    /// Lets go of every container without touching it.
+    pub(crate) fn abandon(&self) {
+        for entry in self.lock().entries.values() {
+            if let Some(handle) = &entry.handle {
+                handle.abandon();
+            }
+        }
+    }
+}
+
+/// Somebody who reads a log.
+struct Reader {
+    containers: Containers,
+    readers: Option<Arc<()>>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.readers = None;
+        self.containers.note_change();
+    }
+}
+
+fn restart(record: &ContainerRecord) -> RestartPolicy {
+    let none = RestartPolicy { condition: RestartCondition::None, ..RestartPolicy::default() };
+    let given = record.restart.and_then(|policy| RestartPolicy::try_from(policy).ok());
+    given.unwrap_or(none)
+}
+
+fn beginning(found: Option<&ContainerState>, condition: RestartCondition) -> Event {
+    let gone = |note: &str| Exit {
+        code: 137,
+        oom_killed: false,
+        finished_at_ms: clock::wall_ms(),
+        note: Some(note.to_owned()),
+    };
+    match found {
+        Some(ContainerState::Running(started)) => Event::Adopted {
+            pid: u32::try_from(started.pid).unwrap_or(0),
+            started_at_ms: started.started_at_ms,
+        },
+        Some(ContainerState::Exited(exit)) => Event::FoundDead(Exit {
+            code: exit.code,
+            oom_killed: exit.oom_killed,
+            finished_at_ms: exit.finished_at_ms,
+            note: None,
+        }),
+        Some(ContainerState::Lost) => {
+            Event::FoundDead(gone("the container's monitor died, and the container with it"))
+        }
+        Some(ContainerState::Starting | ContainerState::Unknown) | None => match condition {
+            RestartCondition::None => Event::FoundDead(gone("the machine was restarted")),
+            RestartCondition::OnFailure | RestartCondition::Any => Event::Begin,
+        },
+    }
+}

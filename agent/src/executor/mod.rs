@@ -1,0 +1,405 @@
+//! Puts image, network and runtime together: a [`Workload`] is made ready, started, watched, taken away.
+//!
+//! Making ready does three things at once (image, network, folder), because the time to ten healthy replicas
+//! is what users see. Calls of the runtime wait for the kernel, so they run on tokio's blocking threads; how
+//! many containers start at the same moment is bounded.
+
+pub(crate) mod folder;
+mod mounts;
+mod process;
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rorqual_network::{Attach, Attachment};
+use rorqual_proto::model::Resources;
+use rorqual_runtime::spec::{ContainerSettings, Limits, default_spec};
+use rorqual_runtime::{ContainerState, Launch, LaunchError, LogPolicy, Rootfs, Runtime, Started};
+use tokio::io::AsyncReadExt;
+use tokio::sync::Semaphore;
+
+use crate::clock;
+use crate::error::{AgentError, one_line};
+use crate::images::Images;
+use crate::network::Network;
+use crate::workload::{Exit, Failure, Workload};
+use folder::{Folder, Identity};
+use process::Process;
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+/// The exit code of "the engine failed".
+const ENGINE_FAILED: i32 = 125;
+
+/// What is told of a container whose monitor is gone: the kernel killed it with SIGKILL.
+const LOST_CODE: i32 = 137;
+
+/// Between two looks at a monitor that let go of its watcher although the container runs.
+const WATCH_AGAIN: Duration = Duration::from_millis(200);
+
+/// More than an exit status never has.
+const MOST_EXIT_BYTES: u64 = 64 * 1024;
+
+/// A container that has everything that a start needs.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    image: Arc<rorqual_image::Prepared>,
+    attachment: Attachment,
+    process: Process,
+}
+
+impl Prepared {
+    /// Where the container is reached.
+    pub(crate) fn address(&self) -> std::net::Ipv4Addr {
+        self.attachment.address
+    }
+}
+
+/// What a container could not do because of the machine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecutorError {
+    #[error(transparent)]
+    Runtime(#[from] rorqual_runtime::Error),
+    #[error("the agent is shutting down")]
+    Interrupted,
+}
+
+/// The node's executor. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Executor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    runtime: Arc<Runtime>,
+    images: Images,
+    network: Network,
+    containers: PathBuf,
+    volumes: PathBuf,
+    node: String,
+    launches: Semaphore,
+}
+
+impl Executor {
+    pub(crate) fn new(
+        runtime: Arc<Runtime>,
+        images: Images,
+        network: Network,
+        data_dir: &Path,
+        node: &str,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let inner = Inner {
+            runtime,
+            images,
+            network,
+            containers: data_dir.join("containers"),
+            volumes: data_dir.join("volumes"),
+            node: node.to_owned(),
+            launches: Semaphore::new(cores * 2),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub(crate) fn folder(&self, id: &str) -> Folder {
+        Folder::new(&self.inner.containers, id)
+    }
+
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
+        &self.inner.runtime
+    }
+
+    /// Image, network and folder, at the same time.
+    pub(crate) async fn prepare(&self, workload: &Workload) -> Result<Prepared, Failure> {
+        if workload.spec.init {
+            return Err(refused(
+                "init: this version has no init process of its own; use an image that brings one (tini)",
+            ));
+        }
+        let folder = self.folder(&workload.id);
+        let make = {
+            let folder = folder.clone();
+            blocking(move || folder.make().map_err(|error| engine(&error, false)))
+        };
+        let (image, attachment, ()) = tokio::try_join!(
+            self.image(workload),
+            self.attach(workload.attach.clone()),
+            make,
+        )?;
+        let process = process::merge(&workload.spec, image.config.config().as_ref()).map_err(refused)?;
+        let hostname = hostname(workload).to_owned();
+        let (address, dns) = (attachment.address, attachment.dns);
+        let top = image.layers.first().cloned();
+        blocking(move || {
+            let identity = Identity { hostname: &hostname, address, dns };
+            folder.write_identity(&identity).map_err(|error| engine(&error, false))?;
+            top.map_or(Ok(()), |top| folder.adopt_root(&top)).map_err(|error| engine(&error, false))
+        })
+        .await?;
+        Ok(Prepared { image, attachment, process })
+    }
+
+    async fn image(&self, workload: &Workload) -> Result<Arc<rorqual_image::Prepared>, Failure> {
+        let spec = &workload.spec;
+        let prepared = self.inner.images.prepare(&spec.image, spec.image_digest.as_deref()).await;
+        prepared.map_err(|error| Failure {
+            message: format!("image {}: {}", spec.image, one_line(&error)),
+            exit_code: ENGINE_FAILED,
+            permanent: true,
+        })
+    }
+
+    async fn attach(&self, attach: Attach) -> Result<Attachment, Failure> {
+        use rorqual_network::Error as Net;
+        self.inner.network.attach(attach).await.map_err(|error| {
+            let permanent =
+                matches!(error, Net::Invalid { .. } | Net::PortTaken { .. } | Net::PortConflict { .. });
+            engine(&error, permanent)
+        })
+    }
+
+    /// The network of a container that an earlier daemon started: there already, and made sure of.
+    pub(crate) async fn readopt(&self, workload: &Workload) {
+        if let Err(error) = self.inner.network.attach(workload.attach.clone()).await {
+            tracing::warn!(container = %workload.id, error = %one_line(&error), "network of a running container");
+        }
+    }
+
+    /// Starts the container's process, in place of one that has ended.
+    pub(crate) async fn start(&self, workload: &Workload, prepared: &Prepared) -> Result<Started, Failure> {
+        let launch = {
+            let (workload, inner) = (workload.clone(), self.inner.clone());
+            let folder = self.folder(&workload.id);
+            let process = prepared.process.clone();
+            let (netns, lowers) = (prepared.attachment.netns.clone(), prepared.image.layers.clone());
+            move || inner.launch(&workload, &folder, process, netns, lowers)
+        };
+        let Ok(_place) = self.inner.launches.acquire().await else { return Err(interrupted()) };
+        blocking(launch).await
+    }
+
+    /// Waits for the end of a container's process.
+    pub(crate) async fn exit(&self, id: &str) -> Exit {
+        loop {
+            if let Some(exit) = self.watch(id).await {
+                return exit;
+            }
+            let (runtime, name) = (self.inner.runtime.clone(), id.to_owned());
+            match tokio::task::spawn_blocking(move || runtime.state(&name)).await {
+                Ok(Ok(ContainerState::Exited(status))) => return exit_of(status),
+                Ok(Ok(ContainerState::Running(_) | ContainerState::Starting)) => {}
+                Ok(Ok(ContainerState::Lost | ContainerState::Unknown)) | Err(_) => return lost(),
+                Ok(Err(error)) => {
+                    tracing::warn!(container = id, error = %one_line(&error), "state of a container");
+                    return lost();
+                }
+            }
+            tokio::time::sleep(WATCH_AGAIN).await;
+        }
+    }
+
+    async fn watch(&self, id: &str) -> Option<Exit> {
+        let (runtime, name) = (self.inner.runtime.clone(), id.to_owned());
+        let stream = tokio::task::spawn_blocking(move || runtime.watch(&name)).await.ok()?.ok()?;
+        stream.set_nonblocking(true).ok()?;
+        let stream = tokio::net::UnixStream::from_std(stream).ok()?;
+        let mut line = Vec::new();
+        stream.take(MOST_EXIT_BYTES).read_to_end(&mut line).await.ok()?;
+        serde_json::from_slice(&line).ok().map(exit_of)
+    }
+
+    /// Sends the stop signal.
+    pub(crate) async fn stop(
+        &self,
+        workload: &Workload,
+        prepared: Option<&Prepared>,
+    ) -> Result<(), ExecutorError> {
+        let signal = match prepared {
+            Some(prepared) => prepared.process.stop_signal,
+            // An earlier daemon started it: the image says it again.
+            None => self.stop_signal(workload).await,
+        };
+        self.signal(&workload.id, signal).await
+    }
+
+    async fn stop_signal(&self, workload: &Workload) -> i32 {
+        let spec = &workload.spec;
+        let config = self.inner.images.config(&spec.image, spec.image_digest.as_deref()).await;
+        let merged = process::merge(spec, config.as_ref().and_then(|image| image.config().as_ref()));
+        merged.map_or(SIGTERM, |process| process.stop_signal)
+    }
+
+    /// Ends every process of the container.
+    pub(crate) async fn kill(&self, id: &str) -> Result<(), ExecutorError> {
+        self.signal(id, SIGKILL).await
+    }
+
+    /// Sends any signal.
+    pub(crate) async fn signal(&self, id: &str, signal: i32) -> Result<(), ExecutorError> {
+        let (runtime, id) = (self.inner.runtime.clone(), id.to_owned());
+        let sent = tokio::task::spawn_blocking(move || runtime.kill(&id, signal)).await;
+        Ok(sent.map_err(|_| ExecutorError::Interrupted)??)
+    }
+
+    /// Takes away what a container that has ended leaves, but for its folder; goes on after an error and logs
+    /// every one, since nothing more can be done about them here.
+    pub(crate) async fn clean(&self, id: &str) {
+        let (runtime, name) = (self.inner.runtime.clone(), id.to_owned());
+        let delete = tokio::task::spawn_blocking(move || runtime.delete(&name));
+        let (deleted, detached) = tokio::join!(delete, self.inner.network.detach(id));
+        if let Ok(Err(error)) = deleted {
+            tracing::warn!(container = id, error = %one_line(&error), "can't take the container away");
+        }
+        if let Err(error) = detached {
+            tracing::warn!(container = id, error = %one_line(&error), "can't take the network away");
+        }
+    }
+
+    /// Kills and takes away a container that nobody wants any more, with its folder.
+    pub(crate) async fn discard(&self, id: &str) {
+        if self.kill(id).await.is_ok() {
+            self.exit(id).await;
+        }
+        self.clean(id).await;
+        self.remove_folder(id).await;
+    }
+
+    /// Removes the container's folder, its logs too.
+    pub(crate) async fn remove_folder(&self, id: &str) {
+        self.with_folder(id, Folder::remove).await;
+    }
+
+    /// Removes the container's changes to its file system and keeps its logs.
+    pub(crate) async fn remove_changes(&self, id: &str) {
+        self.with_folder(id, Folder::remove_changes).await;
+    }
+
+    async fn with_folder(&self, id: &str, remove: fn(&Folder) -> Result<(), AgentError>) {
+        let folder = self.folder(id);
+        let removed = tokio::task::spawn_blocking(move || remove(&folder)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(container = id, error = %one_line(&error), "can't remove files");
+        }
+    }
+}
+
+impl Inner {
+    /// Blocks until the process has been executed.
+    fn launch(
+        &self,
+        workload: &Workload,
+        folder: &Folder,
+        process: Process,
+        netns: PathBuf,
+        lowers: Vec<PathBuf>,
+    ) -> Result<Started, Failure> {
+        let spec = &workload.spec;
+        let places = mounts::Places { volumes: &self.volumes, node: &self.node, folder };
+        let settings = ContainerSettings {
+            args: process.args,
+            env: process.env,
+            cwd: process.workdir,
+            hostname: hostname(workload).to_owned(),
+            read_only_rootfs: spec.read_only,
+            mounts: mounts::resolve(&spec.mounts, &places).map_err(refused)?,
+            netns_path: Some(netns),
+            limits: limits(&spec.limits),
+            cap_add: spec.cap_add.clone(),
+            cap_drop: spec.cap_drop.clone(),
+            sysctls: spec.sysctls.clone().into_iter().collect(),
+            ..ContainerSettings::default()
+        };
+        // What an earlier run of the same container left; nothing, most of the time.
+        self.runtime.delete(&workload.id).map_err(|error| engine(&error, false))?;
+        folder.reset_work().map_err(|error| engine(&error, false))?;
+        let launch = Launch {
+            id: workload.id.clone(),
+            dir: folder.path().to_owned(),
+            spec: default_spec(&settings).map_err(|error| launch_failure(&error))?,
+            rootfs: Rootfs::Overlay { lowers, upper: folder.upper(), work: folder.work() },
+            user: process.user,
+            log: LogPolicy::default(),
+        };
+        self.runtime.launch(launch).map_err(|error| launch_failure(&error))
+    }
+}
+
+fn hostname(workload: &Workload) -> &str {
+    workload.spec.hostname.as_deref().unwrap_or(&workload.hostname)
+}
+
+fn limits(limits: &Resources) -> Limits {
+    let some = |amount: u64| (amount > 0).then_some(amount);
+    Limits {
+        memory_bytes: some(limits.memory_bytes),
+        nano_cpus: some(limits.nano_cpus),
+        pids: some(limits.pids),
+        ..Limits::default()
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(interrupted()))
+}
+
+fn interrupted() -> Failure {
+    Failure {
+        message: "the agent is shutting down".to_owned(),
+        exit_code: ENGINE_FAILED,
+        permanent: false,
+    }
+}
+
+/// What is asked for can't be done here, however often it is tried.
+fn refused(error: impl ToString) -> Failure {
+    Failure { message: error.to_string(), exit_code: ENGINE_FAILED, permanent: true }
+}
+
+fn engine(error: &(dyn std::error::Error + 'static), permanent: bool) -> Failure {
+    Failure { message: one_line(error), exit_code: ENGINE_FAILED, permanent }
+}
+
+fn launch_failure(error: &LaunchError) -> Failure {
+    let permanent = matches!(
+        error,
+        LaunchError::InvalidSpec { .. }
+            | LaunchError::CommandNotFound { .. }
+            | LaunchError::CommandNotExecutable { .. }
+            | LaunchError::UnknownUser { .. }
+            | LaunchError::WorkingDirectory { .. }
+    );
+    Failure { message: one_line(error), exit_code: error.exit_code(), permanent }
+}
+
+fn exit_of(status: rorqual_runtime::ExitStatus) -> Exit {
+    Exit {
+        code: status.code,
+        oom_killed: status.oom_killed,
+        finished_at_ms: status.finished_at_ms,
+        note: None,
+    }
+}
+
+fn lost() -> Exit {
+    Exit {
+        code: LOST_CODE,
+        oom_killed: false,
+        finished_at_ms: clock::wall_ms(),
+        note: Some("the container's monitor died, and the container with it".to_owned()),
+    }
+}
+
+/// Makes `path` and everything above it.
+pub(crate) fn make_folder(path: &Path) -> Result<(), AgentError> {
+    match std::fs::create_dir_all(path) {
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(AgentError::Folder { operation: "create", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,264 @@
+//! The node's images: what is here, and how the rest comes here — from peers that have it, else from its registry.
+//!
+//! [`Images::ensure`] is the one way in. Who has an image is asked of the leader ([`ClusterLink`]); without a
+//! cluster, or while no controller answers, the registry is asked at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use oci_spec::image::ImageConfiguration;
+use rand::seq::SliceRandom;
+use rorqual_image::{
+    BlobSource, Digest, Prepared, Progress, Reference, RegistryClient, RegistryOptions, Store, pull,
+};
+use rorqual_proto::wire;
+use tokio::sync::watch;
+
+use crate::error::one_line;
+use crate::peer::ClusterLink;
+
+/// Why an image is not to be had; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error(transparent)]
+    Store(#[from] rorqual_image::Error),
+    #[error("{field} `{text}` can't be read")]
+    Name {
+        field: &'static str,
+        text: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(
+        "it is on no node of the cluster, and its registry did not give it ({reason}): check the name, load it \
+         on a node with `rctl image load`, or make the registry reachable"
+    )]
+    Nowhere { reason: String },
+    #[error("the agent is shutting down")]
+    Interrupted,
+}
+
+/// The node's images. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Images {
+    store: Store,
+    registry: RegistryClient,
+    cluster: Arc<RwLock<Option<ClusterLink>>>,
+    /// Counts the changes of what is here.
+    changed: watch::Sender<u64>,
+    /// What is in use just now, so that ten replicas of an image read its documents once.
+    prepared: Arc<Mutex<HashMap<Digest, Weak<Prepared>>>>,
+}
+
+impl Images {
+    pub(crate) fn new(store: Store, insecure: Vec<String>) -> Self {
+        let registry = RegistryClient::new(RegistryOptions { insecure, ..RegistryOptions::default() });
+        let (changed, _) = watch::channel(0);
+        Self { store, registry, cluster: Arc::default(), changed, prepared: Arc::default() }
+    }
+
+    /// The content store, for what only reads it.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Says who can be asked for images from now on.
+    pub(crate) fn link(&self, cluster: Option<ClusterLink>) {
+        *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = cluster;
+    }
+
+    fn cluster(&self) -> Option<ClusterLink> {
+        self.cluster.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Wakes with every change of what is here.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// To be called after every change of the store.
+    pub(crate) fn note_change(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// The whole list, as the leader is told it: every name, and the index that an image came from.
+    pub(crate) fn report(&self) -> wire::Images {
+        let mut images = Vec::new();
+        for record in self.store.list() {
+            let reference = record.reference.map(|reference| reference.to_string()).unwrap_or_default();
+            images.push(wire::ImageHave { reference, digest: record.digest.to_string() });
+            if let Some(index) = record.index_digest {
+                images.push(wire::ImageHave { reference: String::new(), digest: index.to_string() });
+            }
+        }
+        wire::Images { images }
+    }
+
+    /// The image, ready to be mounted; fetched if it is not here.
+    pub(crate) async fn prepare(
+        &self,
+        reference: &str,
+        digest: Option<&str>,
+    ) -> Result<Arc<Prepared>, ImageError> {
+        let digest = self.ensure(reference, digest, |_| {}).await?;
+        if let Some(prepared) = self.lock_prepared().get(&digest).and_then(Weak::upgrade) {
+            return Ok(prepared);
+        }
+        let (store, wanted) = (self.store.clone(), digest.clone());
+        let prepared = tokio::task::spawn_blocking(move || store.prepare(&wanted)).await;
+        let prepared = Arc::new(prepared.map_err(|_| ImageError::Interrupted)??);
+        let mut known = self.lock_prepared();
+        known.retain(|_, prepared| prepared.strong_count() > 0);
+        known.insert(digest, Arc::downgrade(&prepared));
+        Ok(prepared)
+    }
+
+    fn lock_prepared(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Weak<Prepared>>> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The configuration of an image that is here.
+    pub(crate) async fn config(&self, reference: &str, digest: Option<&str>) -> Option<ImageConfiguration> {
+        let reference = parse(reference, digest).ok()?;
+        let store = self.store.clone();
+        let config = tokio::task::spawn_blocking(move || {
+            let digest = store.resolve(&reference)?;
+            store.config(&digest).ok()
+        });
+        config.await.ok()?
+    }
+
+    /// The manifest that the reference stands for on this node; `None` if the image is not here.
+    pub(crate) fn local(&self, reference: &str, digest: Option<&str>) -> Option<Digest> {
+        self.store.resolve(&parse(reference, digest).ok()?)
+    }
+
+    /// Has the image here, from this node, from a peer, or from its registry, in this order.
+    pub(crate) async fn ensure(
+        &self,
+        reference: &str,
+        digest: Option<&str>,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Digest, ImageError> {
+        let reference = parse(reference, digest)?;
+        if let Some(digest) = self.store.resolve(&reference) {
+            return Ok(digest);
+        }
+        let (located, sources) = self.locate(&reference).await;
+        let wanted = located.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
+        self.fetch(&reference, &wanted, &sources, progress).await
+    }
+
+    /// Fetches the image as its registry has it now, whatever is here; a peer may have parts of it.
+    pub(crate) async fn pull(
+        &self,
+        reference: &str,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Digest, ImageError> {
+        let reference = parse(reference, None)?;
+        let digest = self.registry.resolve(&reference).await?;
+        let wanted = reference.with_digest(digest);
+        let (_, sources) = self.locate(&wanted).await;
+        self.fetch(&reference, &wanted, &sources, progress).await
+    }
+
+    /// A reference's digest: of this node, else of the cluster, else of the registry.
+    pub(crate) async fn resolve(&self, reference: &str) -> Result<(Reference, Digest), ImageError> {
+        let reference = parse(reference, None)?;
+        if let Some(digest) = self.store.resolve(&reference) {
+            return Ok((reference, digest));
+        }
+        let (located, _) = self.locate(&reference).await;
+        if let Some(digest) = located.or_else(|| reference.digest().cloned()) {
+            return Ok((reference, digest));
+        }
+        match self.registry.resolve(&reference).await {
+            Ok(digest) => Ok((reference, digest)),
+            Err(error) => Err(ImageError::Nowhere { reason: one_line(&error) }),
+        }
+    }
+
+    /// What the leader says: the digest that a tag stands for, and the nodes that have it, in random order.
+    async fn locate(&self, reference: &Reference) -> (Option<Digest>, Vec<Arc<dyn BlobSource>>) {
+        let Some(cluster) = self.cluster() else { return (None, Vec::new()) };
+        match cluster.locate(reference).await {
+            Ok((digest, mut holders)) => {
+                holders.shuffle(&mut rand::rng());
+                (digest, holders)
+            }
+            Err(status) => {
+                tracing::debug!(%reference, %status, "nobody could say who has the image");
+                (None, Vec::new())
+            }
+        }
+    }
+
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        wanted: &Reference,
+        sources: &[Arc<dyn BlobSource>],
+        progress: impl Fn(Progress) + Send + Sync + 'static,
+    ) -> Result<Digest, ImageError> {
+        let pulled = pull(&self.store, wanted, sources, Some(&self.registry), progress).await;
+        let digest = pulled.map_err(|error| match error {
+            rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => {
+                ImageError::Nowhere { reason: one_line(&error) }
+            }
+            error => error.into(),
+        })?;
+        self.name(reference, wanted, &digest);
+        self.note_change();
+        Ok(digest)
+    }
+
+    /// A pull by digest lists the image as `name:tag@digest`; people look for `name:tag`.
+    fn name(&self, reference: &Reference, wanted: &Reference, digest: &Digest) {
+        let Some(plain) = reference.without_digest().filter(|plain| plain != wanted) else { return };
+        let holder = self.store.resolve(&plain);
+        if holder.as_ref().is_some_and(|holder| holder != digest) && reference.digest().is_some() {
+            // The tag stands for another image by now: this one keeps its full name.
+            return;
+        }
+        let renamed = self
+            .store
+            .tag(digest, plain)
+            .and_then(|()| self.store.remove(wanted, &std::collections::HashSet::new()));
+        if let Err(error) = renamed {
+            tracing::warn!(%reference, error = %one_line(&error), "can't give the image its short name");
+        }
+    }
+}
+
+fn parse(reference: &str, digest: Option<&str>) -> Result<Reference, ImageError> {
+    let name = |field, text: &str, source: Box<dyn std::error::Error + Send + Sync>| ImageError::Name {
+        field,
+        text: text.to_owned(),
+        source,
+    };
+    let parsed: Reference =
+        reference.parse().map_err(|error| name("image reference", reference, Box::new(error)))?;
+    match digest {
+        Some(text) => {
+            let digest = text.parse().map_err(|error| name("image digest", text, Box::new(error)))?;
+            Ok(parsed.with_digest(digest))
+        }
+        None => Ok(parsed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_malformed_name_is_refused_with_its_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(Store::open(folder.path()).unwrap(), Vec::new());
+        let error = images.prepare("http://x/y", None).await.unwrap_err();
+        assert!(error.to_string().contains("http://x/y"), "{error}");
+        let error = images.prepare("web", Some("sha256:short")).await.unwrap_err();
+        assert!(error.to_string().contains("sha256:short"), "{error}");
+        assert!(images.report().images.is_empty());
+    }
+}

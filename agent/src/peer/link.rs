@@ -1,0 +1,127 @@
+//! The way from this node to its cluster: the leader as far as it is known, else any controller, and peers.
+
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rorqual_image::{BlobSource, Digest, Reference};
+use rorqual_proto::model::NodeId;
+use rorqual_proto::tls::{CredentialStore, Expect, TlsError, connect};
+use rorqual_proto::wire;
+use rorqual_proto::wire::dispatcher_client::DispatcherClient;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::source::PeerSource;
+
+/// How long the leader may take to say who has an image.
+const LOCATE: Duration = Duration::from_secs(3);
+
+/// The most controllers that are asked in turn.
+const MOST_TRIES: usize = 5;
+
+/// This node's way to its cluster. Clones share it.
+#[derive(Clone)]
+pub(crate) struct ClusterLink {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    own: NodeId,
+    credentials: CredentialStore,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The open session's channel.
+    leader: Option<Channel>,
+    controllers: Vec<wire::Controller>,
+}
+
+impl ClusterLink {
+    pub(crate) fn new(own: NodeId, credentials: CredentialStore, controllers: Vec<wire::Controller>) -> Self {
+        let known = Mutex::new(Known { leader: None, controllers });
+        Self { inner: Arc::new(Inner { own, credentials, known }) }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.inner.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn credentials(&self) -> &CredentialStore {
+        &self.inner.credentials
+    }
+
+    /// The session with the leader has opened, or ended.
+    pub(crate) fn set_leader(&self, leader: Option<Channel>) {
+        self.known().leader = leader;
+    }
+
+    /// A newer list of controllers; an empty one is no news.
+    pub(crate) fn set_controllers(&self, controllers: Vec<wire::Controller>) {
+        if !controllers.is_empty() {
+            self.known().controllers = controllers;
+        }
+    }
+
+    pub(crate) fn controllers(&self) -> Vec<wire::Controller> {
+        self.known().controllers.clone()
+    }
+
+    /// A channel to the controller at `address`: to that node, where the list knows it.
+    pub(crate) fn channel_to(&self, address: &str) -> Result<Channel, TlsError> {
+        let known = self.known();
+        let controller = known.controllers.iter().find(|controller| controller.address == address);
+        let node = controller.and_then(|controller| NodeId::from_str(&controller.node_id).ok());
+        drop(known);
+        let expect = node.map_or(Expect::Controller, Expect::Node);
+        connect(address, self.inner.credentials.clone(), &expect)
+    }
+
+    /// Clients to ask in turn: the leader's, else those of the controllers (followers forward).
+    pub(crate) fn dispatchers(&self) -> Vec<DispatcherClient<Channel>> {
+        let leader = self.known().leader.clone();
+        if let Some(leader) = leader {
+            return vec![DispatcherClient::new(leader)];
+        }
+        let addresses = self.controllers().into_iter().take(MOST_TRIES);
+        addresses
+            .filter_map(|controller| self.channel_to(&controller.address).ok())
+            .map(DispatcherClient::new)
+            .collect()
+    }
+
+    /// Which digest a reference means in the cluster, and who has it, this node aside.
+    pub(crate) async fn locate(
+        &self,
+        reference: &Reference,
+    ) -> Result<(Option<Digest>, Vec<Arc<dyn BlobSource>>), Status> {
+        let request = match reference.digest() {
+            Some(digest) => wire::LocateImageRequest { digest: digest.to_string(), ..Default::default() },
+            None => wire::LocateImageRequest { reference: reference.to_string(), ..Default::default() },
+        };
+        let mut last = Status::unavailable("no controller is known");
+        for mut client in self.dispatchers() {
+            let answer = tokio::time::timeout(LOCATE, client.locate_image(request.clone())).await;
+            match answer {
+                Ok(Ok(answer)) => return Ok(self.holders(answer.into_inner())),
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
+            }
+        }
+        Err(last)
+    }
+
+    fn holders(&self, answer: wire::LocateImageResponse) -> (Option<Digest>, Vec<Arc<dyn BlobSource>>) {
+        let others = answer.holders.into_iter().filter(|peer| peer.node_id != self.inner.own.as_str());
+        let sources = others.filter_map(|peer| {
+            let node = NodeId::from_str(&peer.node_id).ok()?;
+            let channel =
+                connect(&peer.address, self.inner.credentials.clone(), &Expect::Node(node)).ok()?;
+            let name = if peer.hostname.is_empty() { peer.node_id } else { peer.hostname };
+            Some(Arc::new(PeerSource { name, channel }) as Arc<dyn BlobSource>)
+        });
+        (answer.digest.parse().ok(), sources.collect())
+    }
+}

@@ -1,0 +1,189 @@
+//! One session, from Hello to its end.
+
+use std::time::Duration;
+
+use rorqual_proto::wire::{self, from_agent, to_agent};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{End, Parts};
+use crate::error::one_line;
+use crate::set::AssignmentSet;
+
+/// How long a controller may take to answer a Hello.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Unless the leader says otherwise.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// So many heartbeats without a word from the leader, and it is given up.
+const MISSED: u32 = 3;
+
+/// Messages that wait for a slow connection.
+const OUTBOX: usize = 64;
+
+/// The largest assignment set: every task of a node that runs thousands.
+const MOST_BYTES: usize = 64 << 20;
+
+type Outbox = mpsc::Sender<wire::FromAgent>;
+
+/// Opens a session with the controller at `address` and stays in it.
+pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) -> End {
+    let channel = match parts.link.channel_to(address) {
+        Ok(channel) => channel,
+        Err(error) => return End::Failed(one_line(&error)),
+    };
+    let mut client = wire::dispatcher_client::DispatcherClient::new(channel.clone())
+        .max_decoding_message_size(MOST_BYTES)
+        .max_encoding_message_size(MOST_BYTES);
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let mut images = parts.images.changes();
+    images.mark_unchanged();
+    // The Hello names every status, so what waited until now needs not be sent again.
+    parts.tasks.reports().clear();
+    let hello = wire::Hello {
+        description: Some((&parts.description).into()),
+        address: parts.address.clone(),
+        set: set.number,
+        statuses: parts.tasks.statuses(),
+        images: Some(parts.images.report()),
+    };
+    if send(&outbox, from_agent::Message::Hello(hello)).await.is_err() {
+        return End::Failed("the stream ended at once".to_owned());
+    }
+    let opened = tokio::time::timeout(ANSWER, async {
+        let mut inbox = client.session(ReceiverStream::new(messages)).await?.into_inner();
+        let first = inbox.message().await?;
+        Ok::<_, tonic::Status>((inbox, first))
+    });
+    let (inbox, first) = match opened.await {
+        Err(_) => return End::Failed("no answer to the hello".to_owned()),
+        Ok(Err(status)) => return End::Failed(one_line(&status)),
+        Ok(Ok((inbox, first))) => (inbox, first.and_then(|message| message.message)),
+    };
+    match first {
+        Some(to_agent::Message::Welcome(welcome)) => {
+            parts.link.set_controllers(welcome.controllers);
+            parts.link.set_leader(Some(channel));
+            parts.say("connected", address);
+            tracing::info!(%address, set = set.number, "session with the leader opened");
+            let beat = Duration::from_millis(welcome.heartbeat_ms);
+            let beat = if beat.is_zero() { HEARTBEAT } else { beat };
+            Open { parts, set, outbox, images, beat }.run(inbox).await
+        }
+        Some(to_agent::Message::Redirect(redirect)) => redirected(parts, redirect),
+        Some(_) => End::Failed("the controller did not answer the hello".to_owned()),
+        None => End::Failed("the controller hung up".to_owned()),
+    }
+}
+
+fn redirected(parts: &Parts, redirect: wire::Redirect) -> End {
+    parts.link.set_controllers(redirect.controllers);
+    End::Redirected(Some(redirect.leader_address))
+}
+
+async fn send(outbox: &Outbox, message: from_agent::Message) -> Result<(), ()> {
+    outbox.send(wire::FromAgent { message: Some(message) }).await.map_err(drop)
+}
+
+/// An open session.
+struct Open<'a> {
+    parts: &'a Parts,
+    set: &'a mut AssignmentSet,
+    outbox: Outbox,
+    images: watch::Receiver<u64>,
+    beat: Duration,
+}
+
+impl Open<'_> {
+    async fn run(mut self, mut inbox: Streaming<wire::ToAgent>) -> End {
+        let mut beats = tokio::time::interval(self.beat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        loop {
+            // Each arm is cancel-safe: stream, watch and reports keep what was not taken, ticks are kept.
+            let sent = tokio::select! {
+                message = inbox.message() => {
+                    heard = Instant::now();
+                    match message {
+                        Ok(Some(message)) => match self.take(message).await {
+                            Ok(()) => Ok(()),
+                            Err(end) => return end,
+                        },
+                        Ok(None) => return End::Lost("the leader hung up".to_owned()),
+                        Err(status) => return End::Lost(one_line(&status)),
+                    }
+                }
+                batch = self.parts.tasks.reports().next_batch() => {
+                    send(&self.outbox, from_agent::Message::Statuses(batch)).await
+                }
+                _ = beats.tick() => {
+                    if heard.elapsed() > self.beat * MISSED {
+                        return End::Lost("the leader is silent".to_owned());
+                    }
+                    send(&self.outbox, from_agent::Message::Heartbeat(wire::Heartbeat {})).await
+                }
+                Ok(()) = self.images.changed() => {
+                    send(&self.outbox, from_agent::Message::Images(self.parts.images.report())).await
+                }
+            };
+            if sent.is_err() {
+                return End::Lost("the connection broke".to_owned());
+            }
+        }
+    }
+
+    async fn take(&mut self, message: wire::ToAgent) -> Result<(), End> {
+        match message.message {
+            Some(to_agent::Message::Assignments(assignments)) => self.assign(assignments).await,
+            Some(to_agent::Message::Redirect(redirect)) => Err(redirected(self.parts, redirect)),
+            Some(to_agent::Message::Welcome(welcome)) => {
+                self.parts.link.set_controllers(welcome.controllers);
+                Ok(())
+            }
+            Some(to_agent::Message::Heartbeat(_)) | None => Ok(()),
+        }
+    }
+
+    /// On disk first, then in effect and acknowledged.
+    async fn assign(&mut self, assignments: wire::Assignments) -> Result<(), End> {
+        let mut change = self.set.take(assignments).map_err(|refused| End::Lost(refused.to_string()))?;
+        let writes = std::mem::take(&mut change.writes);
+        let store = self.parts.store.clone();
+        let written = tokio::task::spawn_blocking(move || store.write_set(writes)).await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(error = %one_line(&error), "can't keep the assignment set");
+                self.reload();
+                return Err(End::Lost("the set could not be kept".to_owned()));
+            }
+            Err(_) => return Err(End::Lost("the agent is shutting down".to_owned())),
+        }
+        tracing::debug!(
+            set = change.number,
+            full = change.full,
+            tasks = change.tasks.len(),
+            services = change.services.len(),
+            "assignment set"
+        );
+        self.parts.link.set_controllers(self.set.controllers.clone());
+        let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
+        // In effect first, so that a slow connection delays nothing; it is on disk either way.
+        self.parts.tasks.apply(tasks, removed).await;
+        let number = change.number;
+        self.parts.network.apply(change).await;
+        let acknowledged = from_agent::Message::AcknowledgedSet(number);
+        send(&self.outbox, acknowledged).await.map_err(|()| End::Lost("the connection broke".to_owned()))
+    }
+
+    /// Memory follows the disk again.
+    fn reload(&mut self) {
+        match self.parts.store.read_set() {
+            Ok(entries) => *self.set = AssignmentSet::load(entries).0,
+            Err(error) => tracing::error!(error = %one_line(&error), "can't read the assignment set"),
+        }
+    }
+}

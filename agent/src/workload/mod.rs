@@ -1,0 +1,284 @@
+//! One container under the agent's care, be it a service's task or a plain container.
+//!
+//! [`Driver::spawn`] starts one tokio task per container. It owns the [`machine::Machine`], reads a closed set
+//! of events ([`Event`]) and carries out the machine's effects through the executor; results come back as
+//! events. What the container does is told to a [`Sink`]. The task ends when the machine is done; a panic or
+//! an error of one container never reaches another.
+//!
+//! Dropping the [`Handle`] of a running container, or ending the process, leaves the container as it is.
+
+pub(crate) mod backoff;
+pub(crate) mod machine;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rorqual_network::Attach;
+use rorqual_proto::model::{ContainerSpec, RestartPolicy, TaskStatus};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::clock;
+use crate::executor::{Executor, Prepared};
+pub(crate) use machine::{Event, Exit, Failure, Goal};
+use machine::{Effect, Machine, Rules};
+
+/// Events that may wait for one container's driver.
+const EVENTS: usize = 32;
+
+/// What a container is, as far as running it goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Workload {
+    /// Also the container's id: that of the task, or of the plain container.
+    pub(crate) id: String,
+    /// The container's host name where its specification names none.
+    pub(crate) hostname: String,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) restart: RestartPolicy,
+    pub(crate) attach: Attach,
+    /// How long balancers get to let go of it; 0 where there are none.
+    pub(crate) drain_ms: i64,
+}
+
+impl Workload {
+    fn rules(&self) -> Rules {
+        Rules {
+            restart: self.restart,
+            grace_ms: self.spec.stop_grace_ms,
+            drain_ms: self.drain_ms,
+            memory_limit_bytes: self.spec.limits.memory_bytes,
+        }
+    }
+}
+
+/// Who wants to know what a container does.
+#[tonic::async_trait]
+pub(crate) trait Sink: Send + Sync + 'static {
+    /// A new status; `done` with the last one. Returns when it is kept as it has to be.
+    async fn report(&self, id: &str, status: &TaskStatus, done: bool);
+}
+
+/// The way to a container's driver. Clones lead to the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    events: mpsc::Sender<Event>,
+    status: watch::Receiver<Observed>,
+    task: AbortHandle,
+}
+
+/// What is seen of a container from outside.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Observed {
+    pub(crate) status: TaskStatus,
+    pub(crate) done: bool,
+}
+
+impl Handle {
+    /// Moves the goal; a goal that is behind the present one changes nothing.
+    pub(crate) async fn aim(&self, goal: Goal, grace_ms: Option<u64>) {
+        // A driver that has ended has reached every goal.
+        let _ = self.events.send(Event::Goal { goal, grace_ms }).await;
+    }
+
+    /// The present status.
+    pub(crate) fn observed(&self) -> Observed {
+        self.status.borrow().clone()
+    }
+
+    /// Waits until the container has ended for good, and everything of it is taken away.
+    pub(crate) async fn done(&self) {
+        // An error says that the driver is gone without having finished: nothing more will come.
+        let _ = self.status.clone().wait_for(|observed| observed.done).await;
+    }
+
+    /// Lets go of the container without touching it: the daemon ends.
+    pub(crate) fn abandon(&self) {
+        self.task.abort();
+    }
+}
+
+/// Where a container's driver begins.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// [`Event::Begin`], or what was found of it.
+    pub(crate) event: Event,
+    pub(crate) goal: Goal,
+    /// What is known from before: restarts, last exit.
+    pub(crate) status: TaskStatus,
+}
+
+/// The driver of one container.
+pub(crate) struct Driver {
+    executor: Executor,
+    workload: Arc<Workload>,
+    sink: Arc<dyn Sink>,
+    machine: Machine,
+    events: mpsc::Sender<Event>,
+    observed: watch::Sender<Observed>,
+    /// What the last preparation gave; read by the start that follows.
+    prepared: Arc<Mutex<Option<Arc<Prepared>>>>,
+    /// The one preparation under way. Dropping it gives it up.
+    preparing: JoinSet<()>,
+    /// Everything else under way; dropped with the driver, so that nothing outlives the daemon's agent.
+    operations: JoinSet<()>,
+}
+
+impl Driver {
+    /// Starts the driver's task.
+    pub(crate) fn spawn(executor: Executor, workload: Workload, start: Start, sink: Arc<dyn Sink>) -> Handle {
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let machine = Machine::new(workload.rules(), start.goal, start.status);
+        let first = Observed { status: machine.status().clone(), done: machine.is_done() };
+        let (observed, status) = watch::channel(first);
+        let driver = Self {
+            executor,
+            workload: Arc::new(workload),
+            sink,
+            machine,
+            events: events.clone(),
+            observed,
+            prepared: Arc::default(),
+            preparing: JoinSet::new(),
+            operations: JoinSet::new(),
+        };
+        let task = tokio::spawn(driver.run(start.event, inbox)).abort_handle();
+        Handle { events, status, task }
+    }
+
+    async fn run(mut self, first: Event, mut inbox: mpsc::Receiver<Event>) {
+        self.handle(first).await;
+        while !self.machine.is_done() {
+            let wake_at_ms = self.machine.wake_at_ms();
+            // Both arms are cancel-safe: the queue keeps what was not taken, and the sleep is computed anew.
+            let event = tokio::select! {
+                event = inbox.recv() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+                () = sleep_until(wake_at_ms) => Event::Due,
+            };
+            self.handle(event).await;
+            while self.operations.try_join_next().is_some() {}
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let before = self.machine.phase();
+        let effects = self.machine.step(event, clock::steady_ms(), rand::random());
+        let after = self.machine.phase();
+        if before != after {
+            tracing::debug!(container = %self.workload.id, ?before, ?after, "phase");
+        }
+        for effect in effects {
+            self.carry_out(effect).await;
+        }
+    }
+
+    async fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Prepare => self.prepare(),
+            // Waits until it is really gone, so that the clean-up that follows finds all of it.
+            Effect::CancelPrepare => self.preparing.shutdown().await,
+            Effect::Start => self.start(),
+            Effect::Watch => self.watch(),
+            Effect::Stop => self.signal(false),
+            Effect::Kill => self.signal(true),
+            Effect::Clean => self.clean(),
+            Effect::Report => self.report().await,
+        }
+    }
+
+    fn prepare(&mut self) {
+        let (executor, workload) = (self.executor.clone(), self.workload.clone());
+        let (slot, events) = (self.prepared.clone(), self.events.clone());
+        self.preparing.spawn(async move {
+            let event = match executor.prepare(&workload).await {
+                Ok(prepared) => {
+                    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(prepared));
+                    Event::Prepared
+                }
+                Err(failure) => Event::PrepareFailed(failure),
+            };
+            // The driver has ended: nobody waits for the result.
+            let _ = events.send(event).await;
+        });
+    }
+
+    /// Ends with the container's process.
+    fn start(&mut self) {
+        let (executor, workload) = (self.executor.clone(), self.workload.clone());
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let events = self.events.clone();
+        self.operations.spawn(async move {
+            let started = match prepared {
+                Some(prepared) => executor.start(&workload, &prepared).await,
+                None => Err(Failure {
+                    message: "started before it was ready".to_owned(),
+                    exit_code: 125,
+                    permanent: false,
+                }),
+            };
+            match started {
+                Ok(started) => {
+                    let pid = u32::try_from(started.pid).unwrap_or(0);
+                    let event = Event::Started { pid, started_at_ms: started.started_at_ms };
+                    if events.send(event).await.is_ok() {
+                        let exit = executor.exit(&workload.id).await;
+                        let _ = events.send(Event::Exited(exit)).await;
+                    }
+                }
+                Err(failure) => drop(events.send(Event::StartFailed(failure)).await),
+            }
+        });
+    }
+
+    fn watch(&mut self) {
+        let (executor, workload, events) = (self.executor.clone(), self.workload.clone(), self.events.clone());
+        self.operations.spawn(async move {
+            // What a restart in place needs of the network is made sure of while the container runs.
+            executor.readopt(&workload).await;
+            let exit = executor.exit(&workload.id).await;
+            let _ = events.send(Event::Exited(exit)).await;
+        });
+    }
+
+    fn signal(&mut self, kill: bool) {
+        let (executor, workload) = (self.executor.clone(), self.workload.clone());
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.operations.spawn(async move {
+            let sent = if kill {
+                executor.kill(&workload.id).await
+            } else {
+                executor.stop(&workload, prepared.as_deref()).await
+            };
+            if let Err(error) = sent {
+                // It may have ended by itself meanwhile; where it has not, SIGKILL follows, again and again.
+                tracing::debug!(container = %workload.id, error = %crate::error::one_line(&error), "signal");
+            }
+        });
+    }
+
+    fn clean(&mut self) {
+        let (executor, workload, events) = (self.executor.clone(), self.workload.clone(), self.events.clone());
+        self.operations.spawn(async move {
+            executor.clean(&workload.id).await;
+            let _ = events.send(Event::Cleaned).await;
+        });
+    }
+
+    async fn report(&mut self) {
+        let mut status = self.machine.status().clone();
+        let last = self.observed.borrow().status.clone();
+        status.at_ms = if status.state == last.state && last.at_ms > 0 { last.at_ms } else { clock::wall_ms() };
+        let done = self.machine.is_done();
+        self.sink.report(&self.workload.id, &status, done).await;
+        // The watchers see it after the sink has kept it.
+        self.observed.send_replace(Observed { status, done });
+    }
+}
+
+async fn sleep_until(at_ms: Option<i64>) {
+    match at_ms {
+        Some(at_ms) => tokio::time::sleep(clock::until(at_ms)).await,
+        None => std::future::pending().await,
+    }
+}

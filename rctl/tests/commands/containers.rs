@@ -1,0 +1,123 @@
+//! Plain containers: output, exit codes and signals.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rorqual_proto::wire::{ContainerInfo, LogLine};
+use tonic::Status;
+
+use super::daemon::{Daemon, Script};
+use super::{command, rctl};
+
+fn line(stream: &str, text: &str) -> LogLine {
+    LogLine { stream: stream.into(), data: text.to_owned().into(), ..LogLine::default() }
+}
+
+async fn ending_with(exit_code: i32, lines: Vec<LogLine>) -> Daemon {
+    let exit = Some(ContainerInfo { exit_code: Some(exit_code), ..ContainerInfo::default() });
+    Daemon::with(Script { exit, lines, ..Script::default() }).await
+}
+
+#[tokio::test]
+async fn the_foreground_shows_the_output_and_ends_with_the_exit_code() {
+    let lines = vec![line("stdout", "out\n"), line("stderr", "err\n")];
+    let daemon = ending_with(3, lines).await;
+    let ended = rctl(&daemon.socket(), &["run", "--rm", "busybox", "sh", "-c", "exit 3"]).await;
+    assert_eq!((ended.code, ended.out.as_str(), ended.err.as_str()), (Some(3), "out\n", "err\n"));
+    let request = daemon.script(|script| script.created_container.clone()).unwrap();
+    assert!(request.auto_remove);
+    assert_eq!(request.spec.unwrap().args, ["sh", "-c", "exit 3"]);
+}
+
+#[tokio::test]
+async fn detached_it_prints_the_id() {
+    let daemon = ending_with(3, vec![]).await;
+    let ended = rctl(&daemon.socket(), &["run", "-d", "--name", "a", "busybox"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (Some(0), "c1\n"));
+    assert!(daemon.asked("start") && !daemon.asked("wait"));
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_there_is_127() {
+    let daemon = ending_with(0, vec![]).await;
+    let mut status = Status::failed_precondition("`nope` is not in the image");
+    status.metadata_mut().insert("rorqual-exit-code", "127".parse().unwrap());
+    daemon.script(|script| script.start = Some(status));
+    let ended = rctl(&daemon.socket(), &["run", "--rm", "busybox", "nope"]).await;
+    assert_eq!(ended.code, Some(127));
+    assert_eq!(ended.err, "rctl: cannot run busybox: `nope` is not in the image\n");
+    assert!(daemon.asked("remove"));
+}
+
+#[tokio::test]
+async fn an_engine_that_fails_is_125() {
+    let daemon = ending_with(0, vec![]).await;
+    daemon.script(|script| {
+        script.start = Some(Status::resource_exhausted("no space left on /var/lib/rorqual"))
+    });
+    let ended = rctl(&daemon.socket(), &["run", "busybox"]).await;
+    assert_eq!(ended.code, Some(125));
+    assert!(!daemon.asked("remove"));
+    let ended = rctl(&daemon.socket(), &["run", "nope"]).await;
+    assert_eq!(ended.code, Some(125));
+}
+
+#[tokio::test]
+async fn signals_ask_it_to_end() {
+    for signal in ["-TERM", "-INT"] {
+        let exit = Some(ContainerInfo { exit_code: Some(143), ..ContainerInfo::default() });
+        let lines = vec![line("stdout", "ready\n")];
+        let daemon =
+            Daemon::with(Script { exit, lines, runs_until_stopped: true, ..Script::default() }).await;
+        let mut command = command(&daemon.socket(), &["run", "busybox"]);
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        // rctl listens to signals before it starts the container.
+        daemon.until_asked("start").await;
+        let pid = child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        let output = tokio::time::timeout(super::DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+        assert_eq!(output.status.code(), Some(143), "{signal}");
+        assert!(daemon.asked("stop c1 None"));
+    }
+}
+
+#[tokio::test]
+async fn several_are_stopped_and_the_one_that_is_not_there_is_told() {
+    let daemon = ending_with(0, vec![]).await;
+    let ended = rctl(&daemon.socket(), &["stop", "-t", "3", "a", "gone", "b"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (Some(1), "a\nb\n"));
+    assert_eq!(ended.err, "rctl: cannot stop container gone: there is no container gone\n");
+    assert!(daemon.asked("stop a Some(3000)"));
+}
+
+#[tokio::test]
+async fn signals_to_send_are_checked() {
+    let daemon = ending_with(0, vec![]).await;
+    assert_eq!(rctl(&daemon.socket(), &["kill", "-s", "HUP", "a"]).await.code, Some(0));
+    assert!(daemon.asked("kill HUP"));
+    assert_eq!(rctl(&daemon.socket(), &["kill", "-s", "NOPE", "a"]).await.code, Some(2));
+}
+
+#[tokio::test]
+async fn an_empty_list_is_a_header_or_nothing() {
+    let daemon = ending_with(0, vec![]).await;
+    let ended = rctl(&daemon.socket(), &["ps"]).await;
+    assert_eq!(ended.out, "CONTAINER ID   IMAGE   COMMAND   CREATED   STATUS   PORTS   NAMES\n");
+    assert_eq!(rctl(&daemon.socket(), &["ps", "--format", "json"]).await.out, "");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_error() {
+    let daemon = ending_with(0, vec![]).await;
+    let mut child = command(&daemon.socket(), &["image", "ls"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Closed before anything is written.
+    drop(child.stdout.take());
+    let output =
+        tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

@@ -1,0 +1,383 @@
+//! A daemon that answers what a test has put into it, and remembers what it was asked.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rorqual_proto::wire::control_server::{Control, ControlServer};
+use rorqual_proto::wire::engine_server::{Engine, EngineServer};
+use rorqual_proto::wire::membership_server::{Membership, MembershipServer};
+use rorqual_proto::wire::*;
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the daemon answers.
+#[derive(Default)]
+pub(crate) struct Script {
+    /// Each WatchService stream takes one list, sends it, and stays open; the last one ends only with the test.
+    pub(crate) watches: VecDeque<Vec<Result<ServiceView, Status>>>,
+    pub(crate) services: Vec<ServiceView>,
+    pub(crate) start: Option<Status>,
+    pub(crate) exit: Option<ContainerInfo>,
+    pub(crate) lines: Vec<LogLine>,
+    /// The container ends only when it is asked to.
+    pub(crate) runs_until_stopped: bool,
+    pub(crate) load_fails_after_bytes: Option<usize>,
+    pub(crate) conflicts: u32,
+    pub(crate) asked: Vec<String>,
+    pub(crate) created_service: Option<ServiceSpec>,
+    pub(crate) updated_service: Option<ServiceSpec>,
+    pub(crate) created_container: Option<CreateContainerRequest>,
+    pub(crate) loaded_bytes: usize,
+}
+
+#[derive(Clone, Default)]
+struct Fake {
+    script: Arc<Mutex<Script>>,
+    stopped: Arc<Notify>,
+}
+
+/// A running daemon; it ends when dropped.
+pub(crate) struct Daemon {
+    fake: Fake,
+    folder: tempfile::TempDir,
+    serving: tokio::task::AbortHandle,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Daemon {
+    pub(crate) async fn with(script: Script) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let fake = Fake { script: Arc::new(Mutex::new(script)), ..Fake::default() };
+        let listener = UnixListener::bind(folder.path().join("r.sock")).unwrap();
+        let server = Server::builder()
+            .add_service(EngineServer::new(fake.clone()))
+            .add_service(MembershipServer::new(fake.clone()))
+            .add_service(ControlServer::new(fake.clone()))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        let serving = tokio::spawn(server).abort_handle();
+        Self { fake, folder, serving }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("r.sock")
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn script<T>(&self, look: impl FnOnce(&mut Script) -> T) -> T {
+        look(&mut self.fake.script.lock().unwrap())
+    }
+
+    pub(crate) fn asked(&self, what: &str) -> bool {
+        self.script(|script| script.asked.iter().any(|asked| asked == what))
+    }
+
+    /// Waits until it was asked.
+    pub(crate) async fn until_asked(&self, what: &str) {
+        let deadline = tokio::time::Instant::now() + super::DEADLINE;
+        while !self.asked(what) {
+            assert!(tokio::time::Instant::now() < deadline, "never asked: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Fake {
+    fn ask(&self, what: impl Into<String>) {
+        self.script.lock().unwrap().asked.push(what.into());
+    }
+
+    fn script<T>(&self, look: impl FnOnce(&mut Script) -> T) -> T {
+        look(&mut self.script.lock().unwrap())
+    }
+
+    fn service(&self) -> Service {
+        self.script(|script| script.services[0].service.clone().unwrap())
+    }
+}
+
+fn unknown<T>() -> Answer<T> {
+    Err(Status::unimplemented("not in the script"))
+}
+
+fn forever<T: Send + 'static>(items: Vec<Result<T, Status>>) -> Sent<T> {
+    Box::pin(tokio_stream::iter(items).chain(tokio_stream::pending()))
+}
+
+#[tonic::async_trait]
+impl Engine for Fake {
+    async fn load_image(&self, request: Request<Streaming<LoadImageRequest>>) -> Answer<LoadImageResponse> {
+        let mut stream = request.into_inner();
+        let limit = self.script(|script| script.load_fails_after_bytes).unwrap_or(usize::MAX);
+        while let Some(piece) = stream.message().await? {
+            let bytes = self.script(|script| {
+                script.loaded_bytes += piece.data.len();
+                script.loaded_bytes
+            });
+            if bytes >= limit {
+                return Err(Status::invalid_argument("layer 2 is corrupted: its digest is another one"));
+            }
+        }
+        let image =
+            LoadedImage { reference: "docker.io/library/nginx:demo".into(), digest: "sha256:00".into() };
+        Ok(Response::new(LoadImageResponse { images: vec![image] }))
+    }
+
+    type PullImageStream = Sent<PullProgress>;
+    async fn pull_image(&self, _: Request<PullImageRequest>) -> Answer<Self::PullImageStream> {
+        let messages = [
+            PullProgress {
+                item: "sha256:aa".into(),
+                status: "fetching".into(),
+                done_bytes: 1,
+                total_bytes: 2,
+                ..Default::default()
+            },
+            PullProgress { digest: "sha256:00".into(), ..Default::default() },
+        ];
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages.map(Ok)))))
+    }
+
+    async fn list_images(&self, _: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
+        let image = |index: u32| ImageInfo {
+            reference: format!("docker.io/library/i{index}:1"),
+            ..Default::default()
+        };
+        Ok(Response::new(ListImagesResponse { images: (0..5000).map(image).collect() }))
+    }
+
+    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
+        let name = request.into_inner().name;
+        if name == "used" {
+            return Err(Status::failed_precondition(
+                "container a uses it; remove that first, or use --force",
+            ));
+        }
+        Ok(Response::new(RemoveImageResponse { untagged: vec![name], deleted: vec!["sha256:00".into()] }))
+    }
+
+    async fn resolve_image(&self, request: Request<ResolveImageRequest>) -> Answer<ResolveImageResponse> {
+        let reference = request.into_inner().reference;
+        if reference == "nope" {
+            return Err(Status::not_found("there is no image docker.io/library/nope:latest"));
+        }
+        let digest = format!("sha256:{}", "0".repeat(64));
+        Ok(Response::new(ResolveImageResponse {
+            reference: format!("docker.io/library/{reference}"),
+            digest,
+        }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
+        self.ask("create");
+        self.script(|script| script.created_container = Some(request.into_inner()));
+        Ok(Response::new(CreateContainerResponse { id: "c1".into() }))
+    }
+
+    async fn start_container(&self, _: Request<ContainerRequest>) -> Answer<ContainerResponse> {
+        self.ask("start");
+        match self.script(|script| script.start.clone()) {
+            Some(status) => Err(status),
+            None => Ok(Response::new(ContainerResponse::default())),
+        }
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<ContainerResponse> {
+        let request = request.into_inner();
+        self.ask(format!("stop {} {:?}", request.name, request.grace_ms));
+        self.stopped.notify_one();
+        if request.name == "gone" {
+            return Err(Status::not_found("there is no container gone"));
+        }
+        Ok(Response::new(ContainerResponse::default()))
+    }
+
+    async fn kill_container(&self, request: Request<KillContainerRequest>) -> Answer<ContainerResponse> {
+        self.ask(format!("kill {}", request.into_inner().signal));
+        Ok(Response::new(ContainerResponse::default()))
+    }
+
+    async fn remove_container(&self, _: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+        self.ask("remove");
+        Ok(Response::new(RemoveContainerResponse { id: "c1".into() }))
+    }
+
+    async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
+        Ok(Response::new(ListContainersResponse::default()))
+    }
+
+    async fn wait_container(&self, _: Request<ContainerRequest>) -> Answer<ContainerResponse> {
+        self.ask("wait");
+        if self.script(|script| script.runs_until_stopped) {
+            self.stopped.notified().await;
+        }
+        let container = self.script(|script| script.exit.clone());
+        Ok(Response::new(ContainerResponse { container }))
+    }
+
+    type ContainerLogsStream = Sent<LogLine>;
+    async fn container_logs(&self, _: Request<ContainerLogsRequest>) -> Answer<Self::ContainerLogsStream> {
+        self.ask("logs");
+        let lines: Vec<_> = self.script(|script| script.lines.clone()).into_iter().map(Ok).collect();
+        if self.script(|script| script.runs_until_stopped) {
+            return Ok(Response::new(forever(lines)));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(lines))))
+    }
+}
+
+#[tonic::async_trait]
+impl Membership for Fake {
+    async fn info(&self, _: Request<InfoRequest>) -> Answer<InfoResponse> {
+        self.ask("info");
+        // The session stands with the third look.
+        let looks = self.script(|script| script.asked.iter().filter(|asked| *asked == "info").count());
+        let session = if looks >= 3 { "connected" } else { "connecting" };
+        Ok(Response::new(InfoResponse {
+            version: "0.1.0".into(),
+            hostname: "n1".into(),
+            node_id: "n".into(),
+            cluster_id: "c".into(),
+            role: Role::Controller.into(),
+            address: "10.0.0.1:4780".into(),
+            session: session.into(),
+            ..Default::default()
+        }))
+    }
+
+    async fn init_cluster(&self, request: Request<InitClusterRequest>) -> Answer<InitClusterResponse> {
+        let address = format!("{}:4780", request.into_inner().advertise);
+        Ok(Response::new(InitClusterResponse {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            worker_token: "RQTKN-1-w".into(),
+            controller_token: "RQTKN-1-c".into(),
+            address,
+        }))
+    }
+
+    async fn join_cluster(&self, request: Request<JoinClusterRequest>) -> Answer<JoinClusterResponse> {
+        self.ask(format!("join {}", request.into_inner().controller_address));
+        Err(Status::permission_denied(
+            "the token was rotated; `rctl cluster token worker` shows the present one",
+        ))
+    }
+
+    async fn leave_cluster(&self, _: Request<LeaveClusterRequest>) -> Answer<LeaveClusterResponse> {
+        unknown()
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Fake {
+    async fn get_cluster(&self, _: Request<GetClusterRequest>) -> Answer<GetClusterResponse> {
+        Ok(Response::new(GetClusterResponse {
+            id: "c".into(),
+            worker_token: "RQTKN-1-w".into(),
+            controller_token: "RQTKN-1-c".into(),
+            ..Default::default()
+        }))
+    }
+
+    async fn rotate_token(&self, request: Request<RotateTokenRequest>) -> Answer<GetClusterResponse> {
+        self.ask(format!("rotate {:?}", request.into_inner().role()));
+        let new = GetClusterResponse { worker_token: "RQTKN-1-new".into(), ..Default::default() };
+        Ok(Response::new(new))
+    }
+
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
+        unknown()
+    }
+
+    async fn update_node(&self, request: Request<UpdateNodeRequest>) -> Answer<UpdateNodeResponse> {
+        let request = request.into_inner();
+        self.ask(format!("update {} {:?}", request.name, request.availability()));
+        Ok(Response::new(UpdateNodeResponse::default()))
+    }
+
+    async fn remove_node(&self, _: Request<RemoveNodeRequest>) -> Answer<RemoveNodeResponse> {
+        unknown()
+    }
+
+    async fn create_service(&self, request: Request<CreateServiceRequest>) -> Answer<CreateServiceResponse> {
+        self.script(|script| script.created_service = request.into_inner().spec);
+        Ok(Response::new(CreateServiceResponse { service: Some(self.service()) }))
+    }
+
+    async fn update_service(&self, request: Request<UpdateServiceRequest>) -> Answer<UpdateServiceResponse> {
+        let request = request.into_inner();
+        let conflicts = self.script(|script| {
+            script.conflicts = script.conflicts.saturating_sub(1);
+            script.updated_service = request.spec;
+            script.conflicts
+        });
+        self.ask(format!("update at {}", request.version));
+        if conflicts > 0 {
+            return Err(Status::aborted("service web was changed meanwhile"));
+        }
+        Ok(Response::new(UpdateServiceResponse { service: Some(self.service()) }))
+    }
+
+    async fn scale_services(&self, request: Request<ScaleServicesRequest>) -> Answer<ScaleServicesResponse> {
+        for scale in request.into_inner().scales {
+            if scale.name == "nope" {
+                return Err(Status::not_found("there is no service nope; nothing was scaled"));
+            }
+            self.ask(format!("scale {}={}", scale.name, scale.replicas));
+        }
+        Ok(Response::new(ScaleServicesResponse { services: vec![self.service()] }))
+    }
+
+    async fn remove_service(&self, _: Request<RemoveServiceRequest>) -> Answer<RemoveServiceResponse> {
+        Ok(Response::new(RemoveServiceResponse { ids: vec!["s".into()] }))
+    }
+
+    async fn list_services(&self, _: Request<ListServicesRequest>) -> Answer<ListServicesResponse> {
+        Ok(Response::new(ListServicesResponse { services: self.script(|script| script.services.clone()) }))
+    }
+
+    type WatchServiceStream = Sent<ServiceView>;
+    async fn watch_service(&self, _: Request<WatchServiceRequest>) -> Answer<Self::WatchServiceStream> {
+        self.ask("watch");
+        let (views, last) = self.script(|script| {
+            let views = script.watches.pop_front();
+            (views.unwrap_or_default(), script.watches.is_empty())
+        });
+        match last {
+            true => Ok(Response::new(forever(views))),
+            false => Ok(Response::new(Box::pin(tokio_stream::iter(views)))),
+        }
+    }
+
+    async fn list_tasks(&self, _: Request<ListTasksRequest>) -> Answer<ListTasksResponse> {
+        unknown()
+    }
+
+    type ServiceLogsStream = Sent<LogLine>;
+    async fn service_logs(&self, request: Request<ServiceLogsRequest>) -> Answer<Self::ServiceLogsStream> {
+        let request = request.into_inner();
+        self.ask(format!("logs {} {:?}", request.name, request.tail));
+        let lines: Vec<_> = self.script(|script| script.lines.clone()).into_iter().map(Ok).collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(lines))))
+    }
+}

@@ -1,0 +1,75 @@
+//! Images: loading, pulling, removing.
+
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+
+use super::daemon::{Daemon, Script};
+use super::{command, rctl};
+
+#[tokio::test]
+async fn a_file_is_sent_whole() {
+    let daemon = Daemon::with(Script::default()).await;
+    let file = daemon.folder().join("image.tar");
+    std::fs::write(&file, vec![7; 5_000_001]).unwrap();
+    let ended = rctl(&daemon.socket(), &["image", "load", "-i", file.to_str().unwrap()]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (Some(0), "Loaded image: nginx:demo\n"), "{}", ended.err);
+    assert_eq!(daemon.script(|script| script.loaded_bytes), 5_000_001);
+    let words = ["image", "load", "--quiet", "--format", "json", "-i", file.to_str().unwrap()];
+    let ended = rctl(&daemon.socket(), &words).await;
+    let expected = "{\"Reference\":\"docker.io/library/nginx:demo\",\"Digest\":\"sha256:00\"}\n";
+    assert_eq!((ended.out.as_str(), ended.err.as_str()), (expected, ""));
+}
+
+#[tokio::test]
+async fn the_standard_input_is_read() {
+    let daemon = Daemon::with(Script::default()).await;
+    let mut command = command(&daemon.socket(), &["image", "load", "-q"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&vec![1; 1_000_000]).await.unwrap();
+    drop(stdin);
+    let output = tokio::time::timeout(super::DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
+    assert!(output.status.success());
+    assert_eq!(daemon.script(|script| script.loaded_bytes), 1_000_000);
+}
+
+#[tokio::test]
+async fn what_can_not_be_loaded_is_named() {
+    let daemon = Daemon::with(Script { load_fails_after_bytes: Some(1), ..Script::default() }).await;
+    let missing = rctl(&daemon.socket(), &["image", "load", "-i", "/nonexistent/image.tar"]).await;
+    assert_eq!(missing.code, Some(1));
+    assert!(
+        missing.err.starts_with("rctl: cannot load /nonexistent/image.tar: No such file"),
+        "{}",
+        missing.err
+    );
+    let folder = rctl(&daemon.socket(), &["image", "load", "-i", "/tmp"]).await;
+    assert_eq!(
+        (folder.code, folder.err.as_str()),
+        (Some(1), "rctl: cannot load /tmp: it is a folder, not an archive\n")
+    );
+    let file = daemon.folder().join("image.tar");
+    std::fs::write(&file, vec![7; 20_000_000]).unwrap();
+    let corrupted = rctl(&daemon.socket(), &["image", "load", "-q", "-i", file.to_str().unwrap()]).await;
+    assert_eq!(corrupted.code, Some(1));
+    assert!(corrupted.err.contains("image.tar: layer 2 is corrupted"), "{}", corrupted.err);
+}
+
+#[tokio::test]
+async fn pulling_shows_progress_and_the_digest() {
+    let daemon = Daemon::with(Script::default()).await;
+    let ended = rctl(&daemon.socket(), &["image", "pull", "nginx"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (Some(0), "Pulled nginx: sha256:00\n"));
+    assert!(ended.err.contains("aa: fetching 1B/2B\n"), "{}", ended.err);
+    let ended = rctl(&daemon.socket(), &["image", "pull", "-q", "nginx"]).await;
+    assert_eq!((ended.out.as_str(), ended.err.as_str()), ("sha256:00\n", ""));
+}
+
+#[tokio::test]
+async fn one_that_stays_does_not_keep_the_others() {
+    let daemon = Daemon::with(Script::default()).await;
+    let ended = rctl(&daemon.socket(), &["image", "rm", "used", "docker.io/library/a:1"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (Some(1), "Untagged: a:1\nDeleted: sha256:00\n"));
+    assert!(ended.err.starts_with("rctl: cannot remove image used: container a uses it"), "{}", ended.err);
+}
