@@ -11,7 +11,7 @@ use rorqual_proto::wire::engine_server::{Engine, EngineServer};
 use rorqual_proto::wire::membership_server::{Membership, MembershipServer};
 use rorqual_proto::wire::*;
 use tokio::net::UnixListener;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
@@ -40,10 +40,10 @@ pub(crate) struct Script {
     pub(crate) loaded_bytes: usize,
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Fake {
     script: Arc<Mutex<Script>>,
-    stopped: Arc<Notify>,
+    stopped: watch::Sender<bool>,
 }
 
 /// A running daemon; it ends when dropped.
@@ -62,7 +62,7 @@ impl Drop for Daemon {
 impl Daemon {
     pub(crate) async fn with(script: Script) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let fake = Fake { script: Arc::new(Mutex::new(script)), ..Fake::default() };
+        let fake = Fake { script: Arc::new(Mutex::new(script)), stopped: watch::channel(false).0 };
         let listener = UnixListener::bind(folder.path().join("r.sock")).unwrap();
         let server = Server::builder()
             .add_service(EngineServer::new(fake.clone()))
@@ -106,6 +106,10 @@ impl Fake {
 
     fn script<T>(&self, look: impl FnOnce(&mut Script) -> T) -> T {
         look(&mut self.script.lock().unwrap())
+    }
+
+    async fn until_stopped(&self) {
+        self.stopped.subscribe().wait_for(|stopped| *stopped).await.unwrap();
     }
 
     fn service(&self) -> Service {
@@ -205,7 +209,7 @@ impl Engine for Fake {
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<ContainerResponse> {
         let request = request.into_inner();
         self.ask(format!("stop {} {:?}", request.name, request.grace_ms));
-        self.stopped.notify_one();
+        self.stopped.send_replace(true);
         if request.name == "gone" {
             return Err(Status::not_found("there is no container gone"));
         }
@@ -229,7 +233,7 @@ impl Engine for Fake {
     async fn wait_container(&self, _: Request<ContainerRequest>) -> Answer<ContainerResponse> {
         self.ask("wait");
         if self.script(|script| script.runs_until_stopped) {
-            self.stopped.notified().await;
+            self.until_stopped().await;
         }
         let container = self.script(|script| script.exit.clone());
         Ok(Response::new(ContainerResponse { container }))
@@ -240,7 +244,10 @@ impl Engine for Fake {
         self.ask("logs");
         let lines: Vec<_> = self.script(|script| script.lines.clone()).into_iter().map(Ok).collect();
         if self.script(|script| script.runs_until_stopped) {
-            return Ok(Response::new(forever(lines)));
+            let fake = self.clone();
+            let end =
+                futures_util::stream::once(async move { fake.until_stopped().await }).filter_map(|()| None);
+            return Ok(Response::new(Box::pin(tokio_stream::iter(lines).chain(end))));
         }
         Ok(Response::new(Box::pin(tokio_stream::iter(lines))))
     }

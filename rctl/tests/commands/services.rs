@@ -140,9 +140,8 @@ async fn an_interrupt_ends_the_wait_and_not_the_work() {
     let child =
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
     daemon.until_asked("watch").await;
-    // The handler stands before the first watch is asked for or soon after it.
+    // rctl listens to signals before it asks.
     let pid = child.id().unwrap().to_string();
-    tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     let output = tokio::time::timeout(super::DEADLINE, child.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(130));
