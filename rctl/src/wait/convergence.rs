@@ -113,7 +113,7 @@ impl Convergence {
             }
             Goal::Running => {}
         }
-        let standing = Standing::of(view);
+        let standing = Standing::of(view, self.min_version);
         if standing.done() >= standing.wanted && standing.running <= standing.wanted && !standing.outdated {
             return self.ending(&standing, now);
         }
@@ -126,7 +126,7 @@ impl Convergence {
 
     /// How the last view reads: `7 of 10 run, 2 preparing, 1 pending`.
     pub(crate) fn summary(&self) -> Summary {
-        self.view.as_ref().map(Summary::of).unwrap_or_default()
+        self.view.as_ref().map(|view| Summary::of(view, self.min_version)).unwrap_or_default()
     }
 
     /// Why it is not there yet, as far as is known.
@@ -212,7 +212,7 @@ struct Standing {
 }
 
 impl Standing {
-    fn of(view: &ServiceView) -> Self {
+    fn of(view: &ServiceView, min_version: u64) -> Self {
         let spec = view.service.as_ref().and_then(|service| service.spec.as_ref());
         let wanted = match spec.and_then(|spec| spec.mode.as_ref()) {
             Some(Mode::Replicated(replicated)) => replicated.replicas,
@@ -232,12 +232,16 @@ impl Standing {
             .filter_map(|task| task.container.as_ref())
             .map(|container| container.stop_grace_ms)
             .max();
+        // Told to stop since the change: one that was told before may be on a node that does not answer.
+        let stopping = |task: &&Task| {
+            is_alive(task) && is_stopping(task) && task.meta.unwrap_or_default().version > min_version
+        };
         Self {
             wanted,
             running: view.running,
             updated: view.updated,
             completed: completed.len() as u32,
-            stopping: view.tasks.iter().filter(|task| is_alive(task) && is_stopping(task)).count(),
+            stopping: view.tasks.iter().filter(stopping).count(),
             outdated: view
                 .tasks
                 .iter()
@@ -261,8 +265,8 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    fn of(view: &ServiceView) -> Self {
-        let standing = Standing::of(view);
+    fn of(view: &ServiceView, min_version: u64) -> Self {
+        let standing = Standing::of(view, min_version);
         let mut states: BTreeMap<TaskState, u32> = BTreeMap::new();
         for task in view.tasks.iter().filter(|task| is_alive(task) && !is_stopping(task)) {
             *states.entry(status(task).state()).or_default() += 1;

@@ -1,8 +1,12 @@
 //! `rctl service rm`.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use rorqual_proto::wire::RemoveServiceRequest;
+use tonic::Status;
 
+use super::{list, target};
 use crate::connect::{CALL, Daemon, within};
 use crate::failure::{Failure, Result};
 use crate::output;
@@ -20,13 +24,20 @@ pub(crate) struct RmArgs {
 pub(crate) async fn run(args: RmArgs, daemon: &Daemon) -> Result<()> {
     let names = args.services;
     let attempt = format!("cannot remove {}", names.join(", "));
+    let doing = |status: Status| Failure::from(status).doing(&attempt);
+    // Asked before, for afterwards nobody knows the names any more.
+    let services = list(daemon, names.clone()).await.map_err(doing)?;
     let request = within(CALL, RemoveServiceRequest { names: names.clone() });
-    let answer = daemon.control().remove_service(request).await;
-    let ids = answer.map_err(|status| Failure::from(status).doing(&attempt))?.into_inner().ids;
+    let ids = daemon.control().remove_service(request).await.map_err(doing)?.into_inner().ids;
     if !args.wait.detach {
-        // The answer is in the order of the request.
-        let target = |(id, name): (String, &String)| Target { id, name: name.clone(), version: 0 };
-        let targets = ids.into_iter().zip(&names).map(target).collect();
+        let known: BTreeMap<String, String> = services
+            .iter()
+            .filter_map(|view| view.service.as_ref())
+            .map(target)
+            .map(|target| (target.id, target.name))
+            .collect();
+        let target = |id: String| Target { name: known.get(&id).unwrap_or(&id).clone(), id, version: 0 };
+        let targets = ids.into_iter().map(target).collect();
         wait::services(daemon, targets, Goal::Removed, args.wait).await?;
     }
     names.iter().try_for_each(|name| output::line(name))

@@ -119,6 +119,15 @@ fn what_does_not_end_in_its_time_is_told_and_not_waited_for() {
 }
 
 #[test]
+fn what_was_to_end_before_the_change_is_not_waited_for() {
+    let mut stranded = task(2, 2, TaskState::Running);
+    stranded.desired_state = DesiredState::Shutdown.into();
+    stranded.meta = Some(Meta { version: VERSION - 1, ..Meta::default() });
+    let verdict = waiting().observe(view(1, vec![task(1, 1, TaskState::Running), stranded]), secs(1));
+    assert_eq!(verdict, Verdict::Reached { still_stopping: 0 });
+}
+
+#[test]
 fn one_slot_that_fails_three_times_alike_is_final() {
     let mut waiting = waiting();
     let message = "`nope` is not in the image";
