@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -99,12 +100,33 @@ fn size_bytes(path: &Path) -> u64 {
     entries.map(size).sum()
 }
 
-/// Processor time of this process so far, all threads.
-fn cpu_ms() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    // Fields 14 and 15 of proc(5), in clock ticks of 10 ms.
-    (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 10
+/// Processor time of this process so far, of the threads that are alive.
+fn cpu_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(Result::unwrap);
+    let used_ns = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        text.split_whitespace().next().and_then(|used| used.parse::<u64>().ok()).unwrap_or_default()
+    };
+    Duration::from_nanos(tasks.map(used_ns).sum())
+}
+
+/// What the disk takes at the least for a commit: an entry appended to a plain file, and `fdatasync`.
+fn floor(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    let mut file = std::fs::File::create(dir.join("floor")).unwrap();
+    let mut latencies: Vec<Duration> = Vec::new();
+    for _ in 0..1000 {
+        let began = Instant::now();
+        file.write_all(&[7; 320]).unwrap();
+        file.sync_data().unwrap();
+        latencies.push(began.elapsed());
+    }
+    latencies.sort_unstable();
+    println!(
+        "disk: append + fdatasync p50 {:.2} ms, p99 {:.2} ms",
+        latencies[500].as_secs_f64() * 1e3,
+        latencies[990].as_secs_f64() * 1e3
+    );
 }
 
 async fn space(store: &Store, dir: &Path) {
@@ -131,9 +153,9 @@ async fn space(store: &Store, dir: &Path) {
 }
 
 async fn idle(what: &str) {
-    let (began, before) = (Instant::now(), cpu_ms());
+    let (began, before) = (Instant::now(), cpu_time());
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let share = (cpu_ms() - before) as f64 / began.elapsed().as_millis() as f64 * 100.0;
+    let share = cpu_time().saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
     println!("{what} idle: {share:.2} % of a core");
 }
 
@@ -143,6 +165,7 @@ async fn main() {
     let time = Duration::from_secs(seconds);
     let parent = std::env::args().nth(2).map_or_else(std::env::temp_dir, PathBuf::from);
     let root = parent.join(format!("rorqual-commit-{}", std::process::id()));
+    floor(&root);
     let ca = CertificateAuthority::generate(&ClusterId::from_bits(1)).unwrap();
     let (first, _) = start(&ca, root.join("1"), 1).await;
     let store = first.store().clone();

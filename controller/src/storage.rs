@@ -23,7 +23,8 @@ mod snapshot;
 mod tests;
 mod watermark;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -245,6 +246,8 @@ impl DiskStore {
 
     fn open_once(dir: &Path) -> Result<(Self, Recovered), StorageError> {
         fs::create_dir_all(dir).map_err(at("create", dir))?;
+        // The state holds the cluster's CA key and its join tokens.
+        fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(at("protect", dir))?;
         let sled_dir = dir.join("log");
 
         // sled asserts its way through corrupt files. It holds nothing of ours at this point, and is
@@ -390,6 +393,7 @@ fn opening(dir: &Path, error: sled::Error) -> StorageError {
         sled::Error::Io(source) if source.kind() == std::io::ErrorKind::UnexpectedEof => {
             corrupt(dir, "sled's file ends too early")
         }
+        sled::Error::Io(source) => StorageError::File { operation: "open", path: dir.to_owned(), source },
         source => StorageError::Sled { operation: "open", path: dir.to_owned(), source },
     }
 }

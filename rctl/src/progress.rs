@@ -62,9 +62,11 @@ impl Progress {
         let text = printable(text);
         match self {
             Self::Bars { all, bars } => {
-                let bar = bars.entry(name.to_owned()).or_insert_with(|| new_bar(all, name));
-                bar.set_style(style("{prefix:<16} {wide_msg}"));
-                bar.finish_with_message(text);
+                if let Some(bar) = bars.remove(name) {
+                    bar.finish_and_clear();
+                }
+                // A line of its own above the bars that are left; a bar would leave the cursor behind it.
+                let _ = all.println(format!("{:<16} {text}", printable(name)));
             }
             Self::Lines { last } => {
                 if last.get(name).is_none_or(|(_, shown)| *shown != text) {

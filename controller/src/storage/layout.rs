@@ -184,6 +184,7 @@ impl Layout {
         match error {
             sled::Error::Corruption { .. } => corrupt(&self.dir, "sled's file does not match its checksums"),
             sled::Error::ReportableBug(problem) => corrupt(&self.dir, problem),
+            sled::Error::Io(source) => StorageError::File { operation, path: self.dir.clone(), source },
             source => StorageError::Sled { operation, path: self.dir.clone(), source },
         }
     }

@@ -59,6 +59,15 @@ fn what_was_written_is_there_after_opening_again() {
 }
 
 #[test]
+fn nobody_else_can_look_into_the_store() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = TempDir::new().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    drop(DiskStore::open(dir.path()).unwrap());
+    assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
 fn a_tail_is_replaced_whatever_the_sizes() {
     let dir = TempDir::new().unwrap();
     let (mut store, _) = DiskStore::open(dir.path()).unwrap();
