@@ -66,7 +66,7 @@ impl Progress {
                     bar.finish_and_clear();
                 }
                 // A line of its own above the bars that are left; a bar would leave the cursor behind it.
-                let _ = all.println(format!("{:<16} {text}", printable(name)));
+                all.suspend(|| output::note(&format!("{:<16} {text}", printable(name))));
             }
             Self::Lines { last } => {
                 if last.get(name).is_none_or(|(_, shown)| *shown != text) {

@@ -377,8 +377,11 @@ fn writes_of_one_side_come_apart() {
         description: None,
         address: String::new(),
     };
-    let change = NodeStatusChange { node_id, status: node_status(), description: None, address: None };
-    assert_eq!(node_status_update(update), Ok(change));
+    let change = NodeStatusChange { node_id, status: Some(node_status()), description: None, address: None };
+    assert_eq!(node_status_update(update.clone()), Ok(change.clone()));
+    let unchanged = wire::NodeStatusUpdate { status: None, address: "a:1".into(), ..update };
+    let change = NodeStatusChange { status: None, address: Some("a:1".into()), ..change };
+    assert_eq!(node_status_update(unchanged), Ok(change));
 }
 
 #[test]
