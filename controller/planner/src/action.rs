@@ -141,6 +141,12 @@ pub enum Conflict {
         /// The other service's name.
         service: String,
     },
+    /// The slot has a task that is meant to run, and the batch does not stop it.
+    #[error("{task} has another task that is meant to run")]
+    SlotTaken {
+        /// `web.3`.
+        task: String,
+    },
     /// The address is given to something else.
     #[error("address {address} is already given to {owner}")]
     AddressTaken {

@@ -4,10 +4,7 @@
 //! `rorqual_proto::validate`. The actions carry the versions that were seen: a
 //! [`crate::Conflict::Version`] means that the wish is to be prepared again.
 
-use rorqual_proto::model::{
-    Availability, Meta, Network, NetworkId, NetworkSpec, Node, NodeId, NodeState, Protocol, Service,
-    ServiceId, ServiceMode, ServiceSpec,
-};
+use rorqual_proto::model::{Meta, Protocol, Service, ServiceId, ServiceMode, ServiceSpec};
 
 use crate::State;
 use crate::action::{Action, ActionKind, protocol_name};
@@ -16,18 +13,18 @@ use crate::allocate::{self, Given, network_names};
 /// Why a wish is not fulfilled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Nothing has that name or id.
+    /// There is no such service.
     #[error("there is no {kind} `{name}`")]
     NotFound {
-        /// `service`, `node` or `network`.
+        /// `service`.
         kind: &'static str,
         /// What was asked for.
         name: String,
     },
-    /// Another object of the kind has the name.
+    /// Another service has the name.
     #[error("the {kind} name `{name}` is already in use: choose another name, or remove that {kind} first")]
     NameTaken {
-        /// `service` or `network`.
+        /// `service`.
         kind: &'static str,
         /// The name.
         name: String,

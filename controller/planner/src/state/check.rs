@@ -1,11 +1,12 @@
 //! What is asked before a batch is applied: versions that writers saw, and that nothing is given twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use rorqual_proto::model::{Network, Protocol, Service, ServiceId, Task};
+use rorqual_proto::model::{DesiredState, Network, NodeId, Protocol, Service, ServiceId, Task, TaskId};
 
 use super::State;
+use super::index::is_holder;
 use crate::action::{Action, ActionKind, Conflict};
 
 impl State {
@@ -29,10 +30,28 @@ impl State {
     /// Whether all actions of a batch fit the state, and each other: the first conflict otherwise.
     pub fn check_all(&self, actions: &[Action]) -> Result<(), Conflict> {
         let mut batch = Batch::default();
+        actions.iter().for_each(|action| batch.note_stopped(&action.kind));
         actions.iter().try_for_each(|action| {
             self.check(action)?;
-            batch.check(&action.kind)
+            batch.check(&action.kind)?;
+            self.check_slot(&action.kind, &mut batch)
         })
+    }
+
+    /// A plan that was thought lost and was committed after all must not fill a slot a second time.
+    fn check_slot(&self, kind: &ActionKind, batch: &mut Batch) -> Result<(), Conflict> {
+        let ActionKind::PutTask(task) = kind else { return Ok(()) };
+        if !is_holder(task) {
+            return Ok(());
+        }
+        let mut others = self.tasks_in_slot(&task.service_id, task.slot);
+        let stays =
+            others.any(|other| other.id != task.id && is_holder(other) && !batch.stopped.contains(&other.id));
+        let twice = batch.slots.insert((task.service_id.clone(), task.slot), task.id.clone());
+        if stays || twice.is_some_and(|other| other != task.id) {
+            return Err(Conflict::SlotTaken { task: task.name() });
+        }
+        Ok(())
     }
 
     /// The version of the object that an action writes (0 where there is none), and what people call it.
@@ -75,7 +94,7 @@ impl State {
         }
     }
 
-    fn version_of_node(&self, id: &rorqual_proto::model::NodeId) -> (u64, String) {
+    fn version_of_node(&self, id: &NodeId) -> (u64, String) {
         match self.nodes.get(id) {
             Some(old) => (old.meta.version, format!("node {}", old.description.hostname)),
             None => (0, format!("node {id}")),
@@ -140,9 +159,22 @@ struct Batch {
     ports: BTreeMap<(Protocol, u16), (ServiceId, String)>,
     vips: BTreeMap<Ipv4Addr, (ServiceId, String)>,
     addresses: BTreeMap<Ipv4Addr, String>,
+    slots: BTreeMap<(ServiceId, u32), TaskId>,
+    /// Tasks that this batch tells to stop, or removes.
+    stopped: BTreeSet<TaskId>,
 }
 
 impl Batch {
+    fn note_stopped(&mut self, kind: &ActionKind) {
+        match kind {
+            ActionKind::RemoveTask(id) => drop(self.stopped.insert(id.clone())),
+            ActionKind::TaskDesired { task_id, desired_state } if *desired_state > DesiredState::Running => {
+                self.stopped.insert(task_id.clone());
+            }
+            _ => {}
+        }
+    }
+
     fn check(&mut self, kind: &ActionKind) -> Result<(), Conflict> {
         match kind {
             ActionKind::PutService(service) => self.check_service(service),

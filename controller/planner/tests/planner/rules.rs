@@ -439,6 +439,33 @@ fn a_status_that_is_late_changes_nothing_and_dirties_nothing() {
 }
 
 #[test]
+fn a_plan_that_was_thought_lost_fills_no_slot_twice() {
+    let mut world = World::new(2);
+    let web = world.create(spec("web", 3));
+    let plan = world.plan();
+    world.planner.retry(&plan);
+    let again = world.plan();
+    assert_ne!(plan.actions, again.actions, "other ids");
+    world.write(plan.actions);
+    // Its guard is not one version or address alone: the tasks by themselves are refused.
+    let tasks = |action: &Action| match &action.kind {
+        ActionKind::PutTask(task) => {
+            let task = Task { addresses: Vec::new(), ..(**task).clone() };
+            Some(Action::new(ActionKind::PutTask(Box::new(task))))
+        }
+        _ => None,
+    };
+    let tasks: Vec<Action> = again.actions.iter().filter_map(tasks).collect();
+    assert_eq!(tasks.len(), 3);
+    assert_eq!(
+        world.state.check_all(&tasks),
+        Err(Conflict::SlotTaken { task: world.holders(&web)[0].name() })
+    );
+    assert!(world.state.check_all(&again.actions).is_err());
+    world.run_until_whole();
+}
+
+#[test]
 fn versions_guard_updates() {
     let mut world = World::new(1);
     let web = world.create(spec("web", 1));
@@ -518,9 +545,9 @@ impl Known {
     }
 
     fn take(&mut self, delta: assign::NodeDelta) {
-        delta.removed_tasks.iter().for_each(|id| drop(self.tasks.remove(id.as_str())));
-        delta.removed_services.iter().for_each(|id| drop(self.services.remove(id.as_str())));
-        delta.removed_peers.iter().for_each(|id| drop(self.peers.remove(id.as_str())));
+        self.tasks.retain(|id, _| !delta.removed_tasks.iter().any(|gone| gone.as_str() == id));
+        self.services.retain(|id, _| !delta.removed_services.iter().any(|gone| gone.as_str() == id));
+        self.peers.retain(|id, _| !delta.removed_peers.iter().any(|gone| gone.as_str() == id));
         self.put(&delta.tasks, delta.services, delta.peers);
         self.blocks = delta.blocks.unwrap_or_else(|| std::mem::take(&mut self.blocks));
     }

@@ -13,40 +13,40 @@ use rorqual_proto::model::{
 };
 
 /// Images of this name are rejected by every node; those of [`CRASHES`] start and fail.
-pub const REJECTED: &str = "rejected";
-pub const CRASHES: &str = "crashes";
+pub(crate) const REJECTED: &str = "rejected";
+pub(crate) const CRASHES: &str = "crashes";
 
-pub struct World {
-    pub state: State,
-    pub planner: Planner,
-    pub now_ms: i64,
-    pub seed: u64,
-    pub machines: BTreeMap<NodeId, Machine>,
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) planner: Planner,
+    pub(crate) now_ms: i64,
+    pub(crate) seed: u64,
+    pub(crate) machines: BTreeMap<NodeId, Machine>,
     /// Every status that was ever reported: to be sent again, too late.
-    pub sent: Vec<(TaskId, TaskStatus)>,
+    pub(crate) sent: Vec<(TaskId, TaskStatus)>,
     /// Bad images are good from now on.
-    pub healed: bool,
-    pub wake_at_ms: Option<i64>,
+    pub(crate) healed: bool,
+    pub(crate) wake_at_ms: Option<i64>,
     /// What was changed since somebody took this.
-    pub changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
     next_id: u128,
     index: u64,
 }
 
 /// What really runs on a node, whatever anybody thinks.
 #[derive(Default)]
-pub struct Machine {
-    pub connected: bool,
-    pub containers: BTreeMap<TaskId, TaskStatus>,
+pub(crate) struct Machine {
+    pub(crate) connected: bool,
+    pub(crate) containers: BTreeMap<TaskId, TaskStatus>,
 }
 
 impl World {
     /// A cluster with its default network and so many nodes, `n1` and on: 8 GiB, 4 cores, ready.
-    pub fn new(nodes: usize) -> Self {
+    pub(crate) fn new(nodes: usize) -> Self {
         Self::with_pools(nodes, "10.213.0.0/16", "10.214.0.0/16")
     }
 
-    pub fn with_pools(nodes: usize, containers: &str, vips: &str) -> Self {
+    pub(crate) fn with_pools(nodes: usize, containers: &str, vips: &str) -> Self {
         let mut world = Self {
             state: State::default(),
             planner: Planner::new(),
@@ -81,12 +81,12 @@ impl World {
         world
     }
 
-    pub fn bits(&mut self) -> u128 {
+    pub(crate) fn bits(&mut self) -> u128 {
         self.next_id += 1;
         self.next_id
     }
 
-    pub fn network(&mut self, name: &str) -> NetworkId {
+    pub(crate) fn network(&mut self, name: &str) -> NetworkId {
         let id = NetworkId::from_bits(self.bits());
         let network = Network {
             id: id.clone(),
@@ -98,7 +98,7 @@ impl World {
         id
     }
 
-    pub fn join(&mut self) -> NodeId {
+    pub(crate) fn join(&mut self) -> NodeId {
         let id = NodeId::from_bits(self.bits());
         let name = format!("n{}", self.machines.len() + 1);
         let node = Node {
@@ -126,11 +126,11 @@ impl World {
         id
     }
 
-    pub fn node_named(&self, hostname: &str) -> NodeId {
+    pub(crate) fn node_named(&self, hostname: &str) -> NodeId {
         self.state.nodes_by_hostname(hostname).next().unwrap().id.clone()
     }
 
-    pub fn set_node(&mut self, id: &NodeId, state: NodeState) {
+    pub(crate) fn set_node(&mut self, id: &NodeId, state: NodeState) {
         if let Some(machine) = self.machines.get_mut(id) {
             machine.connected = state == NodeState::Ready;
         }
@@ -144,54 +144,57 @@ impl World {
         self.write(vec![Action::new(kind)]);
     }
 
-    pub fn set_availability(&mut self, id: &NodeId, availability: Availability) {
-        let action = prepare::update_node(&self.state, id, Some(availability), BTreeMap::new(), &[]).unwrap();
-        self.write(vec![action]);
+    pub(crate) fn set_availability(&mut self, id: &NodeId, availability: Availability) {
+        self.change_node(id, |node| node.spec.availability = availability);
     }
 
-    pub fn label(&mut self, id: &NodeId, name: &str, value: &str) {
-        let labels = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        let action = prepare::update_node(&self.state, id, None, labels, &[]).unwrap();
-        self.write(vec![action]);
+    pub(crate) fn label(&mut self, id: &NodeId, name: &str, value: &str) {
+        self.change_node(id, |node| drop(node.spec.labels.insert(name.into(), value.into())));
     }
 
-    pub fn remove_node(&mut self, id: &NodeId) {
+    fn change_node(&mut self, id: &NodeId, change: impl FnOnce(&mut Node)) {
+        let mut node = Node::clone(self.state.node(id).unwrap());
+        change(&mut node);
+        let version = node.meta.version;
+        self.write(vec![Action::expecting(ActionKind::PutNode(Box::new(node)), version)]);
+    }
+
+    pub(crate) fn remove_node(&mut self, id: &NodeId) {
         // Who takes a node out by force has switched it off.
         *self.machines.get_mut(id).unwrap() = Machine::default();
-        let action = prepare::remove_node(&self.state, id, true).unwrap();
-        self.write(vec![action]);
+        self.write(vec![Action::new(ActionKind::RemoveNode(id.clone()))]);
     }
 
-    pub fn create(&mut self, spec: ServiceSpec) -> ServiceId {
+    pub(crate) fn create(&mut self, spec: ServiceSpec) -> ServiceId {
         let id = ServiceId::from_bits(self.bits());
         let action = prepare::create_service(&self.state, spec, id.clone()).unwrap();
         self.write(vec![action]);
         id
     }
 
-    pub fn service(&self, id: &ServiceId) -> &Service {
+    pub(crate) fn service(&self, id: &ServiceId) -> &Service {
         self.state.service(id).unwrap()
     }
 
-    pub fn update(&mut self, id: &ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
+    pub(crate) fn update(&mut self, id: &ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
         let mut spec = self.service(id).spec.clone();
         change(&mut spec);
         let action = prepare::update_service(&self.state, id, spec, None).unwrap();
         self.write(vec![action]);
     }
 
-    pub fn scale(&mut self, id: &ServiceId, replicas: u32) {
+    pub(crate) fn scale(&mut self, id: &ServiceId, replicas: u32) {
         let action = prepare::scale(&self.state, id, replicas).unwrap();
         self.write(vec![action]);
     }
 
-    pub fn remove(&mut self, id: &ServiceId) {
+    pub(crate) fn remove(&mut self, id: &ServiceId) {
         let action = prepare::remove(&self.state, id).unwrap();
         self.write(vec![action]);
     }
 
     /// Applies a batch as the store would, and holds it against the rules.
-    pub fn write(&mut self, actions: Vec<Action>) {
+    pub(crate) fn write(&mut self, actions: Vec<Action>) {
         self.state.check_all(&actions).unwrap();
         let before = self.state.clone();
         self.index += 1;
@@ -203,7 +206,7 @@ impl World {
         self.changes.extend(changes);
     }
 
-    pub fn plan(&mut self) -> Plan {
+    pub(crate) fn plan(&mut self) -> Plan {
         self.seed += 1;
         let plan = self.planner.plan(&self.state, self.now_ms, self.seed);
         assert!(plan.actions.len() <= MAX_ACTIONS, "{} actions", plan.actions.len());
@@ -212,7 +215,7 @@ impl World {
     }
 
     /// Plans and writes until nothing is left to do; the rules hold after each batch.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..1_000 {
             let plan = self.plan();
             if plan.actions.is_empty() && plan.idle {
@@ -224,13 +227,13 @@ impl World {
         panic!("the planner does not come to rest");
     }
 
-    pub fn assert_invariants(&self) {
+    pub(crate) fn assert_invariants(&self) {
         let broken = invariants::check(&self.state);
         assert!(broken.is_empty(), "{broken:?}");
     }
 
     /// Every connected agent takes one step with each of its tasks, and reports it.
-    pub fn agents(&mut self) {
+    pub(crate) fn agents(&mut self) {
         let mut reports = Vec::new();
         for (node_id, machine) in &mut self.machines {
             if !machine.connected || self.state.node(node_id).is_none() {
@@ -252,7 +255,7 @@ impl World {
         self.report(reports);
     }
 
-    pub fn report(&mut self, reports: Vec<(TaskId, TaskStatus)>) {
+    pub(crate) fn report(&mut self, reports: Vec<(TaskId, TaskStatus)>) {
         let actions = reports
             .into_iter()
             .map(|(task_id, status)| Action::new(ActionKind::TaskStatus { task_id, status }))
@@ -261,7 +264,7 @@ impl World {
     }
 
     /// A container ends badly on its node, for good.
-    pub fn fail(&mut self, id: &TaskId) {
+    pub(crate) fn fail(&mut self, id: &TaskId) {
         let task = self.state.task(id).unwrap().clone();
         let Some(node_id) = &task.node_id else { return };
         let machine = self.machines.get_mut(node_id).unwrap();
@@ -281,7 +284,7 @@ impl World {
     }
 
     /// Agents and planner in turn, time going on, until the condition holds.
-    pub fn run_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(crate) fn run_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         for _ in 0..3_000 {
             self.settle();
             if done(self) {
@@ -298,11 +301,11 @@ impl World {
     }
 
     /// Every service runs as it should, and nothing else is left.
-    pub fn run_until_whole(&mut self) {
+    pub(crate) fn run_until_whole(&mut self) {
         self.run_until("every service is as asked for", Self::is_whole);
     }
 
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         let services = self.state.services().all(|service| {
             let ServiceMode::Replicated { replicas } = service.spec.mode;
             let wanted = self
@@ -318,20 +321,20 @@ impl World {
         services && orphans == 0
     }
 
-    pub fn live_tasks(&self, id: &ServiceId) -> Vec<Task> {
+    pub(crate) fn live_tasks(&self, id: &ServiceId) -> Vec<Task> {
         let tasks = self.state.tasks_of_service(id).filter(|task| !task.status.state.is_terminal());
         tasks.map(|task| Task::clone(task)).collect()
     }
 
     /// The tasks that stand for the slots of a service, by slot.
-    pub fn holders(&self, id: &ServiceId) -> Vec<Task> {
+    pub(crate) fn holders(&self, id: &ServiceId) -> Vec<Task> {
         let tasks =
             self.state.tasks_of_service(id).filter(|task| task.desired_state <= DesiredState::Running);
         tasks.map(|task| Task::clone(task)).collect()
     }
 
     /// Host names of the nodes of a service's holders with their number.
-    pub fn spread(&self, id: &ServiceId) -> BTreeMap<String, usize> {
+    pub(crate) fn spread(&self, id: &ServiceId) -> BTreeMap<String, usize> {
         let mut spread = BTreeMap::new();
         for task in self.holders(id) {
             *spread.entry(self.hostname(task.node_id.as_ref())).or_default() += 1;
@@ -339,13 +342,13 @@ impl World {
         spread
     }
 
-    pub fn hostname(&self, id: Option<&NodeId>) -> String {
+    pub(crate) fn hostname(&self, id: Option<&NodeId>) -> String {
         let Some(id) = id else { return "–".into() };
         self.state.node(id).map_or_else(|| "gone".into(), |node| node.description.hostname.clone())
     }
 
     /// Containers that really run, by slot.
-    pub fn really_running(&self, id: &ServiceId) -> BTreeMap<u32, usize> {
+    pub(crate) fn really_running(&self, id: &ServiceId) -> BTreeMap<u32, usize> {
         let mut running = BTreeMap::new();
         let containers = self.machines.values().flat_map(|machine| &machine.containers);
         for (task_id, status) in containers {
@@ -359,7 +362,7 @@ impl World {
         running
     }
 
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let mut lines = Vec::new();
         for node in self.state.nodes() {
             lines.push(format!(
@@ -422,7 +425,7 @@ fn next_status(own: &TaskStatus, task: &Task, now_ms: i64, healed: bool) -> Task
 }
 
 /// A service as it comes from `rctl service create --replicas N NAME`.
-pub fn spec(name: &str, replicas: u32) -> ServiceSpec {
+pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
     ServiceSpec {
         name: name.into(),
         labels: BTreeMap::new(),
@@ -436,10 +439,10 @@ pub fn spec(name: &str, replicas: u32) -> ServiceSpec {
     }
 }
 
-pub fn port(published: u16, target: u16) -> PortSpec {
+pub(crate) fn port(published: u16, target: u16) -> PortSpec {
     PortSpec { published, target, protocol: Protocol::Tcp }
 }
 
-pub fn memory(memory_bytes: u64) -> Resources {
+pub(crate) fn memory(memory_bytes: u64) -> Resources {
     Resources { memory_bytes, ..Resources::default() }
 }
