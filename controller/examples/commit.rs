@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rorqual_controller::raft::{RaftNode, RaftOptions};
-use rorqual_controller::store::{RaftPeer, Store};
+use rorqual_controller::store::{ProposeError, RaftPeer, Store};
 use rorqual_planner::{Action, ActionKind};
 use rorqual_proto::model::{ClusterId, Meta, Network, NetworkId, NetworkSpec, NodeId, Role};
 use rorqual_proto::tls::{
@@ -54,6 +54,16 @@ async fn start(ca: &CertificateAuthority, dir: PathBuf, raft_id: u64) -> (RaftNo
     (node, own)
 }
 
+/// A full disk, most likely.
+async fn give_up(store: &Store, error: &ProposeError) -> ! {
+    let mut leadership = store.leadership();
+    let stopped = leadership.wait_for(|now| now.stopped.is_some());
+    let reason = tokio::time::timeout(Duration::from_secs(1), stopped).await;
+    let reason = reason.ok().and_then(Result::ok).and_then(|now| now.stopped.clone());
+    println!("{error}: {}", reason.unwrap_or_default());
+    std::process::exit(1);
+}
+
 async fn measure(store: &Store, clients: u64, time: Duration) -> Vec<Duration> {
     let end = Instant::now() + time;
     let client = |client: u64| {
@@ -63,7 +73,9 @@ async fn measure(store: &Store, clients: u64, time: Duration) -> Vec<Duration> {
             let mut number = client;
             while Instant::now() < end {
                 let began = Instant::now();
-                store.propose(vec![write(number)]).await.unwrap();
+                if let Err(error) = store.propose(vec![write(number)]).await {
+                    give_up(&store, &error).await;
+                }
                 latencies.push(began.elapsed());
                 number += clients;
             }

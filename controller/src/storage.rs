@@ -224,6 +224,8 @@ pub(crate) struct DiskStore {
     watermark: Watermark,
     /// The number of the last write.
     written: u64,
+    /// A write failed: what is on disk is unknown, and nothing more may be called acknowledged.
+    failed: bool,
     snapshots: SnapshotDir,
     dir: PathBuf,
 }
@@ -286,7 +288,8 @@ impl DiskStore {
             Recovered { hard_state: read.hard_state, base: read.base, entries: read.entries, snapshot };
         check(dir, &recovered)?;
         let written = read.written;
-        let mut store = Self { layout, barrier, watermark, written, snapshots, dir: dir.to_owned() };
+        let mut store =
+            Self { layout, barrier, watermark, written, failed: false, snapshots, dir: dir.to_owned() };
         // What sled cut off while it recovered stays cut off.
         store.sync()?;
         store.watermark.sync()?;
@@ -310,16 +313,22 @@ impl DiskStore {
     }
 
     fn sync(&mut self) -> Result<(), StorageError> {
+        self.failed = true;
         self.layout.flush()?;
         self.barrier.pass()?;
-        self.watermark.set(self.written)
+        self.watermark.set(self.written)?;
+        self.failed = false;
+        Ok(())
     }
 }
 
 impl LogStore for DiskStore {
     fn write(&mut self, change: &LogChange<'_>, durability: Durability) -> Result<(), StorageError> {
         self.written += 1;
-        self.layout.apply(change, self.written)?;
+        if let Err(error) = self.layout.apply(change, self.written) {
+            self.failed = true;
+            return Err(error);
+        }
         if durability == Durability::Now {
             self.sync()?;
         }
@@ -343,6 +352,9 @@ impl LogStore for DiskStore {
 
 impl Drop for DiskStore {
     fn drop(&mut self) {
+        if self.failed {
+            return;
+        }
         if let Err(error) = self.sync().and_then(|()| self.watermark.sync()) {
             tracing::error!(%error, dir = %self.dir.display(), "the Raft store was not synced at the end");
         }

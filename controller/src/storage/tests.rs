@@ -274,3 +274,57 @@ fn compacted_entries_give_their_space_back() {
     }
     assert!(largest < 24 << 20, "10,000 entries with 250 to 500 alive took {largest} bytes");
 }
+
+const FULL_DISK: &str = "RORQUAL_TEST_FULL_DISK";
+
+/// Runs [`full_disk`] in a mount namespace of its own, where it has a disk of two mebibytes.
+#[test]
+fn a_full_disk_is_told_and_costs_nothing_that_was_acknowledged() {
+    use std::os::unix::fs::MetadataExt as _;
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        // Only root can mount; `tests/run` is root.
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let script = "mount -t tmpfs -o size=2m rqt-full-disk \"$0\" && exec \"$@\"";
+    let status = std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .arg(dir.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "storage::tests::full_disk", "--ignored"])
+        .env(FULL_DISK, dir.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[ignore = "run by a_full_disk_is_told_and_costs_nothing_that_was_acknowledged"]
+fn full_disk() {
+    let mount = std::env::var_os(FULL_DISK).expect("run by the other test");
+    let dir = Path::new(&mount).join("store");
+    let (mut store, _) = DiskStore::open(&dir).unwrap();
+    store.claim("member 1").unwrap();
+    let mut acknowledged = 0;
+    let error = loop {
+        let index = acknowledged + 1;
+        let change = LogChange {
+            entries: &[entry(index, 1, 3000)],
+            hard_state: Some(&hard_state(1, index)),
+            ..LogChange::default()
+        };
+        match store.write(&change, Durability::Now) {
+            Ok(()) => acknowledged = index,
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(acknowledged > 50 && error.contains("make room on the disk"), "{acknowledged}: {error}");
+    drop(store);
+    let grown = std::process::Command::new("mount").args(["-o", "remount,size=64m"]).arg(&mount).status();
+    assert!(grown.unwrap().success());
+    let (mut store, recovered) = DiskStore::open(&dir).unwrap();
+    let last = recovered.entries.len() as u64;
+    // The one that failed may be there.
+    assert!((acknowledged..=acknowledged + 1).contains(&last), "{last} of {acknowledged}");
+    append(&mut store, &[], &[entry(last + 1, 1, 200)], last + 1);
+}

@@ -26,7 +26,10 @@ pub enum ProposeError {
     #[error("too many writes are in flight: repeat in a moment")]
     Busy,
     /// Leadership was lost while the proposal was in flight: it may still be committed, or not.
-    #[error("leadership moved while the write was in flight; it may or may not have been done")]
+    #[error(
+        "this controller lost leadership, or stopped, while the write was in flight; it may or may not have \
+         been done"
+    )]
     Lost,
     /// No answer within the time that is given to a proposal: it may still be committed, or not.
     #[error("no majority of controllers confirmed the write in time; it may or may not have been done")]
