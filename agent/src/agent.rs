@@ -19,6 +19,7 @@ use crate::containers::Containers;
 use crate::engine::EngineApi;
 use crate::error::{AgentError, one_line};
 use crate::executor::{Executor, make_folder};
+use crate::host;
 use crate::images::Images;
 use crate::network::{Network, OwnName};
 use crate::options::{
@@ -29,7 +30,6 @@ use crate::session::{Parts, Session, SessionStatus};
 use crate::set::AssignmentSet;
 use crate::store::{MembershipRecord, NodeStore};
 use crate::tasks::Tasks;
-use crate::host;
 
 /// The worker of one node. Clones share it.
 #[derive(Clone)]
@@ -88,13 +88,8 @@ impl Agent {
         let (own, shape) = shape(&options, remembered.as_ref());
         let network = Network::start(shape, own).await.map_err(AgentError::Network)?;
         let images = Images::new(images, options.insecure_registries.clone());
-        let executor = Executor::new(
-            runtime,
-            images.clone(),
-            network.clone(),
-            &options.data_dir,
-            &options.hostname,
-        );
+        let executor =
+            Executor::new(runtime, images.clone(), network.clone(), &options.data_dir, &options.hostname);
         let inner = Inner {
             tasks: Tasks::new(executor.clone(), store.clone(), network.clone()),
             containers: Containers::new(executor.clone(), store.clone()),
@@ -199,7 +194,10 @@ impl Agent {
         }
         let (mut set, unreadable) = AssignmentSet::load(entries);
         if !unreadable.is_empty() {
-            tracing::warn!(?unreadable, "part of the assignment set can't be read; the leader sends it again");
+            tracing::warn!(
+                ?unreadable,
+                "part of the assignment set can't be read; the leader sends it again"
+            );
             // With this number it is never taken for the base of a change.
             set.number = 0;
         }

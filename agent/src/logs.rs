@@ -82,9 +82,10 @@ async fn read(
     let changes = match wanted.follow {
         // Deprecated for descriptors that something else may close; this one is owned.
         #[allow(deprecated)]
-        true => Some(AsyncFd::new(reader.changes().map_err(failed)?).map_err(|error| {
-            Status::internal(format!("can't follow the log: {error}"))
-        })?),
+        true => Some(
+            AsyncFd::new(reader.changes().map_err(failed)?)
+                .map_err(|error| Status::internal(format!("can't follow the log: {error}")))?,
+        ),
         false => None,
     };
     let since_ns = wanted.since_ms.map(|ms| ms.saturating_mul(1_000_000));

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rorqual_network::{
-    Attach, Attachment, Block, Change, Endpoint, Error, Fabric, HostPort, LOCAL_NETWORK, NetworkOptions, Peer,
-    Protocol, PublishedPort, ServiceView,
+    Attach, Attachment, Block, Change, Endpoint, Error, Fabric, HostPort, LOCAL_NETWORK, NetworkOptions,
+    Peer, Protocol, PublishedPort, ServiceView,
 };
 use rorqual_proto::wire::{self, NetworkBlock, NodePeer, ServiceEndpoints};
 use tokio::sync::{RwLock, mpsc};
@@ -34,7 +34,10 @@ const HAND_OVER_STEP: Duration = Duration::from_millis(20);
 
 enum Event {
     Set(Box<SetChange>),
-    Health { task: String, up: bool },
+    Health {
+        task: String,
+        up: bool,
+    },
     /// The node has joined or left a cluster: what the set said before means nothing any more.
     Reset(OwnName),
 }
@@ -303,7 +306,8 @@ impl Feeder {
         let services = self.services.iter().filter(|(id, _)| wanted(&dirty.services, id));
         let blocks = self.blocks.iter().filter(|(key, _)| wanted(&dirty.blocks, key));
         let peers = self.peers.iter().filter(|(id, _)| wanted(&dirty.peers, id) && **id != self.own.node_id);
-        let removed = |set: &BTreeSet<String>| if dirty.full { Vec::new() } else { set.iter().cloned().collect() };
+        let removed =
+            |set: &BTreeSet<String>| if dirty.full { Vec::new() } else { set.iter().cloned().collect() };
         Change {
             full: dirty.full,
             services: services.filter_map(|(_, service)| self.service_view(service)).collect(),

@@ -248,15 +248,6 @@ impl NodeStore {
         }
     }
 
-    /// Ids of all tasks that have a status here.
-    pub(crate) fn task_ids(&self) -> Result<Vec<String>, StoreError> {
-        let key = |entry: sled::Result<sled::IVec>| {
-            let key = entry.map_err(|source| self.read_error(&source))?;
-            Ok(String::from_utf8_lossy(&key).into_owned())
-        };
-        self.tasks.iter().keys().map(key).collect()
-    }
-
     /// Keeps a plain container; durable after the next [`Self::barrier`].
     pub(crate) fn put_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
         self.put(&self.containers, &record.id, record)
@@ -313,7 +304,9 @@ mod tests {
         let record = ContainerRecord { id: "c1".into(), name: "calm_whale".into(), ..Default::default() };
         {
             let store = NodeStore::open(&path).unwrap();
-            store.write_set(vec![("number".into(), Some(vec![7])), ("task/a".into(), Some(vec![1]))]).unwrap();
+            store
+                .write_set(vec![("number".into(), Some(vec![7])), ("task/a".into(), Some(vec![1]))])
+                .unwrap();
             store.write_set(vec![("number".into(), Some(vec![8])), ("task/a".into(), None)]).unwrap();
             store.put_container(&record).unwrap();
             store.put_task("t", &TaskRecord::default()).unwrap();

@@ -96,8 +96,7 @@ impl TaskSink {
 
 impl Tasks {
     pub(crate) fn new(executor: Executor, store: NodeStore, network: Network) -> Self {
-        let sink =
-            TaskSink { executor: executor.clone(), store, network, reports: Reports::default() };
+        let sink = TaskSink { executor: executor.clone(), store, network, reports: Reports::default() };
         Self { inner: Arc::new(Inner { executor, entries: Mutex::default(), sink: Arc::new(sink) }) }
     }
 
@@ -139,6 +138,12 @@ impl Tasks {
             let record = self.inner.sink.store.task(&task.id)?;
             self.put(task, record, found);
         }
+        // Left the set, and an earlier daemon ended before it had forgotten them.
+        let store = &self.inner.sink.store;
+        let known = self.ids();
+        for id in store.task_ids()?.iter().filter(|id| !known.contains(*id)) {
+            store.remove_task(id)?;
+        }
         Ok(())
     }
 
@@ -175,12 +180,7 @@ impl Tasks {
     }
 
     /// Starts a driver for a task that has none.
-    fn put(
-        &self,
-        task: wire::Task,
-        record: Option<TaskRecord>,
-        found: &BTreeMap<String, ContainerState>,
-    ) {
+    fn put(&self, task: wire::Task, record: Option<TaskRecord>, found: &BTreeMap<String, ContainerState>) {
         let id = task.id.clone();
         let task = match Task::try_from(task) {
             Ok(task) => task,
@@ -193,7 +193,8 @@ impl Tasks {
                 return self.inner.sink.reports.push(&id, (&status).into(), true);
             }
         };
-        let known = record.and_then(|record| record.status).and_then(|status| TaskStatus::try_from(status).ok());
+        let known =
+            record.and_then(|record| record.status).and_then(|status| TaskStatus::try_from(status).ok());
         if known.is_none() && task.status.state.is_terminal() {
             // It ended before, and its controllers know.
             return;
@@ -258,8 +259,7 @@ impl Tasks {
     /// A task's log; `None` where the task is not on this node.
     pub(crate) fn logs(&self, id: &str, wanted: Wanted, node: &str) -> Option<Lines> {
         let entry = self.lock().get(id).cloned()?;
-        let origin =
-            Origin { task_id: id.to_owned(), task_name: entry.task.name(), node: node.to_owned() };
+        let origin = Origin { task_id: id.to_owned(), task_name: entry.task.name(), node: node.to_owned() };
         let folder = self.inner.executor.folder(id).path().to_owned();
         let handle = entry.handle;
         Some(logs::stream(folder, wanted, origin, async move { handle.done().await }, ()))
@@ -328,10 +328,7 @@ mod tests {
         let mut status = TaskStatus::new(0);
         status.state = TaskState::Running;
         let running = ContainerState::Running(rorqual_runtime::Started { pid: 7, started_at_ms: 5 });
-        assert!(matches!(
-            beginning(&status, Some(&running)),
-            Event::Adopted { pid: 7, started_at_ms: 5 }
-        ));
+        assert!(matches!(beginning(&status, Some(&running)), Event::Adopted { pid: 7, started_at_ms: 5 }));
         assert!(matches!(beginning(&status, Some(&ContainerState::Lost)), Event::FoundDead(_)));
         assert!(matches!(beginning(&status, Some(&ContainerState::Starting)), Event::Begin));
         assert!(matches!(beginning(&status, None), Event::Begin));

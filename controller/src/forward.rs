@@ -88,14 +88,11 @@ impl LeaderRoute {
         {
             return Ok(channel.clone());
         }
-        let channel = tls::connect(
-            &peer.address,
-            self.credentials.clone(),
-            &Expect::Node(peer.node_id.clone()),
-        )
-        .map_err(|error| {
-            Status::unavailable(format!("cannot reach the leader at {}: {error}", peer.address))
-        })?;
+        let channel =
+            tls::connect(&peer.address, self.credentials.clone(), &Expect::Node(peer.node_id.clone()))
+                .map_err(|error| {
+                    Status::unavailable(format!("cannot reach the leader at {}: {error}", peer.address))
+                })?;
         *cached = Some((peer.clone(), channel.clone()));
         Ok(channel)
     }

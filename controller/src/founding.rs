@@ -106,8 +106,7 @@ pub fn found(founding: &Founding, now_ms: i64) -> Result<Founded, FoundingError>
         last_raft_id: FIRST_RAFT_ID,
         revoked_nodes: Default::default(),
     };
-    let (worker_token, controller_token) =
-        (cluster.worker_token.clone(), cluster.controller_token.clone());
+    let (worker_token, controller_token) = (cluster.worker_token.clone(), cluster.controller_token.clone());
     let network = Network {
         id: NetworkId::from_bits(rand::random()),
         meta: Meta::default(),
@@ -127,10 +126,9 @@ fn check_pools(founding: &Founding) -> Result<(), FoundingError> {
     if containers.contains(&vips) || vips.contains(&containers) {
         return Err(FoundingError::PoolsOverlap { containers, vips });
     }
-    for (field, pool, longest) in [
-        ("container_pool", containers, LONGEST_CONTAINER_POOL),
-        ("vip_pool", vips, LONGEST_VIP_POOL),
-    ] {
+    for (field, pool, longest) in
+        [("container_pool", containers, LONGEST_CONTAINER_POOL), ("vip_pool", vips, LONGEST_VIP_POOL)]
+    {
         if pool.prefix_len() > longest {
             return Err(FoundingError::PoolTooSmall { field, pool, longest });
         }

@@ -191,12 +191,7 @@ fn issue(cluster: &Cluster, node_id: &NodeId, role: Role, csr: &[u8]) -> Result<
         .map_err(|error| Status::invalid_argument(format!("csr: {error}")))
 }
 
-fn new_node(
-    node_id: &NodeId,
-    role: Role,
-    request: &wire::JoinRequest,
-    raft_id: Option<u64>,
-) -> Node {
+fn new_node(node_id: &NodeId, role: Role, request: &wire::JoinRequest, raft_id: Option<u64>) -> Node {
     Node {
         id: node_id.clone(),
         meta: Meta::default(),

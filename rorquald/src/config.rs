@@ -97,7 +97,8 @@ impl Config {
             argument.clone().or(file).unwrap_or_else(|| PathBuf::from(default))
         };
         let run_dir = pick(&arguments.run_dir, file.run_dir, "/run/rorqual");
-        let socket = arguments.socket.clone().or(file.socket).unwrap_or_else(|| run_dir.join("rorquald.sock"));
+        let socket =
+            arguments.socket.clone().or(file.socket).unwrap_or_else(|| run_dir.join("rorquald.sock"));
         let hostname = match arguments.hostname.clone().or(file.hostname) {
             Some(name) => name,
             None => machine_name()?,

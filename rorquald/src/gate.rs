@@ -18,7 +18,7 @@ pub(crate) enum Behind {
     /// The node is a worker; the controllers' addresses.
     Worker(Vec<String>),
     /// The node is a controller.
-    Controller(Control),
+    Controller(Box<Control>),
 }
 
 /// The gate. Cheap to clone.
@@ -35,7 +35,7 @@ impl ControlGate {
     fn control(&self) -> Result<Control, Status> {
         let behind = self.behind.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*behind {
-            Behind::Controller(control) => Ok(control.clone()),
+            Behind::Controller(control) => Ok(Control::clone(control)),
             Behind::Worker(controllers) => Err(Status::failed_precondition(format!(
                 "this node is a worker: ask on a controller ({})",
                 controllers.join(", ")

@@ -98,13 +98,12 @@ impl Node {
     /// The leader as this controller sees it; empty on a worker.
     pub(crate) async fn leader_address(&self) -> String {
         let member = self.member.lock().await;
-        let controller = member.as_ref().and_then(|member| member.controller.as_ref());
-        let leader = controller.and_then(|controller| {
-            let leadership = controller.store().leadership();
-            let leader = leadership.borrow().leader.clone();
-            leader
-        });
-        leader.map(|peer| peer.address).unwrap_or_default()
+        let Some(controller) = member.as_ref().and_then(|member| member.controller.as_ref()) else {
+            return String::new();
+        };
+        let leadership = controller.store().leadership();
+        let now = leadership.borrow();
+        now.leader.as_ref().map(|peer| peer.address.clone()).unwrap_or_default()
     }
 
     /// Founds a cluster on this node.
@@ -159,8 +158,7 @@ impl Node {
         self.files.forget()?;
         let (key, csr) = tls::generate_csr().context("cannot make the node's key")?;
         let joined = self.ask_to_join(&token, controller, address, csr).await?;
-        let credentials =
-            self.keep(Credentials::from_der(joined.ca_certificate, joined.certificate, key))?;
+        let credentials = self.keep(Credentials::from_der(joined.ca_certificate, joined.certificate, key))?;
         let record = Record {
             cluster_id: joined.cluster_id,
             node_id: joined.node_id,
@@ -212,9 +210,9 @@ impl Node {
         let answer = tokio::time::timeout(ANSWER, client.join(request)).await.with_context(|| {
             format!("the controller at {controller} has not answered within {} s", ANSWER.as_secs())
         })?;
-        answer.map(tonic::Response::into_inner).map_err(|status| {
-            anyhow!("the controller at {controller} refused: {}", describe(&status))
-        })
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| anyhow!("the controller at {controller} refused: {}", describe(&status)))
     }
 
     /// Starts the controller where the node is one, and opens the TLS port.
@@ -230,11 +228,7 @@ impl Node {
             Some(raft_id) => Some(
                 Controller::start(ControllerOptions {
                     dir: self.files.raft(),
-                    own: RaftPeer {
-                        raft_id,
-                        node_id: node_id.clone(),
-                        address: record.address.to_string(),
-                    },
+                    own: RaftPeer { raft_id, node_id: node_id.clone(), address: record.address.to_string() },
                     founding,
                     credentials: credentials.clone(),
                 })
@@ -255,7 +249,7 @@ impl Node {
             }
         };
         self.gate.set(match &controller {
-            Some(controller) => Behind::Controller(controller.local_control()),
+            Some(controller) => Behind::Controller(Box::new(controller.local_control())),
             None => Behind::Worker(
                 record.controllers.iter().map(|controller| controller.address.clone()).collect(),
             ),
@@ -385,10 +379,9 @@ fn membership(record: &Record, credentials: &CredentialStore) -> anyhow::Result<
 fn refuse_second(member: Option<&Member>) -> anyhow::Result<()> {
     match member {
         None => Ok(()),
-        Some(member) => bail!(
-            "this node is in cluster {} already: `rctl cluster leave` first",
-            member.record.cluster_id
-        ),
+        Some(member) => {
+            bail!("this node is in cluster {} already: `rctl cluster leave` first", member.record.cluster_id)
+        }
     }
 }
 

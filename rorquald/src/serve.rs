@@ -72,8 +72,8 @@ fn bind_local(path: &Path) -> anyhow::Result<UnixListener> {
     // A leftover of a start that was cut off; binding says if it can't go.
     let _ = fs::remove_file(&new);
     let listener = UnixListener::bind(&new).with_context(|| format!("cannot listen on {}", new.display()))?;
-    let group = nix::unistd::Group::from_name(GROUP)
-        .with_context(|| format!("cannot look up the group {GROUP}"))?;
+    let group =
+        nix::unistd::Group::from_name(GROUP).with_context(|| format!("cannot look up the group {GROUP}"))?;
     let mode = if group.is_some() { 0o660 } else { 0o600 };
     fs::set_permissions(&new, fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the permissions of {}", new.display()))?;

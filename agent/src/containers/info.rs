@@ -19,8 +19,8 @@ pub(crate) fn short_id(id: &str) -> &str {
 pub(super) fn check_ports(ports: &[wire::PortSpec]) -> Result<(), InvalidField> {
     let mut specs = Vec::with_capacity(ports.len());
     for (index, port) in ports.iter().enumerate() {
-        let spec = model::PortSpec::try_from(*port)
-            .map_err(|error| error.within(&format!("ports[{index}]")))?;
+        let spec =
+            model::PortSpec::try_from(*port).map_err(|error| error.within(&format!("ports[{index}]")))?;
         if spec.published == 0 {
             return Err(InvalidField::new(format!("ports[{index}].published"), "is missing")
                 .remedy("name the node's port, as in 8080:80"));

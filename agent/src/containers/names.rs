@@ -3,15 +3,15 @@
 use rorqual_proto::validate::InvalidField;
 
 const ADJECTIVES: [&str; 32] = [
-    "agile", "amber", "bold", "brave", "bright", "brisk", "calm", "clear", "clever", "coral", "deep", "eager",
-    "early", "gentle", "glad", "golden", "grand", "happy", "keen", "kind", "lively", "lucky", "mellow", "noble",
-    "proud", "quick", "quiet", "rapid", "silent", "swift", "vivid", "warm",
+    "agile", "amber", "bold", "brave", "bright", "brisk", "calm", "clear", "clever", "coral", "deep",
+    "eager", "early", "gentle", "glad", "golden", "grand", "happy", "keen", "kind", "lively", "lucky",
+    "mellow", "noble", "proud", "quick", "quiet", "rapid", "silent", "swift", "vivid", "warm",
 ];
 
 const NOUNS: [&str; 32] = [
-    "anchor", "bay", "beacon", "blue", "bowhead", "bryde", "calf", "cove", "current", "dolphin", "fin", "fjord",
-    "fluke", "gray", "harbour", "humpback", "island", "krill", "lagoon", "minke", "narwhal", "ocean", "orca",
-    "pilot", "pod", "porpoise", "reef", "sail", "sei", "tide", "wave", "whale",
+    "anchor", "bay", "beacon", "blue", "bowhead", "bryde", "calf", "cove", "current", "dolphin", "fin",
+    "fjord", "fluke", "gray", "harbour", "humpback", "island", "krill", "lagoon", "minke", "narwhal",
+    "ocean", "orca", "pilot", "pod", "porpoise", "reef", "sail", "sei", "tide", "wave", "whale",
 ];
 
 /// A name that is not taken: `calm_humpback`, with a number where chance is short of words.

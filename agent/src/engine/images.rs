@@ -31,8 +31,7 @@ pub(super) async fn load(
 ) -> Result<wire::LoadImageResponse, Status> {
     let (pieces, queue) = mpsc::channel(PIECES);
     let store = agent.images().store().clone();
-    let loading =
-        tokio::task::spawn_blocking(move || store.load_stream(Pieces::new(queue), "the archive"));
+    let loading = tokio::task::spawn_blocking(move || store.load_stream(Pieces::new(queue), "the archive"));
     let mut broken = None;
     loop {
         match archive.message().await {
@@ -92,10 +91,7 @@ impl Read for Pieces {
 }
 
 /// Fetches an image and tells how far it is.
-pub(super) fn pull(
-    agent: &Agent,
-    reference: String,
-) -> ReceiverStream<Result<wire::PullProgress, Status>> {
+pub(super) fn pull(agent: &Agent, reference: String) -> ReceiverStream<Result<wire::PullProgress, Status>> {
     let (lines, queue) = mpsc::channel(PROGRESS);
     let images = agent.images().clone();
     // Ends with the pull, or when the client hangs up.
@@ -135,10 +131,9 @@ fn line(progress: Progress) -> Option<wire::PullProgress> {
         digest: String::new(),
     };
     Some(match progress {
-        Progress::Resolved { digest } => wire::PullProgress {
-            status: format!("resolved to {digest}"),
-            ..wire::PullProgress::default()
-        },
+        Progress::Resolved { digest } => {
+            wire::PullProgress { status: format!("resolved to {digest}"), ..wire::PullProgress::default() }
+        }
         Progress::Present { digest } => line(&digest, "present", 0, 0),
         Progress::Bytes { digest, done_bytes, total_bytes } => {
             line(&digest, "fetching", done_bytes, total_bytes.unwrap_or(0))
@@ -236,6 +231,8 @@ fn targets(agent: &Agent, name: &str, force: bool) -> Result<Vec<Target>, Status
             let one = records.iter().find(|record| digests.contains(&record.digest.to_string()));
             Ok(one.map(|record| Target::Image(record.digest.clone())).into_iter().collect())
         }
-        _ => Err(Status::invalid_argument(format!("`{name}` means {} images: give more of it", digests.len()))),
+        _ => {
+            Err(Status::invalid_argument(format!("`{name}` means {} images: give more of it", digests.len())))
+        }
     }
 }

@@ -51,13 +51,6 @@ pub(crate) struct Prepared {
     process: Process,
 }
 
-impl Prepared {
-    /// Where the container is reached.
-    pub(crate) fn address(&self) -> std::net::Ipv4Addr {
-        self.attachment.address
-    }
-}
-
 /// What a container could not do because of the machine.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecutorError {
@@ -124,11 +117,8 @@ impl Executor {
             let folder = folder.clone();
             blocking(move || folder.make().map_err(|error| engine(&error, false)))
         };
-        let (image, attachment, ()) = tokio::try_join!(
-            self.image(workload),
-            self.attach(workload.attach.clone()),
-            make,
-        )?;
+        let (image, attachment, ()) =
+            tokio::try_join!(self.image(workload), self.attach(workload.attach.clone()), make,)?;
         let process = process::merge(&workload.spec, image.config.config().as_ref()).map_err(refused)?;
         let hostname = hostname(workload).to_owned();
         let (address, dns) = (attachment.address, attachment.dns);
@@ -348,11 +338,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn interrupted() -> Failure {
-    Failure {
-        message: "the agent is shutting down".to_owned(),
-        exit_code: ENGINE_FAILED,
-        permanent: false,
-    }
+    Failure { message: "the agent is shutting down".to_owned(), exit_code: ENGINE_FAILED, permanent: false }
 }
 
 /// What is asked for can't be done here, however often it is tried.

@@ -16,9 +16,13 @@ const IDENTITY_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 /// Why a mount can't be made; the text names the mount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MountError {
-    #[error("the folder or file {path} that is to be mounted at {target} is not on node {node}: create it there")]
+    #[error(
+        "the folder or file {path} that is to be mounted at {target} is not on node {node}: create it there"
+    )]
     NoSource { path: String, target: String, node: String },
-    #[error("volume name {name:?}: use 1 to 64 letters, digits, `_`, `.` and `-`, beginning with a letter or digit")]
+    #[error(
+        "volume name {name:?}: use 1 to 64 letters, digits, `_`, `.` and `-`, beginning with a letter or digit"
+    )]
     VolumeName { name: String },
     #[error("volume {name} can't be made: {reason}")]
     Volume { name: String, reason: String },

@@ -118,13 +118,18 @@ mod tests {
                 ..ContainerSpec::default()
             };
             let process = merge(&spec, Some(&image(entrypoint, cmd))).unwrap();
-            assert_eq!(process.args, strings(expected), "{entrypoint:?} {cmd:?} {own_entrypoint:?} {own_args:?}");
+            assert_eq!(
+                process.args,
+                strings(expected),
+                "{entrypoint:?} {cmd:?} {own_entrypoint:?} {own_args:?}"
+            );
         }
     }
 
     #[test]
     fn an_image_without_command_needs_one() {
-        let spec = ContainerSpec { image: "docker.io/library/empty:latest".into(), ..ContainerSpec::default() };
+        let spec =
+            ContainerSpec { image: "docker.io/library/empty:latest".into(), ..ContainerSpec::default() };
         let error = merge(&spec, None).unwrap_err();
         assert!(error.to_string().contains("docker.io/library/empty:latest names no command"));
         let spec = ContainerSpec { args: strings(&["true"]), ..spec };

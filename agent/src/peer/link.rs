@@ -117,8 +117,7 @@ impl ClusterLink {
         let others = answer.holders.into_iter().filter(|peer| peer.node_id != self.inner.own.as_str());
         let sources = others.filter_map(|peer| {
             let node = NodeId::from_str(&peer.node_id).ok()?;
-            let channel =
-                connect(&peer.address, self.inner.credentials.clone(), &Expect::Node(node)).ok()?;
+            let channel = connect(&peer.address, self.inner.credentials.clone(), &Expect::Node(node)).ok()?;
             let name = if peer.hostname.is_empty() { peer.node_id } else { peer.hostname };
             Some(Arc::new(PeerSource { name, channel }) as Arc<dyn BlobSource>)
         });

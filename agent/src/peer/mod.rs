@@ -112,7 +112,8 @@ fn send_blob(mut blob: Blob, offset: u64, pieces: &mpsc::Sender<Result<wire::Blo
         let read = blob.file.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut data);
         let (message, last) = match read {
             Ok(read) => {
-                let piece = wire::BlobPiece { data: data.into(), size_bytes: std::mem::take(&mut size_bytes) };
+                let piece =
+                    wire::BlobPiece { data: data.into(), size_bytes: std::mem::take(&mut size_bytes) };
                 (Ok(piece), read < PIECE_BYTES)
             }
             Err(error) => (Err(broken(error)), true),

@@ -186,9 +186,8 @@ mod tests {
 
     #[test]
     fn every_controller_gets_its_turn_and_a_redirect_goes_first() {
-        let controllers: Vec<wire::Controller> = (0..3)
-            .map(|n| wire::Controller { address: format!("c{n}"), ..Default::default() })
-            .collect();
+        let controllers: Vec<wire::Controller> =
+            (0..3).map(|n| wire::Controller { address: format!("c{n}"), ..Default::default() }).collect();
         let mut search = Search::default();
         let asked: std::collections::BTreeSet<String> =
             (0..3).filter_map(|_| search.next(&controllers)).collect();

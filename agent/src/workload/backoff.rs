@@ -29,10 +29,7 @@ mod tests {
     #[test]
     fn later_ones_double_up_to_the_bound() {
         let middle: Vec<u64> = (1..13).map(|n| delay_ms(n, 100, 60_000, 0.5)).collect();
-        assert_eq!(
-            middle,
-            [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000]
-        );
+        assert_eq!(middle, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000]);
         assert_eq!(delay_ms(200, 100, 60_000, 0.5), 60_000);
     }
 

@@ -234,9 +234,8 @@ fn sizes_read_as_people_write_them() {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let exit = (prop::sample::select(vec![0, 1, 137]), any::<bool>(), 0i64..100_000).prop_map(
-        |(code, oom_killed, finished_at_ms)| Exit { code, oom_killed, finished_at_ms, note: None },
-    );
+    let exit = (prop::sample::select(vec![0, 1, 137]), any::<bool>(), 0i64..100_000)
+        .prop_map(|(code, oom_killed, finished_at_ms)| Exit { code, oom_killed, finished_at_ms, note: None });
     let goal = prop::sample::select(vec![Goal::Prepare, Goal::Run, Goal::Stop]);
     prop_oneof![
         Just(Event::Begin),

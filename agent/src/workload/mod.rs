@@ -19,8 +19,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock;
 use crate::executor::{Executor, Prepared};
-pub(crate) use machine::{Event, Exit, Failure, Goal};
 use machine::{Effect, Machine, Rules};
+pub(crate) use machine::{Event, Exit, Failure, Goal};
 
 /// Events that may wait for one container's driver.
 const EVENTS: usize = 32;
@@ -232,7 +232,8 @@ impl Driver {
     }
 
     fn watch(&mut self) {
-        let (executor, workload, events) = (self.executor.clone(), self.workload.clone(), self.events.clone());
+        let (executor, workload, events) =
+            (self.executor.clone(), self.workload.clone(), self.events.clone());
         self.operations.spawn(async move {
             // What a restart in place needs of the network is made sure of while the container runs.
             executor.readopt(&workload).await;
@@ -258,7 +259,8 @@ impl Driver {
     }
 
     fn clean(&mut self) {
-        let (executor, workload, events) = (self.executor.clone(), self.workload.clone(), self.events.clone());
+        let (executor, workload, events) =
+            (self.executor.clone(), self.workload.clone(), self.events.clone());
         self.operations.spawn(async move {
             executor.clean(&workload.id).await;
             let _ = events.send(Event::Cleaned).await;
@@ -268,7 +270,8 @@ impl Driver {
     async fn report(&mut self) {
         let mut status = self.machine.status().clone();
         let last = self.observed.borrow().status.clone();
-        status.at_ms = if status.state == last.state && last.at_ms > 0 { last.at_ms } else { clock::wall_ms() };
+        status.at_ms =
+            if status.state == last.state && last.at_ms > 0 { last.at_ms } else { clock::wall_ms() };
         let done = self.machine.is_done();
         self.sink.report(&self.workload.id, &status, done).await;
         // The watchers see it after the sink has kept it.

@@ -40,10 +40,7 @@ struct Source {
 }
 
 impl Control {
-    pub(super) fn logs(
-        &self,
-        request: wire::ServiceLogsRequest,
-    ) -> Result<Messages<wire::LogLine>, Status> {
+    pub(super) fn logs(&self, request: wire::ServiceLogsRequest) -> Result<Messages<wire::LogLine>, Status> {
         let sources: Vec<Source> = self.store.read(|state| {
             let service = services::find(state, &request.name)?;
             let tasks = state.tasks_of_service(&service.id);

@@ -45,7 +45,9 @@ impl Control {
         };
         let (id, action) = self.store.read(|state| {
             let node = find(state, &request.name)?;
-            if let Some(label) = request.label_remove.iter().find(|label| !node.spec.labels.contains_key(*label)) {
+            if let Some(label) =
+                request.label_remove.iter().find(|label| !node.spec.labels.contains_key(*label))
+            {
                 return Err(Status::not_found(format!(
                     "label_remove: node {} has no label `{label}`",
                     node.description.hostname

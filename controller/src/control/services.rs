@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rorqual_planner::{State, prepare as decide};
-use rorqual_proto::model::{
-    DesiredState, NodeId, Service, ServiceId, ServiceMode, ServiceSpec, Task,
-};
+use rorqual_proto::model::{DesiredState, NodeId, Service, ServiceId, ServiceMode, ServiceSpec, Task};
 use rorqual_proto::{validate, wire};
 use tonic::Status;
 
@@ -22,10 +20,8 @@ impl Control {
         let spec = spec(request.spec)?;
         let name = spec.name.clone();
         let id = ServiceId::from_bits(rand::random());
-        let action = self
-            .store
-            .read(|state| decide::create_service(state, spec, id))
-            .map_err(status::from_refusal)?;
+        let action =
+            self.store.read(|state| decide::create_service(state, spec, id)).map_err(status::from_refusal)?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;
         Ok(wire::CreateServiceResponse { service: Some(self.written(&name)?) })
     }
@@ -57,8 +53,8 @@ impl Control {
                 if ids.contains(&service.id) {
                     return Err(Status::invalid_argument(format!("`{}` is named twice", scale.name)));
                 }
-                let action = decide::scale(state, &service.id, scale.replicas)
-                    .map_err(status::from_refusal)?;
+                let action =
+                    decide::scale(state, &service.id, scale.replicas).map_err(status::from_refusal)?;
                 ids.push(service.id.clone());
                 actions.push(action);
             }
@@ -134,8 +130,12 @@ impl Control {
                 });
             }
             tasks.sort_by(|a, b| {
-                (&a.service_name, a.slot, b.meta.created_at_ms, &b.id)
-                    .cmp(&(&b.service_name, b.slot, a.meta.created_at_ms, &a.id))
+                (&a.service_name, a.slot, b.meta.created_at_ms, &b.id).cmp(&(
+                    &b.service_name,
+                    b.slot,
+                    a.meta.created_at_ms,
+                    &a.id,
+                ))
             });
             let tasks = tasks.iter().map(|task| wire::TaskView {
                 node_hostname: hostname(state, task.node_id.as_ref()),
@@ -159,17 +159,16 @@ impl Control {
             let ended = task.status.state.is_terminal();
             if !ended {
                 view.running += u32::from(task.is_endpoint());
-                view.updated +=
-                    u32::from(task.is_endpoint() && task.spec_version == service.spec_version);
+                view.updated += u32::from(task.is_endpoint() && task.spec_version == service.spec_version);
             }
             let wanted = task.desired_state <= DesiredState::Running;
             if wanted || !ended {
                 view.tasks.push(wire::Task::from(&**task));
             }
-            if let Some(explanation) = self.shared.explanation(&task.id) {
-                if !view.explanations.contains(&explanation) {
-                    view.explanations.push(explanation);
-                }
+            if let Some(explanation) = self.shared.explanation(&task.id)
+                && !view.explanations.contains(&explanation)
+            {
+                view.explanations.push(explanation);
             }
         }
         view

@@ -186,8 +186,7 @@ impl Fanout {
 
     /// Sends the whole truth for one node; false when the session is too slow or gone.
     fn give_all(&mut self, node: &NodeId, session: &mut Session) -> bool {
-        let (set, assignment) =
-            self.store.read(|state| (state.index(), assign::assignment_for(state, node)));
+        let (set, assignment) = self.store.read(|state| (state.index(), assign::assignment_for(state, node)));
         self.blocks.extend(assignment.blocks.iter().map(|view| view.block.to_string()));
         let (container_pool, vip_pool) = assignment
             .pools
@@ -210,8 +209,7 @@ impl Fanout {
     /// Sends one node what was touched and concerns it; false when the session is too slow or gone.
     fn give(&self, node: &NodeId, session: &mut Session, touched: &Touched, blocks_gone: &[String]) -> bool {
         let parts = touched.for_node(node);
-        let (set, delta) =
-            self.store.read(|state| (state.index(), assign::delta_for(state, node, &parts)));
+        let (set, delta) = self.store.read(|state| (state.index(), assign::delta_for(state, node, &parts)));
         if delta.is_empty() && blocks_gone.is_empty() {
             return true;
         }

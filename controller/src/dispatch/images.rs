@@ -62,9 +62,7 @@ mod tests {
     use super::*;
 
     fn have(reference: &str, digest: &str) -> wire::Images {
-        wire::Images {
-            images: vec![wire::ImageHave { reference: reference.into(), digest: digest.into() }],
-        }
+        wire::Images { images: vec![wire::ImageHave { reference: reference.into(), digest: digest.into() }] }
     }
 
     #[test]

@@ -75,8 +75,7 @@ impl Dispatch {
     /// Writes what the agent says about its machine, where that is news.
     async fn introduce(&self, node: &NodeId, hello: &wire::Hello) -> Result<(), Status> {
         let description = hello.description.clone().unwrap_or_default();
-        let description = NodeDescription::try_from(description)
-            .map_err(|error| Status::invalid_argument(format!("hello.{error}")))?;
+        let description = NodeDescription::from(description);
         let news = self.store.read(|state| {
             state
                 .node(node)
@@ -127,12 +126,7 @@ impl Dispatch {
         }
     }
 
-    async fn take(
-        &self,
-        node: &NodeId,
-        message: wire::FromAgent,
-        outbox: &Outbox,
-    ) -> Result<(), Status> {
+    async fn take(&self, node: &NodeId, message: wire::FromAgent, outbox: &Outbox) -> Result<(), Status> {
         match message.message {
             Some(from_agent::Message::Heartbeat(_)) => {
                 // A full outbox means that the agent does not read: the fan-out ends the session.
@@ -140,9 +134,7 @@ impl Dispatch {
                 let _ = outbox.try_send(Ok(wire::ToAgent { message: Some(beat) }));
                 Ok(())
             }
-            Some(from_agent::Message::Statuses(batch)) => {
-                self.statuses.report(node, batch.statuses).await
-            }
+            Some(from_agent::Message::Statuses(batch)) => self.statuses.report(node, batch.statuses).await,
             Some(from_agent::Message::Images(images)) => {
                 self.images.report(node.clone(), images);
                 Ok(())

@@ -108,9 +108,7 @@ fn writes(store: &Store, reports: impl Iterator<Item = Report>) -> Vec<Action> {
                     task.node_id.as_ref() == Some(&report.node) && task.status != report.status
                 })
             })
-            .map(|report| {
-                Action::new(ActionKind::TaskStatus { task_id: report.task, status: report.status })
-            })
+            .map(|report| Action::new(ActionKind::TaskStatus { task_id: report.task, status: report.status }))
             .collect()
     })
 }
