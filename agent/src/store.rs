@@ -248,6 +248,15 @@ impl NodeStore {
         }
     }
 
+    /// Ids of all tasks that have a status here.
+    pub(crate) fn task_ids(&self) -> Result<Vec<String>, StoreError> {
+        let key = |entry: sled::Result<sled::IVec>| {
+            let key = entry.map_err(|source| self.read_error(&source))?;
+            Ok(String::from_utf8_lossy(&key).into_owned())
+        };
+        self.tasks.iter().keys().map(key).collect()
+    }
+
     /// Keeps a plain container; durable after the next [`Self::barrier`].
     pub(crate) fn put_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
         self.put(&self.containers, &record.id, record)

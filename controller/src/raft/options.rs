@@ -75,8 +75,8 @@ impl Default for Tuning {
         Self {
             tick: Duration::from_millis(100),
             heartbeat_ticks: 2,
-            loyalty_ticks: 8,
-            election_ticks: 10..15,
+            loyalty_ticks: 6,
+            election_ticks: 7..11,
             snapshot_entries: 1000,
             snapshot_log_bytes: 8 << 20,
             margin_entries: 500,
