@@ -82,3 +82,54 @@ fn kind_from_wire(kind: Kind) -> Result<ActionKind, InvalidField> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rorqual_proto::model::{
+        DesiredState, NetworkId, NodeId, NodeState, NodeStatus, ServiceId, TaskId, TaskState, TaskStatus,
+    };
+
+    use super::*;
+
+    fn returned(action: &Action) -> Action {
+        use prost::Message as _;
+        let bytes = to_wire(action).encode_to_vec();
+        from_wire(wire::StoreAction::decode(bytes.as_slice()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn small_writes_come_back_as_they_went() {
+        let status = TaskStatus { state: TaskState::Failed, exit_code: Some(137), ..TaskStatus::new(5) };
+        let suspect = NodeStatus { state: NodeState::Suspect, message: "silent".to_owned(), since_ms: 9 };
+        let node_status = |status: Option<NodeStatus>, address: Option<&str>| ActionKind::NodeStatus {
+            node_id: NodeId::from_bits(1),
+            status,
+            description: None,
+            address: address.map(ToOwned::to_owned),
+        };
+        let kinds = [
+            ActionKind::RemoveNode(NodeId::from_bits(1)),
+            ActionKind::RemoveService(ServiceId::from_bits(2)),
+            ActionKind::RemoveTask(TaskId::from_bits(3)),
+            ActionKind::RemoveNetwork(NetworkId::from_bits(4)),
+            ActionKind::TaskStatus { task_id: TaskId::from_bits(3), status },
+            ActionKind::TaskDesired { task_id: TaskId::from_bits(3), desired_state: DesiredState::Shutdown },
+            node_status(Some(suspect), None),
+            node_status(None, Some("10.0.0.1:4780")),
+        ];
+        for kind in kinds {
+            for expected_version in [None, Some(0), Some(7)] {
+                let action = Action { kind: kind.clone(), expected_version };
+                assert_eq!(returned(&action), action);
+            }
+        }
+    }
+
+    #[test]
+    fn an_action_of_a_later_version_is_an_error_and_not_nothing() {
+        assert!(from_wire(wire::StoreAction { action: None, expected_version: None }).is_err());
+        let action = Some(Kind::RemoveTask("short".to_owned()));
+        let error = from_wire(wire::StoreAction { action, expected_version: None }).unwrap_err();
+        assert!(error.to_string().contains("remove_task"), "{error}");
+    }
+}
