@@ -4,11 +4,18 @@
 //! is opened a second time, and [`NodeStore::barrier`] (flush, then `fdatasync` of that handle) stands before
 //! everything that is acknowledged. Calls block for as long as the disk does: a daemon calls them from
 //! [`tokio::task::spawn_blocking`], where they have to be durable.
+//!
+//! sled cuts its log off at the first message that does not match its checksum. After a power cut that is what
+//! was never acknowledged; damage in the middle would make the node forget containers that run. So every barrier
+//! has a number, kept in sled and, once it has passed, in the file `acknowledged`: a store whose log ends before
+//! that number is [`StoreError::Damaged`].
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
 use rorqual_proto::wire;
@@ -33,8 +40,8 @@ pub enum StoreError {
     },
     /// The database is damaged.
     #[error(
-        "the node's store {} is damaged ({reason}): stop rorquald and move the folder away; in a cluster the \
-         node gets its tasks again, plain containers have to be created again",
+        "the node's store {} is damaged ({reason}): stop rorquald and move the folder away; the next start \
+         ends this node's containers, in a cluster it gets its tasks again, plain ones have to be created again",
         path.display()
     )]
     Damaged {
@@ -145,8 +152,43 @@ pub(crate) struct NodeStore {
     set: sled::Tree,
     tasks: sled::Tree,
     containers: sled::Tree,
-    file: std::sync::Arc<File>,
+    barrier: Arc<Mutex<Barrier>>,
     path: PathBuf,
+}
+
+/// Key of the number of the last barrier.
+const BARRIERS: &str = "barriers";
+
+/// What a barrier needs beside sled.
+struct Barrier {
+    /// sled's file, for the `fdatasync`.
+    file: File,
+    /// The number of the last barrier that has passed: the number, and its complement as a check. It is written
+    /// without a sync of its own: after a power cut it may be old, and is never ahead.
+    acknowledged: File,
+    passed: u64,
+}
+
+impl Barrier {
+    /// 0 for a new store, and where the file itself is damaged: it is a second pair of eyes, no more.
+    fn read(acknowledged: &File) -> u64 {
+        let mut bytes = [0; 16];
+        if acknowledged.read_exact_at(&mut bytes, 0).is_err() {
+            return 0;
+        }
+        let (number, check) = bytes.split_at(8);
+        let value = |bytes: &[u8]| bytes.try_into().map(u64::from_be_bytes).unwrap_or_default();
+        if value(number) == !value(check) { value(number) } else { 0 }
+    }
+
+    fn acknowledge(&mut self, number: u64) -> io::Result<()> {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        bytes[8..].copy_from_slice(&(!number).to_be_bytes());
+        self.acknowledged.write_all_at(&bytes, 0)?;
+        self.passed = number;
+        Ok(())
+    }
 }
 
 impl NodeStore {
@@ -174,15 +216,19 @@ impl NodeStore {
             }
             source => StoreError::Open { path: path.clone(), source },
         })?;
-        let file = path.join("db");
-        let file = File::open(&file).map_err(|source| StoreError::Sync { path: file, source })?;
-        Ok(Self { db, set, tasks, containers, file: file.into(), path })
+        let barrier = Mutex::new(open_barrier(&db, &path)?);
+        Ok(Self { db, set, tasks, containers, barrier: Arc::new(barrier), path })
     }
 
     /// Returns when everything written so far survives a power cut.
     pub(crate) fn barrier(&self) -> Result<(), StoreError> {
-        self.db.flush().map_err(|source| self.write_error(source))?;
-        self.file.sync_data().map_err(|source| StoreError::Sync { path: self.path.join("db"), source })
+        let mut barrier = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = barrier.passed + 1;
+        let noted = self.db.insert(BARRIERS, &number.to_be_bytes()).and_then(|_| self.db.flush());
+        noted.map_err(|source| self.write_error(source))?;
+        let failed = |source| StoreError::Sync { path: self.path.clone(), source };
+        barrier.file.sync_data().map_err(failed)?;
+        barrier.acknowledge(number).map_err(failed)
     }
 
     /// Applies one change of the assignment set, whole or not at all, durably.
@@ -297,6 +343,27 @@ impl NodeStore {
     }
 }
 
+fn open_barrier(db: &sled::Db, path: &Path) -> Result<Barrier, StoreError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Sync { path, source }
+    };
+    let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
+    let (log, mark) = (path.join("db"), path.join("acknowledged"));
+    let file = File::open(&log).map_err(failed(&log))?;
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(&mark);
+    let acknowledged = options.map_err(failed(&mark))?;
+    let passed = match db.get(BARRIERS).map_err(|source| damaged(source.to_string()))? {
+        Some(bytes) => bytes.as_ref().try_into().map(u64::from_be_bytes).unwrap_or_default(),
+        None => 0,
+    };
+    let known = Barrier::read(&acknowledged);
+    if passed < known {
+        return Err(damaged(format!("write {known} was acknowledged, its log ends after {passed}")));
+    }
+    Ok(Barrier { file, acknowledged, passed })
+}
+
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it can't be read").to_owned()
@@ -331,15 +398,41 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_store_is_a_clear_error() {
+    fn damage_is_a_clear_error_and_never_a_panic_or_a_loss() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("node");
+        let whole = folder.path().join("whole");
         {
-            let store = NodeStore::open(&path).unwrap();
-            store.write_set(vec![("number".into(), Some(vec![7]))]).unwrap();
+            let store = NodeStore::open(&whole).unwrap();
+            for round in 0..100_u8 {
+                store.write_set(vec![(format!("task/{round}"), Some(vec![round; 300]))]).unwrap();
+            }
         }
-        std::fs::write(path.join("conf"), b"nonsense").unwrap();
-        let error = NodeStore::open(&path).err().unwrap();
-        assert!(crate::error::one_line(&error).contains(&path.display().to_string()), "{error}");
+        let content = std::fs::read(whole.join("db")).unwrap();
+        let mut refused = 0;
+        for round in 0..24_usize {
+            let path = folder.path().join(round.to_string());
+            std::fs::create_dir(&path).unwrap();
+            for name in ["conf", "acknowledged"] {
+                std::fs::copy(whole.join(name), path.join(name)).unwrap();
+            }
+            let mut damaged = content.clone();
+            let at = round * 0x9e37_79b9 % content.len();
+            if round % 2 == 0 {
+                damaged.truncate(at);
+            } else {
+                let end = content.len().min(at + 500);
+                damaged[at..end].fill(0x5a);
+            }
+            std::fs::write(path.join("db"), damaged).unwrap();
+            match NodeStore::open(&path).and_then(|store| store.read_set()) {
+                Ok(entries) => assert_eq!(entries.len(), 100, "damage at {at} of {}", content.len()),
+                Err(error) => {
+                    refused += 1;
+                    let text = crate::error::one_line(&error);
+                    assert!(text.contains(&path.display().to_string()), "{text}");
+                }
+            }
+        }
+        assert!(refused > 12, "{refused} of 24");
     }
 }
