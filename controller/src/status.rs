@@ -14,9 +14,10 @@ pub(crate) fn from_propose(error: ProposeError) -> Status {
         }
         ProposeError::NotLeader { .. } => Status::unavailable("this controller no longer leads"),
         ProposeError::Busy => Status::unavailable("the leader has too much to write just now: repeat"),
-        error => Status::unavailable(format!(
-            "{error}: it may or may not have been done; look before you repeat it"
-        )),
+        ProposeError::Refused { problem } => Status::failed_precondition(problem),
+        error @ ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
+        error @ ProposeError::Stopped { .. } => Status::unavailable(error.to_string()),
+        error => Status::unavailable(format!("{error}: look before you repeat it")),
     }
 }
 

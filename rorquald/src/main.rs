@@ -77,13 +77,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .add_service(ControlServer::new(gate));
     let door = serve::local(&socket, routes.prepare())?;
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
-    // Cancel-safe: a signal that one arm has taken ends the daemon.
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    // Cancel-safe: whatever one arm has taken ends the daemon.
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        reason = node.broken() => Err(anyhow::anyhow!("the controller has stopped: {reason}")),
+    };
     tracing::info!("ending; containers run on");
     door.close().await;
     node.shutdown().await;
-    Ok(())
+    outcome
 }

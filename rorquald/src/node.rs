@@ -20,7 +20,8 @@ use rorqual_proto::token::JoinToken;
 use rorqual_proto::wire::bootstrap_client::BootstrapClient;
 use rorqual_proto::wire::dispatcher_client::DispatcherClient;
 use rorqual_proto::wire::{self, peer_server::PeerServer};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
 use crate::config::{Config, parse_address};
@@ -42,6 +43,8 @@ pub(crate) struct Node {
     gate: ControlGate,
     files: MembershipFiles,
     member: Arc<Mutex<Option<Member>>>,
+    /// Why the controller has stopped by itself, if it has.
+    broken: Arc<watch::Sender<Option<String>>>,
 }
 
 /// What runs while the node is in a cluster.
@@ -50,6 +53,17 @@ struct Member {
     credentials: CredentialStore,
     door: Door,
     controller: Option<Controller>,
+    /// Looks whether the controller stops by itself; ended before the controller is.
+    guard: Option<AbortOnDrop>,
+}
+
+/// Ends its task when it is dropped.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What `cluster init` tells.
@@ -77,7 +91,14 @@ impl Node {
         })
         .await
         .context("cannot start the agent")?;
-        let node = Self { config: Arc::new(config), agent, gate, files, member: Arc::default() };
+        let node = Self {
+            config: Arc::new(config),
+            agent,
+            gate,
+            files,
+            member: Arc::default(),
+            broken: Arc::new(watch::Sender::new(None)),
+        };
         if let Some((record, credentials)) = remembered {
             let membership = membership(&record, &credentials)?;
             let member = node
@@ -254,7 +275,29 @@ impl Node {
                 record.controllers.iter().map(|controller| controller.address.clone()).collect(),
             ),
         });
-        Ok(Member { record, credentials, door, controller })
+        let guard = controller.as_ref().map(|controller| self.guard(controller));
+        Ok(Member { record, credentials, door, controller, guard })
+    }
+
+    fn guard(&self, controller: &Controller) -> AbortOnDrop {
+        let mut leadership = controller.store().leadership();
+        let broken = Arc::clone(&self.broken);
+        AbortOnDrop(tokio::spawn(async move {
+            // An error says that the controller was shut down, which is no news.
+            if let Ok(now) = leadership.wait_for(|now| now.stopped.is_some()).await {
+                broken.send_replace(now.stopped.clone());
+            }
+        }))
+    }
+
+    /// Waits until the controller has stopped by itself, and says why.
+    pub(crate) async fn broken(&self) -> String {
+        let mut broken = self.broken.subscribe();
+        match broken.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender lives as long as the node.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Leaves the cluster: tells the leader (unless forced and it can't be told), then ends what the cluster
@@ -267,7 +310,8 @@ impl Node {
             Err(error) if force => tracing::warn!(%error, "leaving although the cluster was not told"),
             Err(error) => return Err(error),
         }
-        let Some(Member { door, controller, .. }) = member.take() else { return Ok(()) };
+        let Some(Member { door, controller, guard, .. }) = member.take() else { return Ok(()) };
+        drop(guard);
         self.gate.set(Behind::Nothing);
         let left = self.agent.leave_cluster().await;
         if let Some(controller) = controller {
@@ -331,7 +375,8 @@ impl Node {
 
     /// Stops the daemon's own parts; containers run on.
     pub(crate) async fn shutdown(&self) {
-        if let Some(Member { door, controller, .. }) = self.member.lock().await.take() {
+        if let Some(Member { door, controller, guard, .. }) = self.member.lock().await.take() {
+            drop(guard);
             if let Some(controller) = controller {
                 controller.shutdown().await;
             }

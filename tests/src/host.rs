@@ -16,6 +16,12 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 /// Where cgroups are looked for below each hierarchy.
 const CGROUP_DEPTH: usize = 4;
 
+/// Stands with a process that may be a lab's.
+const OURS: &str = "(apart)";
+
+/// As much of a command line as is told.
+const COMMAND_LENGTH: usize = 160;
+
 /// What there is, one line each: `mount /run/x`, `link eth0`, `process 17 nginx: worker`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -60,10 +66,8 @@ fn is_anothers(line: &str, lab: &str) -> bool {
     if ["rq-", "rorqual-", "rorqual-lab/"].iter().any(|mark| line.contains(&format!("{mark}{lab}"))) {
         return false;
     }
-    // On a shared machine other programs come and go; a process of ours is one of our programs, or one
-    // in a namespace of its own, which `processes` marks.
-    let foreign_process =
-        line.starts_with("process ") && !line.contains("(apart)") && !line.contains("rorqual");
+    // On a shared machine other programs come and go; `processes` marks those that may be ours.
+    let foreign_process = line.starts_with("process ") && !line.contains(OURS);
     foreign_process || ["rq-", "rqt-", "rorqual-"].iter().any(|mark| line.contains(mark))
 }
 
@@ -175,22 +179,29 @@ fn folders() -> Vec<String> {
     found
 }
 
-/// Every process with a command line; `(apart)` where its network or mount namespace is not ours.
+/// Every process with a command line. [`OURS`] stands with those that are one of our programs, or in a
+/// network or mount namespace that is not ours, or in a group of one of our nodes, which is told as well.
 fn processes() -> Vec<String> {
     let space = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
     let own = (space("self", "net"), space("self", "mnt"));
     let mut found = Vec::new();
-    for pid in pids() {
+    for number in pids() {
+        let pid = number.to_string();
         let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-        let pid = pid.to_string();
         let theirs = (space(&pid, "net"), space(&pid, "mnt"));
         // Without a command line it is the kernel's, or has ended.
         if line.is_empty() || theirs.0.is_none() {
             continue;
         }
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let apart = if theirs == own { "" } else { "(apart) " };
-        found.push(format!("{pid} {apart}{}", line.trim()));
+        let program = line.split(' ').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+        let paths = cgroup_paths(number).concat();
+        let group = paths.split('/').find(|part| part.starts_with("rorqual-")).unwrap_or_default();
+        let ours =
+            theirs != own || !group.is_empty() || program == "rorquald" || program == "rorqual-runtime";
+        let mark = if ours { OURS } else { "" };
+        let line: String = line.trim().chars().take(COMMAND_LENGTH).collect();
+        found.push(format!("{pid} {mark} {group} {line}"));
     }
     found
 }

@@ -135,7 +135,9 @@ fn the_service_is_told_of(lab: &Lab) {
 /// A service reaches another by its name, from every node.
 fn the_name_leads_to_the_service(lab: &Lab) {
     lab.node(2).load(&images::archive("busybox"));
-    let script = "trap 'exit 0' TERM; while :; do wget -T 2 -q -O - http://web/ | head -n 1; sleep 0.2; done";
+    // Debian's static busybox crashes in `wget -T`.
+    let script =
+        "trap 'exit 0' TERM; while :; do timeout 2 wget -q -O - http://web/ | head -n 1; sleep 0.2; done";
     let create =
         ["service", "create", "--name", "probe", "--replicas", "3", images::BUSYBOX, "sh", "-c", script];
     lab.node(1).rctl(&create).ok();
