@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rorqual_planner::{Action, ActionKind, Conflict, HISTORY, Planner, State, assign, prepare};
-use rorqual_proto::model::{Availability, DesiredState, NodeState, RestartCondition, Task, TaskState};
+use rorqual_planner::{Action, ActionKind, Change, Conflict, HISTORY, Planner, State, assign, prepare};
+use rorqual_proto::model::{
+    Availability, DesiredState, NodeState, RestartCondition, Task, TaskState, TaskStatus,
+};
 
 use crate::world::{CRASHES, REJECTED, World, memory, port, spec};
 
@@ -287,15 +289,15 @@ fn a_change_of_ports_or_labels_replaces_nothing() {
     world.run_until_whole();
     let before = world.holders(&web);
     world.update(&web, |spec| {
-        spec.ports = vec![port(0, 80), port(8080, 81)];
+        spec.ports = vec![port(0, 80), port(8080, 81), port(0, 82)];
         spec.labels.insert("a".into(), "b".into());
     });
     world.run_until_whole();
     let ids = |tasks: &[Task]| tasks.iter().map(|task| task.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&before), ids(&world.holders(&web)));
-    assert_eq!(world.service(&web).ports, [port(30_000, 80), port(8080, 81)]);
-    world.update(&web, |spec| spec.ports.insert(0, port(0, 79)));
-    assert_eq!(world.service(&web).ports, [port(30_001, 79), port(30_000, 80), port(8080, 81)]);
+    assert_eq!(world.service(&web).ports, [port(30_000, 80), port(8080, 81), port(30_001, 82)]);
+    world.update(&web, |spec| spec.ports = vec![port(0, 79), port(0, 80)]);
+    assert_eq!(world.service(&web).ports, [port(30_002, 79), port(30_000, 80)]);
 }
 
 #[test]
@@ -436,6 +438,48 @@ fn a_status_that_is_late_changes_nothing_and_dirties_nothing() {
     assert_eq!(world.state.task(&task.id).unwrap().status, status);
     assert!(world.planner.is_idle());
     assert_eq!(world.state.task(&task.id).unwrap().meta.version, task.meta.version);
+    // What has ended stays as it ended, whatever comes late.
+    world.fail(&task.id);
+    let ended = world.state.task(&task.id).unwrap().status.clone();
+    for state in [TaskState::Shutdown, TaskState::Rejected, TaskState::Orphaned] {
+        let late = TaskStatus { state, restarts: 9, ..ended.clone() };
+        let action = Action::new(ActionKind::TaskStatus { task_id: task.id.clone(), status: late });
+        assert_eq!(world.state.clone().apply(&action, 99, world.now_ms), Change::Nothing);
+    }
+}
+
+#[test]
+fn many_that_wait_are_all_placed() {
+    let mut world = World::new(10);
+    // Every node has its block, so that placing tasks changes nothing but tasks.
+    world.create(spec("first", 10));
+    world.settle();
+    let nodes: Vec<_> = world.state.nodes().map(|node| node.id.clone()).collect();
+    nodes.iter().for_each(|id| world.set_availability(id, Availability::Pause));
+    let web = world.create(spec("web", 600));
+    world.settle();
+    let waiting = world.holders(&web);
+    assert_eq!(waiting.len(), 600);
+    assert!(waiting.iter().all(|task| task.status.message == "no suitable node: 10 nodes are paused"));
+    nodes.iter().for_each(|id| world.set_availability(id, Availability::Active));
+    world.settle();
+    assert!(world.holders(&web).iter().all(|task| task.node_id.is_some()));
+    assert_eq!(world.state.network_by_name("default").unwrap().blocks.len(), 10);
+}
+
+#[test]
+fn a_replacement_that_was_lost_is_planned_again() {
+    let mut world = World::new(1);
+    let web = world.create(spec("web", 1));
+    world.run_until_whole();
+    world.fail(&world.holders(&web)[0].id.clone());
+    world.settle();
+    world.now_ms = world.wake_at_ms.unwrap();
+    let lost = world.plan();
+    assert_eq!(lost.actions.len(), 2, "{:?}", lost.actions);
+    assert!(world.plan().actions.is_empty());
+    world.planner.retry(&lost);
+    assert_eq!(world.plan().actions.len(), 2);
 }
 
 #[test]
