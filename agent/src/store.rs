@@ -211,7 +211,7 @@ impl NodeStore {
             reason: panic_text(panic.as_ref()),
         })?;
         let (db, (set, tasks, containers)) = opened.map_err(|source| match source {
-            sled::Error::Corruption { .. } => {
+            sled::Error::Corruption { .. } | sled::Error::Unsupported(_) => {
                 StoreError::Damaged { path: path.clone(), reason: source.to_string() }
             }
             source => StoreError::Open { path: path.clone(), source },
