@@ -84,8 +84,13 @@ impl Node {
     /// A program in the node's network namespace, for a test to run by itself.
     pub fn exec_command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/rq-{}-{}", self.lab, self.number)).args(["--", program]);
+        command.arg(format!("--net={}", self.namespace().display())).args(["--", program]);
         command
+    }
+
+    /// The node's network namespace.
+    pub fn namespace(&self) -> PathBuf {
+        PathBuf::from(format!("/run/netns/rq-{}-{}", self.lab, self.number))
     }
 
     /// `rctl ARGS --format json`, or why not: for conditions that may not hold yet.

@@ -13,8 +13,8 @@ const SOON: Duration = Duration::from_secs(30);
 /// Takes 200 MiB and touches all of it.
 const HOG: &[&str] = &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
 
-/// Each process of it starts two more, for as long as it can.
-const BOMB: &[&str] = &["sh", "-c", "bomb() { bomb | bomb & }; bomb; while :; do bomb; done"];
+/// Starts processes for as long as it lives; one that can't be started does not stop it.
+const BOMB: &[&str] = &["awk", "BEGIN { while (1) system(\"exec 2>/dev/null; sleep 1000 &\") }"];
 
 /// Keeps a core busy.
 const BUSY: &[&str] = &["sh", "-c", "while :; do :; done"];
@@ -44,10 +44,10 @@ fn limits_hold_and_disturb_nobody() {
     node.load(&images::archive("nginx"));
     // The neighbour that must not notice anything.
     node.rctl(&["service", "create", "--name", "web", "--publish", "8080:80", images::NGINX]).ok();
-    let neighbour = node.container_processes();
     wait_until("the neighbour answers", SOON, || {
         http::get(node.port(8080), "/").map_err(|error| error.to_string())
     });
+    let neighbour = node.container_processes();
 
     memory_of_a_container(node);
     memory_of_a_service(node);
@@ -76,12 +76,14 @@ fn memory_of_a_container(node: &Node) {
 }
 
 fn memory_of_a_service(node: &Node) {
-    let options =
-        ["service", "create", "--name", "hog", "--limit-memory", "64m", "--restart-condition", "none"];
-    let output = node.rctl(&[&options[..], &[images::BUSYBOX], HOG].concat());
-    output.fails(1, &["hog", "memory"]);
-    let tasks = node.tasks("hog").unwrap();
-    assert!(tasks.iter().any(|task| task.state == "failed" && task.message.contains("memory")), "{tasks:?}");
+    let options = ["service", "create", "--detach", "--name", "hog", "--limit-memory", "64m"];
+    let once = ["--restart-condition", "none", images::BUSYBOX];
+    node.rctl(&[&options[..], &once, HOG].concat()).ok();
+    wait_until("the task has failed for want of memory", SOON, || {
+        let tasks = node.tasks("hog")?;
+        let failed = tasks.iter().any(|task| task.state == "failed" && task.message.contains("memory"));
+        hold(failed, || format!("{tasks:?}"))
+    });
     node.rctl(&["service", "rm", "hog"]).ok();
 }
 
