@@ -1,3 +1,5 @@
+//! Tests of the machine alone: each transition, and generated sequences of events.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the rules as text: what a change writes, and how much.
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 

@@ -1,3 +1,5 @@
+//! Tests of the control group part of a plan.
+
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResourcesBuilder};

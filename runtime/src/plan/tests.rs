@@ -1,3 +1,5 @@
+//! Tests of the plan alone: order, refusals, what each setting becomes.
+
 use std::collections::HashMap;
 
 use super::*;
