@@ -31,7 +31,7 @@ pub(super) async fn load(
 ) -> Result<wire::LoadImageResponse, Status> {
     let (pieces, queue) = mpsc::channel(PIECES);
     let store = agent.images().store().clone();
-    let loading = tokio::task::spawn_blocking(move || store.load_stream(Pieces::new(queue), "the archive"));
+    let loading = tokio::task::spawn_blocking(move || store.load_stream(Pieces::new(queue), "(upload)"));
     let mut broken = None;
     loop {
         match archive.message().await {

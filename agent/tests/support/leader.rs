@@ -1,0 +1,202 @@
+//! A leader that says what the test wants, and tells what the agent says.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rorqual_agent::ClusterMembership;
+use rorqual_proto::model::{ClusterId, NodeId, Role};
+use rorqual_proto::tls::{
+    CertificateAuthority, CredentialStore, Credentials, Identity, ServerTls, generate_csr,
+};
+use rorqual_proto::wire::{self, dispatcher_server, from_agent, to_agent};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{DEADLINE, UNDERLAY};
+
+type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
+
+/// What the agent told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Hello(wire::Hello),
+    Status(String, wire::TaskStatus),
+    Acknowledged(u64),
+    Images(wire::Images),
+}
+
+#[derive(Clone)]
+struct Dispatcher {
+    told: mpsc::UnboundedSender<Told>,
+    session: Arc<Mutex<Option<Outbox>>>,
+}
+
+/// The leader.
+pub(crate) struct Leader {
+    told: mpsc::UnboundedReceiver<Told>,
+    session: Arc<Mutex<Option<Outbox>>>,
+    pub(crate) membership: ClusterMembership,
+}
+
+fn credentials(ca: &CertificateAuthority, cluster: &ClusterId, node: u128, role: Role) -> CredentialStore {
+    let (key, csr) = generate_csr().unwrap();
+    let identity = Identity { cluster_id: cluster.clone(), node_id: NodeId::from_bits(node), role };
+    let certificate = ca.issue(&csr, &identity, Duration::from_secs(3_600)).unwrap();
+    let credentials = Credentials::from_der(ca.certificate().to_vec(), certificate.to_vec(), key);
+    CredentialStore::new(credentials).unwrap()
+}
+
+impl Leader {
+    /// A leader, and the agent's membership of its cluster.
+    pub(crate) async fn start() -> Self {
+        let cluster = ClusterId::from_bits(1);
+        let ca = CertificateAuthority::generate(&cluster).unwrap();
+        let own = credentials(&ca, &cluster, 100, Role::Controller);
+        let address = SocketAddr::from((UNDERLAY, 4790));
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let (told, queue) = mpsc::unbounded_channel();
+        let session = Arc::new(Mutex::new(None));
+        let dispatcher = Dispatcher { told, session: session.clone() };
+        let server = Server::builder()
+            .add_service(dispatcher_server::DispatcherServer::new(dispatcher))
+            .serve_with_incoming(ServerTls::new(own).incoming(listener));
+        tokio::spawn(server);
+        let membership = ClusterMembership {
+            node_id: NodeId::from_bits(200),
+            cluster_id: cluster.clone(),
+            address: SocketAddr::from((UNDERLAY, 4780)),
+            credentials: credentials(&ca, &cluster, 200, Role::Worker),
+            controllers: vec![wire::Controller {
+                node_id: NodeId::from_bits(100).to_string(),
+                address: address.to_string(),
+                raft_id: 1,
+            }],
+            container_pool: "10.213.0.0/16".parse().unwrap(),
+            vip_pool: "10.214.0.0/16".parse().unwrap(),
+        };
+        Self { told: queue, session, membership }
+    }
+
+    pub(crate) async fn next(&mut self) -> Told {
+        tokio::time::timeout(DEADLINE, self.told.recv()).await.expect("the agent is silent").unwrap()
+    }
+
+    pub(crate) async fn hello(&mut self) -> wire::Hello {
+        loop {
+            if let Told::Hello(hello) = self.next().await {
+                return hello;
+            }
+        }
+    }
+
+    pub(crate) async fn assign(&self, assignments: wire::Assignments) {
+        let session = self.session.lock().unwrap().clone().expect("no session is open");
+        let message = to_agent::Message::Assignments(assignments);
+        session.send(Ok(wire::ToAgent { message: Some(message) })).await.unwrap();
+    }
+
+    pub(crate) async fn acknowledged(&mut self, set: u64) {
+        loop {
+            if matches!(self.next().await, Told::Acknowledged(number) if number == set) {
+                return;
+            }
+        }
+    }
+
+    /// The next status of a task that is as wanted; every one on the way there goes to `seen`.
+    pub(crate) async fn status_until(
+        &mut self,
+        task: &str,
+        seen: &mut Vec<wire::TaskStatus>,
+        wanted: impl Fn(&wire::TaskStatus) -> bool,
+    ) -> wire::TaskStatus {
+        loop {
+            if let Told::Status(id, status) = self.next().await
+                && id == task
+            {
+                seen.push(status.clone());
+                if wanted(&status) {
+                    return status;
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn status(
+        &mut self,
+        task: &str,
+        wanted: impl Fn(&wire::TaskStatus) -> bool,
+    ) -> wire::TaskStatus {
+        self.status_until(task, &mut Vec::new(), wanted).await
+    }
+}
+
+impl Dispatcher {
+    async fn serve(self, mut inbox: Streaming<wire::FromAgent>, outbox: Outbox) {
+        while let Ok(Some(message)) = inbox.message().await {
+            let told = match message.message {
+                Some(from_agent::Message::Hello(hello)) => {
+                    let welcome = wire::Welcome { heartbeat_ms: 200, controllers: Vec::new() };
+                    let message = to_agent::Message::Welcome(welcome);
+                    let _ = outbox.send(Ok(wire::ToAgent { message: Some(message) })).await;
+                    *self.session.lock().unwrap() = Some(outbox.clone());
+                    vec![Told::Hello(hello)]
+                }
+                Some(from_agent::Message::Statuses(batch)) => batch
+                    .statuses
+                    .into_iter()
+                    .map(|report| Told::Status(report.task_id, report.status.unwrap()))
+                    .collect(),
+                Some(from_agent::Message::AcknowledgedSet(set)) => vec![Told::Acknowledged(set)],
+                Some(from_agent::Message::Images(images)) => vec![Told::Images(images)],
+                Some(from_agent::Message::Heartbeat(beat)) => {
+                    let message = to_agent::Message::Heartbeat(beat);
+                    let _ = outbox.send(Ok(wire::ToAgent { message: Some(message) })).await;
+                    Vec::new()
+                }
+                None => Vec::new(),
+            };
+            for told in told {
+                let _ = self.told.send(told);
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl dispatcher_server::Dispatcher for Dispatcher {
+    type SessionStream = ReceiverStream<Result<wire::ToAgent, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::FromAgent>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (outbox, messages) = mpsc::channel(64);
+        tokio::spawn(self.clone().serve(request.into_inner(), outbox));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn locate_image(
+        &self,
+        _request: Request<wire::LocateImageRequest>,
+    ) -> Result<Response<wire::LocateImageResponse>, Status> {
+        Ok(Response::new(wire::LocateImageResponse::default()))
+    }
+
+    async fn renew_certificate(
+        &self,
+        _request: Request<wire::RenewCertificateRequest>,
+    ) -> Result<Response<wire::RenewCertificateResponse>, Status> {
+        Err(Status::unavailable("not here"))
+    }
+
+    async fn leave(
+        &self,
+        _request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveResponse>, Status> {
+        Ok(Response::new(wire::LeaveResponse {}))
+    }
+}
