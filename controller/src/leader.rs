@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct LeaderShared {
     liveness: Arc<Mutex<Liveness>>,
     explanations: Arc<RwLock<BTreeMap<TaskId, String>>>,
+    /// Told when explanations change, which no change of the store says.
+    explained: tokio::sync::watch::Sender<()>,
     wake: Arc<Notify>,
 }
 
@@ -54,6 +56,11 @@ impl LeaderShared {
     pub(crate) fn explanation(&self, task: &TaskId) -> Option<String> {
         let explanations = self.explanations.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         explanations.get(task).cloned()
+    }
+
+    /// Changes when explanations do.
+    pub(crate) fn explained(&self) -> tokio::sync::watch::Receiver<()> {
+        self.explained.subscribe()
     }
 }
 
@@ -210,10 +217,14 @@ fn remember(store: &Store, shared: &LeaderShared, new: BTreeMap<TaskId, String>)
     if kept.is_empty() && new.is_empty() {
         return;
     }
+    let before = kept.clone();
     kept.extend(new);
     store.read(|state| {
         kept.retain(|id, _| state.task(id).is_some_and(|task| task.node_id.is_none()));
     });
+    if *kept != before {
+        shared.explained.send_replace(());
+    }
 }
 
 fn pause_ms(plan: Option<i64>, liveness: Option<i64>) -> Duration {

@@ -314,15 +314,18 @@ fn a_damaged_store_is_told_with_the_way_out() {
     lab.stop(1);
     let whole = tempfile::tempdir().unwrap();
     for store in ["raft", "node"] {
-        let files = store_files(&node.data_dir().join(store));
+        let (folder, copy) = (node.data_dir().join(store), whole.path().join(store));
+        copy_folder(&folder, &copy);
+        let files = store_files(&copy);
         assert!(!files.is_empty(), "no store in {store}/");
-        for (index, file) in files.iter().enumerate() {
-            let copy = whole.path().join(format!("{store}-{index}"));
-            fs::copy(file, &copy).unwrap();
+        for file in files {
             for damage in [Damage::Half, Damage::Garbage] {
-                damage.apply(file, &copy);
-                a_clear_refusal_or_a_start(&lab, file, &damage);
-                fs::copy(&copy, file).unwrap();
+                let victim = folder.join(file.strip_prefix(&copy).unwrap());
+                damage.apply(&victim, &file);
+                a_clear_refusal_or_a_start(&lab, &folder, &victim, &damage);
+                // A start may have written to it.
+                fs::remove_dir_all(&folder).unwrap();
+                copy_folder(&copy, &folder);
             }
         }
     }
@@ -332,6 +335,11 @@ fn a_damaged_store_is_told_with_the_way_out() {
         hold(tasks.len() == 1, || format!("{tasks:?}"))
     });
     lab.finish();
+}
+
+#[track_caller]
+fn copy_folder(from: &Path, to: &Path) {
+    command::run(Command::new("cp").arg("-a").arg(from).arg(to), SOON).ok();
 }
 
 /// What becomes of a file.
@@ -357,12 +365,17 @@ impl Damage {
     }
 }
 
-/// The larger files of a store, which hold what it knows.
+/// The files of a store that are not empty, also those in folders of it.
 fn store_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<PathBuf> =
-        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
-    files.retain(|path| fs::metadata(path).unwrap().len() > 0);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(store_files(&path));
+        } else if fs::metadata(&path).unwrap().len() > 0 {
+            files.push(path);
+        }
+    }
     files.sort();
     files
 }
@@ -370,7 +383,7 @@ fn store_files(folder: &Path) -> Vec<PathBuf> {
 /// Either the daemon ends with a message that names the place and what to do, or it starts because nothing
 /// that counts was hit. It never panics.
 #[track_caller]
-fn a_clear_refusal_or_a_start(lab: &Lab, file: &Path, damage: &Damage) {
+fn a_clear_refusal_or_a_start(lab: &Lab, store: &Path, file: &Path, damage: &Damage) {
     let node = lab.node(1);
     let before = node.log().len();
     let started = lab.on_node("start", 1).code == 0;
@@ -380,8 +393,11 @@ fn a_clear_refusal_or_a_start(lab: &Lab, file: &Path, damage: &Damage) {
         lab.stop(1);
         return;
     }
-    let folder = file.parent().unwrap().display().to_string();
-    assert!(said.contains(&folder), "{damage:?} of {}: the place is not named: {said}", file.display());
+    assert!(
+        said.contains(store.to_str().unwrap()),
+        "{damage:?} of {}: the place is not named: {said}",
+        file.display()
+    );
     let remedies = ["restore", "remove", "move", "join", "leave"];
     let told = remedies.iter().any(|word| said.contains(word));
     assert!(told, "{damage:?} of {}: no way out is told: {said}", file.display());

@@ -1,4 +1,5 @@
-//! Watching one service: its view now, then a new one for each change that touches it.
+//! Watching one service: its view now, then a new one for each change that touches it, and when what is known
+//! about waiting tasks changes.
 
 use rorqual_planner::Change;
 use rorqual_proto::model::ServiceId;
@@ -22,6 +23,7 @@ impl Control {
         // The watch is taken before the first look, so that no change falls between the two.
         let mut watch = self.store.watch();
         let id = self.store.read(|state| services::find(state, &request.name))?.id.clone();
+        let mut explained = self.shared.explained();
         let (views, stream) = mpsc::channel(VIEWS);
         let control = self.clone();
         // Ends when the caller hangs up, the service is gone, or the controller shuts down.
@@ -34,9 +36,11 @@ impl Control {
                     return;
                 }
                 loop {
-                    // Cancel-safe: the watch keeps what was not taken; the other two only tell.
+                    // Cancel-safe: the watch keeps what was not taken; the others only tell.
                     let changes = tokio::select! {
                         changes = watch.recv() => changes,
+                        // Why tasks wait is no part of the store. The sender lives as long as the controller.
+                        _ = explained.changed() => break,
                         () = views.closed() => return,
                         () = lost(&mut leadership) => {
                             let moved = Status::unavailable("the leader has changed: watch again");
