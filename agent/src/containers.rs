@@ -120,7 +120,12 @@ struct ContainerSink {
 
 #[tonic::async_trait]
 impl Sink for ContainerSink {
-    async fn report(&self, id: &str, status: &TaskStatus, done: bool) {
+    fn tell(&self, _id: &str, _status: &TaskStatus) {
+        // The driver's end is part of what waiters look at.
+        self.containers.note_change();
+    }
+
+    async fn keep(&self, id: &str, status: &TaskStatus, done: bool) {
         let record = self.containers.update(id, |record| {
             if status.state == TaskState::Running && status.healthy {
                 record.started_at_ms = clock::wall_ms();
@@ -369,7 +374,7 @@ impl Containers {
         self.find_or_departed(&entry.record.id)
     }
 
-    /// Sends a signal. SIGKILL, and the container's own stop signal, also end its restarts.
+    /// Sends a signal. SIGKILL and the stop signal also end its restarts.
     pub(crate) async fn kill(&self, name: &str, signal: &str) -> Result<ContainerRecord, ContainerError> {
         let entry = self.find(name)?;
         let text = if signal.is_empty() { "SIGKILL" } else { signal };
@@ -383,6 +388,9 @@ impl Containers {
         if number == 9 {
             handle.aim(Goal::Stop, Some(0)).await;
             handle.done().await;
+        } else if number == stop_signal(&entry.spec) {
+            // As `stop`, but for the patience, which has no end.
+            handle.aim(Goal::Stop, Some(validate::MAX_WAIT_MS)).await;
         } else {
             let sent = self.inner.executor.signal(&entry.record.id, number).await;
             sent.map_err(|error| ContainerError::State(one_line(&error)))?;
@@ -515,6 +523,11 @@ impl Drop for Reader {
         self.readers = None;
         self.containers.note_change();
     }
+}
+
+fn stop_signal(spec: &ContainerSpec) -> i32 {
+    let named = spec.stop_signal.as_deref().and_then(validate::signal_number);
+    named.map_or(15, i32::from)
 }
 
 fn restart(record: &ContainerRecord) -> RestartPolicy {

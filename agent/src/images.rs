@@ -48,13 +48,22 @@ pub(crate) struct Images {
     changed: watch::Sender<u64>,
     /// What is in use just now, so that ten replicas of an image read its documents once.
     prepared: Arc<Mutex<HashMap<Digest, Weak<Prepared>>>>,
+    /// Held by whoever makes an image ready; the others wait without taking a thread.
+    preparing: Arc<Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Images {
     pub(crate) fn new(store: Store, insecure: Vec<String>) -> Self {
         let registry = RegistryClient::new(RegistryOptions { insecure, ..RegistryOptions::default() });
         let (changed, _) = watch::channel(0);
-        Self { store, registry, cluster: Arc::default(), changed, prepared: Arc::default() }
+        Self {
+            store,
+            registry,
+            cluster: Arc::default(),
+            changed,
+            prepared: Arc::default(),
+            preparing: Arc::default(),
+        }
     }
 
     /// The content store, for what only reads it.
@@ -101,6 +110,8 @@ impl Images {
         digest: Option<&str>,
     ) -> Result<Arc<Prepared>, ImageError> {
         let digest = self.ensure(reference, digest, |_| {}).await?;
+        let turn = self.turn(&digest);
+        let _held = turn.lock().await;
         if let Some(prepared) = self.lock_prepared().get(&digest).and_then(Weak::upgrade) {
             return Ok(prepared);
         }
@@ -111,6 +122,17 @@ impl Images {
         known.retain(|_, prepared| prepared.strong_count() > 0);
         known.insert(digest, Arc::downgrade(&prepared));
         Ok(prepared)
+    }
+
+    fn turn(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        turns.insert(digest.clone(), Arc::downgrade(&turn));
+        turn
     }
 
     fn lock_prepared(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Weak<Prepared>>> {

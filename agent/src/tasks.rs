@@ -32,6 +32,8 @@ pub(crate) struct Tasks {
 struct Inner {
     executor: Executor,
     entries: Mutex<BTreeMap<String, Entry>>,
+    /// Tasks of the set that have no driver, and why.
+    refused: Mutex<BTreeMap<String, wire::TaskStatus>>,
     sink: Arc<TaskSink>,
 }
 
@@ -58,27 +60,33 @@ struct TaskSink {
 
 #[tonic::async_trait]
 impl Sink for TaskSink {
-    async fn report(&self, id: &str, status: &TaskStatus, done: bool) {
-        let urgent = status.state >= TaskState::Running;
-        if urgent {
+    async fn keep(&self, id: &str, status: &TaskStatus, done: bool) {
+        if is_urgent(status) {
             // Before the controllers hear of it: this node's balancer is the quickest.
             self.network.health(id, status.healthy).await;
         }
-        let wire = wire::TaskStatus::from(status);
-        self.keep(id, &wire, done).await;
+        self.write(id, status, done).await;
         if done {
             self.executor.remove_changes(id).await;
         }
-        self.reports.push(id, wire, urgent);
     }
+
+    fn tell(&self, id: &str, status: &TaskStatus) {
+        self.reports.push(id, status.into(), is_urgent(status));
+    }
+}
+
+/// It may change who gets traffic, or it is the end.
+fn is_urgent(status: &TaskStatus) -> bool {
+    status.state >= TaskState::Running
 }
 
 impl TaskSink {
     /// Keeps the status; a last one durably. A store that fails is told in the log, and the task goes on: its
     /// status reaches the controllers all the same.
-    async fn keep(&self, id: &str, status: &wire::TaskStatus, durably: bool) {
+    async fn write(&self, id: &str, status: &TaskStatus, durably: bool) {
         let (store, id) = (self.store.clone(), id.to_owned());
-        let record = TaskRecord { status: Some(status.clone()) };
+        let record = TaskRecord { status: Some(status.into()) };
         let kept = if durably {
             let write = move || {
                 store.put_task(&id, &record)?;
@@ -97,7 +105,8 @@ impl TaskSink {
 impl Tasks {
     pub(crate) fn new(executor: Executor, store: NodeStore, network: Network) -> Self {
         let sink = TaskSink { executor: executor.clone(), store, network, reports: Reports::default() };
-        Self { inner: Arc::new(Inner { executor, entries: Mutex::default(), sink: Arc::new(sink) }) }
+        let (entries, refused) = Default::default();
+        Self { inner: Arc::new(Inner { executor, entries, refused, sink: Arc::new(sink) }) }
     }
 
     /// Statuses on their way to the leader.
@@ -125,7 +134,16 @@ impl Tasks {
             task_id: id.clone(),
             status: Some((&entry.observed().status).into()),
         };
-        self.lock().iter().filter(|(_, entry)| !entry.leaving).map(report).collect()
+        let mut statuses: Vec<_> =
+            self.lock().iter().filter(|(_, entry)| !entry.leaving).map(report).collect();
+        let refused = self.refused();
+        statuses.extend(
+            refused.iter().map(|(id, status)| wire::ReportedStatus {
+                task_id: id.clone(),
+                status: Some(status.clone()),
+            }),
+        );
+        statuses
     }
 
     /// Takes over what an earlier daemon ran: the tasks of the set that is on disk.
@@ -185,14 +203,15 @@ impl Tasks {
         let task = match Task::try_from(task) {
             Ok(task) => task,
             Err(error) => {
-                // An order of a newer version, perhaps: it is refused, and the others go on.
-                tracing::warn!(task = %id, %error, "the task can't be read");
-                let mut status = TaskStatus::new(clock::wall_ms());
-                status.state = TaskState::Rejected;
-                status.message = format!("node can't read the task: {error}; are all nodes of one version?");
-                return self.inner.sink.reports.push(&id, (&status).into(), true);
+                // An order of a newer version, perhaps.
+                return self
+                    .refuse(id, format!("the task can't be read: {error}; are all nodes of one version?"));
             }
         };
+        if task.addresses.len() != 1 {
+            let count = task.addresses.len();
+            return self.refuse(id, format!("it joins {count} networks; a task of this version joins one"));
+        }
         let known =
             record.and_then(|record| record.status).and_then(|status| TaskStatus::try_from(status).ok());
         if known.is_none() && task.status.state.is_terminal() {
@@ -211,8 +230,24 @@ impl Tasks {
         self.lock().insert(id, Entry { task: Arc::new(task), handle, leaving: false });
     }
 
+    /// A task that no driver can be made for; the others go on.
+    fn refuse(&self, id: String, message: String) {
+        tracing::warn!(task = %id, message, "task refused");
+        let mut status = TaskStatus::new(clock::wall_ms());
+        status.state = TaskState::Rejected;
+        status.message = message;
+        let status = wire::TaskStatus::from(&status);
+        self.refused().insert(id.clone(), status.clone());
+        self.reports().push(&id, status, true);
+    }
+
+    fn refused(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, wire::TaskStatus>> {
+        self.inner.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A task that left the set: stopped if it runs, and forgotten.
     fn remove(&self, id: String) {
+        self.refused().remove(&id);
         let entry = match self.lock().get_mut(&id) {
             Some(entry) if !entry.leaving => {
                 entry.leaving = true;
@@ -246,6 +281,7 @@ impl Tasks {
         for entry in &entries {
             entry.handle.done().await;
         }
+        self.refused().clear();
         self.reports().clear();
     }
 

@@ -178,9 +178,11 @@ fn what_can_not_run_is_rejected_with_its_reason() {
         let mut missing = task(3, &leader, "true");
         missing.container.image = "localhost:1/nope:1".into();
         let fine = task(4, &leader, "sleep 1000");
-        leader.assign(full(20, &[&unknown, &missing, &fine])).await;
+        let mut crowded = task(5, &leader, "true");
+        crowded.addresses.push(crowded.addresses[0].clone());
+        leader.assign(full(20, &[&unknown, &missing, &fine, &crowded])).await;
         let mut told = std::collections::BTreeMap::new();
-        while told.len() < 3 {
+        while told.len() < 4 {
             if let Told::Status(id, status) = leader.next().await
                 && (status.state() == wire::TaskState::Rejected || is_up(&status))
             {
@@ -195,6 +197,15 @@ fn what_can_not_run_is_rejected_with_its_reason() {
         assert!(status.message.contains("localhost:1/nope:1"), "{}", status.message);
         assert!(status.message.contains("rctl image load"), "{}", status.message);
         assert!(is_up(&told[fine.id.as_str()]));
+        assert!(told[crowded.id.as_str()].message.contains("2 networks"));
+
+        // Whoever leads next is told again.
+        leader.assign(full(19, &[])).await;
+        let hello = leader.hello().await;
+        for task in [&unknown, &missing, &crowded] {
+            let report = hello.statuses.iter().find(|report| report.task_id == task.id.as_str()).unwrap();
+            assert_eq!(report.status.as_ref().unwrap().state(), wire::TaskState::Rejected);
+        }
     });
 }
 
@@ -259,5 +270,34 @@ fn sets_are_kept_in_order_and_outlive_the_agent() {
         assert_eq!(agent.session_status().state, "none");
         let left = std::fs::read_dir(world.data().join("containers")).unwrap().count();
         assert_eq!(left, 0);
+    });
+}
+
+#[test]
+fn a_launch_that_was_cut_off_is_begun_again() {
+    inside("a_launch_that_was_cut_off_is_begun_again", |world| async move {
+        let node = world.with_image().await;
+        let mut leader = Leader::start().await;
+        node.agent.join_cluster(leader.membership.clone()).await.unwrap();
+        leader.hello().await;
+        // A container of the task's id, of which nothing else knows.
+        let web = task(7, &leader, "sleep 1000");
+        let left = world.stray(web.id.as_str());
+        assert!(lives(left));
+        leader.assign(full(40, &[&web])).await;
+        let up = leader.status(web.id.as_str(), is_up).await;
+        assert!(up.pid != left && lives(up.pid) && !lives(left));
+    });
+}
+
+#[test]
+fn what_nobody_wants_is_taken_away_at_the_start() {
+    inside("what_nobody_wants_is_taken_away_at_the_start", |world| async move {
+        world.with_image().await.end().await;
+        let left = world.stray("stray");
+        let mut node = world.start().await;
+        assert!(!lives(left));
+        assert!(look(&mut node.engine, "stray").await.is_none());
+        assert!(!world.data().join("containers/stray").exists());
     });
 }

@@ -40,6 +40,9 @@ const LOST_CODE: i32 = 137;
 /// Between two looks at a monitor that let go of its watcher although the container runs.
 const WATCH_AGAIN: Duration = Duration::from_millis(200);
 
+/// How long a container may take to end after SIGKILL.
+const KILLED: Duration = Duration::from_secs(5);
+
 /// More than an exit status never has.
 const MOST_EXIT_BYTES: u64 = 64 * 1024;
 
@@ -302,8 +305,7 @@ impl Inner {
             sysctls: spec.sysctls.clone().into_iter().collect(),
             ..ContainerSettings::default()
         };
-        // What an earlier run of the same container left; nothing, most of the time.
-        self.runtime.delete(&workload.id).map_err(|error| engine(&error, false))?;
+        self.take_leftover(&workload.id).map_err(|error| engine(&error, false))?;
         folder.reset_work().map_err(|error| engine(&error, false))?;
         let launch = Launch {
             id: workload.id.clone(),
@@ -314,6 +316,24 @@ impl Inner {
             log: LogPolicy::default(),
         };
         self.runtime.launch(launch).map_err(|error| launch_failure(&error))
+    }
+}
+
+impl Inner {
+    /// What an earlier run of the same container left; nothing, most of the time. A launch that the daemon's end
+    /// has cut off may still have come about: it is ended, nobody knows of it.
+    fn take_leftover(&self, id: &str) -> Result<(), rorqual_runtime::Error> {
+        match self.runtime.delete(id) {
+            Err(rorqual_runtime::Error::StillRunning { .. }) => {}
+            deleted => return deleted,
+        }
+        self.runtime.kill(id, SIGKILL)?;
+        if let Ok(mut stream) = self.runtime.watch(id) {
+            // Its end, or the deadline: `delete` tells which.
+            let _ = stream.set_read_timeout(Some(KILLED));
+            let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        }
+        self.runtime.delete(id)
     }
 }
 

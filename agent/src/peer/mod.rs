@@ -5,13 +5,14 @@
 mod link;
 mod source;
 
-use std::io::Read;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::sync::Arc;
 
 use rorqual_image::{Blob, Digest};
 use rorqual_proto::model::Role;
 use rorqual_proto::tls::{peer_identity, require_role};
 use rorqual_proto::wire::{self, peer_server};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -24,6 +25,9 @@ use crate::logs::{Lines, Wanted};
 /// One piece of a blob on the wire.
 const PIECE_BYTES: usize = 256 * 1024;
 
+/// Blobs that are sent at the same time.
+const MOST_BLOBS: usize = 64;
+
 /// Pieces that wait for a slow reader.
 const PIECES: usize = 4;
 
@@ -31,11 +35,12 @@ const PIECES: usize = 4;
 #[derive(Clone)]
 pub struct PeerApi {
     agent: Agent,
+    places: Arc<Semaphore>,
 }
 
 impl PeerApi {
     pub(crate) fn new(agent: Agent) -> Self {
-        Self { agent }
+        Self { agent, places: Arc::new(Semaphore::new(MOST_BLOBS)) }
     }
 }
 
@@ -52,6 +57,9 @@ impl peer_server::Peer for PeerApi {
         let wire::GetBlobRequest { digest, offset } = request.into_inner();
         let digest: Digest =
             digest.parse().map_err(|error| Status::invalid_argument(format!("digest: {error}")))?;
+        let place = self.places.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted("this node is sending as many blobs as it can: ask another one")
+        })?;
         let store = self.agent.images().store().clone();
         let wanted = digest.clone();
         let blob = tokio::task::spawn_blocking(move || store.blob(&wanted)).await;
@@ -67,7 +75,10 @@ impl peer_server::Peer for PeerApi {
         }
         let (pieces, queue) = mpsc::channel(PIECES);
         // Ends with the blob, or when the reader hangs up.
-        tokio::task::spawn_blocking(move || send_blob(blob, offset, &pieces));
+        tokio::spawn(async move {
+            send_blob(blob, offset, pieces).await;
+            drop(place);
+        });
         Ok(Response::new(ReceiverStream::new(queue)))
     }
 
@@ -98,28 +109,37 @@ impl PeerApi {
     }
 }
 
-fn send_blob(mut blob: Blob, offset: u64, pieces: &mpsc::Sender<Result<wire::BlobPiece, Status>>) {
-    use std::io::Seek as _;
-    let broken = |error: std::io::Error| Status::internal(format!("can't read the blob: {error}"));
-    if let Err(error) = blob.file.seek(std::io::SeekFrom::Start(offset)) {
-        let _ = pieces.blocking_send(Err(broken(error)));
-        return;
-    }
+/// Reads and sends one piece after the other; a blocking thread is only taken while the disk is read, so that
+/// slow readers don't keep containers from starting.
+async fn send_blob(mut blob: Blob, offset: u64, pieces: mpsc::Sender<Result<wire::BlobPiece, Status>>) {
     // The first piece says the size, so there is one even where there is nothing to read.
     let mut size_bytes = blob.size_bytes;
+    let mut at = offset;
     loop {
-        let mut data = Vec::with_capacity(PIECE_BYTES);
-        let read = blob.file.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut data);
-        let (message, last) = match read {
-            Ok(read) => {
-                let piece =
-                    wire::BlobPiece { data: data.into(), size_bytes: std::mem::take(&mut size_bytes) };
-                (Ok(piece), read < PIECE_BYTES)
+        let read = tokio::task::spawn_blocking(move || {
+            let data = read_piece(&mut blob, at);
+            (blob, data)
+        });
+        let Ok((back, data)) = read.await else { return };
+        blob = back;
+        let (message, last) = match data {
+            Ok(data) => {
+                let last = data.len() < PIECE_BYTES;
+                at += data.len() as u64;
+                let size_bytes = std::mem::take(&mut size_bytes);
+                (Ok(wire::BlobPiece { data: data.into(), size_bytes }), last)
             }
-            Err(error) => (Err(broken(error)), true),
+            Err(error) => (Err(Status::internal(format!("can't read the blob: {error}"))), true),
         };
-        if pieces.blocking_send(message).is_err() || last {
+        if pieces.send(message).await.is_err() || last {
             return;
         }
     }
+}
+
+fn read_piece(blob: &mut Blob, at: u64) -> io::Result<Vec<u8>> {
+    blob.file.seek(SeekFrom::Start(at))?;
+    let mut data = Vec::with_capacity(PIECE_BYTES);
+    blob.file.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut data)?;
+    Ok(data)
 }

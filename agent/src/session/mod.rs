@@ -30,6 +30,9 @@ use crate::tasks::Tasks;
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
+/// A session that lasted so long was a good one: the next is looked for without delay.
+const STEADY: Duration = Duration::from_secs(5);
+
 /// Redirects that are followed without a wait: more than one is two controllers that disagree.
 const MOST_HOPS: u32 = 3;
 
@@ -102,6 +105,7 @@ async fn run(parts: Parts, mut set: AssignmentSet) {
             search.pause().await;
             continue;
         };
+        let began = tokio::time::Instant::now();
         let end = stream::open(&parts, &mut set, &address).await;
         parts.link.set_leader(None);
         match end {
@@ -109,7 +113,9 @@ async fn run(parts: Parts, mut set: AssignmentSet) {
             End::Lost(reason) => {
                 tracing::info!(%address, reason, "session with the leader ended");
                 parts.say("connecting", "");
-                search = Search::default();
+                if began.elapsed() > STEADY {
+                    search = Search::default();
+                }
                 search.pause().await;
             }
             End::Failed(reason) => {

@@ -54,7 +54,10 @@ impl Workload {
 #[tonic::async_trait]
 pub(crate) trait Sink: Send + Sync + 'static {
     /// A new status; `done` with the last one. Returns when it is kept as it has to be.
-    async fn report(&self, id: &str, status: &TaskStatus, done: bool);
+    async fn keep(&self, id: &str, status: &TaskStatus, done: bool);
+
+    /// The status is kept, and [`Handle::observed`] gives it: it may be told to others.
+    fn tell(&self, id: &str, status: &TaskStatus);
 }
 
 /// The way to a container's driver. Clones lead to the same one.
@@ -273,9 +276,9 @@ impl Driver {
         status.at_ms =
             if status.state == last.state && last.at_ms > 0 { last.at_ms } else { clock::wall_ms() };
         let done = self.machine.is_done();
-        self.sink.report(&self.workload.id, &status, done).await;
-        // The watchers see it after the sink has kept it.
-        self.observed.send_replace(Observed { status, done });
+        self.sink.keep(&self.workload.id, &status, done).await;
+        self.observed.send_replace(Observed { status: status.clone(), done });
+        self.sink.tell(&self.workload.id, &status);
     }
 }
 

@@ -18,7 +18,8 @@ use rorqual_image::Digest;
 use rorqual_proto::wire::engine_client::EngineClient;
 use rorqual_proto::wire::engine_server::EngineServer;
 use rorqual_proto::{model, wire};
-use rorqual_runtime::{Runtime, RuntimeOptions};
+use rorqual_runtime::spec::{ContainerSettings, default_spec};
+use rorqual_runtime::{Launch, LogPolicy, Rootfs, Runtime, RuntimeOptions};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -124,6 +125,30 @@ impl World {
             local_pool: "10.215.0.0/24".parse().unwrap(),
             insecure_registries: Vec::new(),
         }
+    }
+
+    /// Starts a container behind the agent's back; returns its process.
+    pub(crate) fn stray(&self, id: &str) -> u32 {
+        let (root, dir) = (self.folder.join("root"), self.data().join("containers").join(id));
+        for folder in ["bin", "proc", "sys", "dev"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        std::fs::create_dir_all(&dir).unwrap();
+        let settings = ContainerSettings {
+            args: ["/bin/busybox", "sleep", "1000"].map(str::to_owned).to_vec(),
+            ..ContainerSettings::default()
+        };
+        let launch = Launch {
+            id: id.to_owned(),
+            dir,
+            spec: default_spec(&settings).unwrap(),
+            rootfs: Rootfs::Directory(root),
+            user: None,
+            log: LogPolicy::default(),
+        };
+        let started = Runtime::new(self.runtime_options()).unwrap().launch(launch).unwrap();
+        started.pid.try_into().unwrap()
     }
 
     /// A running node; one before it may take a moment to let go of its folders.
