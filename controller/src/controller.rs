@@ -64,14 +64,7 @@ impl Controller {
         let dispatch =
             Dispatch::start(store.clone(), shared.clone(), credentials.clone(), membership.clone());
         let control = |entrance| {
-            Control::new(
-                entrance,
-                store.clone(),
-                shared.clone(),
-                route.clone(),
-                membership.clone(),
-                credentials.clone(),
-            )
+            Control::new(entrance, store.clone(), route.clone(), membership.clone(), credentials.clone())
         };
         Ok(Self {
             tls_control: control(Entrance::Tls),

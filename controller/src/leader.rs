@@ -11,13 +11,12 @@
 //!                                        └──── lagged ─────┘
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rorqual_planner::liveness::Liveness;
 use rorqual_planner::{Action, ActionKind, Change, Planner};
-use rorqual_proto::model::{NodeId, NodeStatus, TaskId};
+use rorqual_proto::model::{NodeId, NodeStatus};
 use tokio::sync::Notify;
 
 use crate::clock;
@@ -29,11 +28,10 @@ const LOOK_AROUND: Duration = Duration::from_secs(10);
 /// The wait after a proposal that failed for want of a leader or of room.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What the loop shares with the dispatcher (who was heard) and the control API (why tasks wait).
+/// What the loop shares with the dispatcher: who was heard.
 #[derive(Clone, Default)]
 pub(crate) struct LeaderShared {
     liveness: Arc<Mutex<Liveness>>,
-    explanations: Arc<RwLock<BTreeMap<TaskId, String>>>,
     /// Told when explanations change, which no change of the store says.
     explained: tokio::sync::watch::Sender<()>,
     wake: Arc<Notify>,
@@ -50,12 +48,6 @@ impl LeaderShared {
         if news {
             self.wake.notify_one();
         }
-    }
-
-    /// Why a task is still without a node, in words.
-    pub(crate) fn explanation(&self, task: &TaskId) -> Option<String> {
-        let explanations = self.explanations.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        explanations.get(task).cloned()
     }
 
     /// Changes when explanations do.
@@ -99,7 +91,6 @@ async fn lead(store: &Store, shared: &LeaderShared) -> Result<(), Closed> {
         planner.observe_all(state);
         shared.liveness().reset(state, clock::now_ms());
     });
-    shared.explanations.write().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
     let mut wake_at_ms = None;
     loop {
         if !leadership.borrow_and_update().is_leader {
@@ -177,7 +168,6 @@ async fn plan_once(
     let mut actions = node_states(shared, now_ms);
     let mut plan = store.read(|state| planner.plan(state, now_ms, rand::random()));
     *wake_at_ms = plan.wake_at_ms;
-    remember(store, shared, std::mem::take(&mut plan.explanations));
     actions.append(&mut plan.actions);
     if actions.is_empty() {
         return !plan.idle;
@@ -209,22 +199,6 @@ fn node_states(shared: &LeaderShared, now_ms: i64) -> Vec<Action> {
             })
         })
         .collect()
-}
-
-/// Keeps the new explanations, and those of tasks that still wait.
-fn remember(store: &Store, shared: &LeaderShared, new: BTreeMap<TaskId, String>) {
-    let mut kept = shared.explanations.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if kept.is_empty() && new.is_empty() {
-        return;
-    }
-    let before = kept.clone();
-    kept.extend(new);
-    store.read(|state| {
-        kept.retain(|id, _| state.task(id).is_some_and(|task| task.node_id.is_none()));
-    });
-    if *kept != before {
-        shared.explained.send_replace(());
-    }
 }
 
 fn pause_ms(plan: Option<i64>, liveness: Option<i64>) -> Duration {

@@ -20,7 +20,6 @@ use tonic::{Request, Response, Status};
 
 use crate::access;
 use crate::forward::{FORWARD_DEADLINE, LeaderRoute, Route, route};
-use crate::leader::LeaderShared;
 use crate::membership::Membership;
 use crate::store::Store;
 
@@ -38,7 +37,6 @@ pub(crate) enum Entrance {
 pub struct Control {
     entrance: Entrance,
     store: Store,
-    shared: LeaderShared,
     leader: LeaderRoute,
     membership: Membership,
     credentials: CredentialStore,
@@ -50,12 +48,11 @@ impl Control {
     pub(crate) fn new(
         entrance: Entrance,
         store: Store,
-        shared: LeaderShared,
         leader: LeaderRoute,
         membership: Membership,
         credentials: CredentialStore,
     ) -> Self {
-        Self { entrance, store, shared, leader, membership, credentials }
+        Self { entrance, store, leader, membership, credentials }
     }
 
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {

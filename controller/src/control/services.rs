@@ -100,7 +100,7 @@ impl Control {
             } else {
                 request.names.iter().map(|name| find(state, name)).collect::<Result<_, _>>()?
             };
-            let services = services.iter().map(|service| self.view(state, service)).collect();
+            let services = services.iter().map(|service| view(state, service)).collect();
             Ok(wire::ListServicesResponse { services })
         })
     }
@@ -139,44 +139,48 @@ impl Control {
             });
             let tasks = tasks.iter().map(|task| wire::TaskView {
                 node_hostname: hostname(state, task.node_id.as_ref()),
-                explanation: self.shared.explanation(&task.id).unwrap_or_default(),
+                explanation: explanation(task).to_owned(),
                 task: Some(wire::Task::from(&**task)),
             });
             Ok(wire::ListTasksResponse { tasks: tasks.collect() })
         })
     }
 
-    /// A service as it stands: counts, live tasks, and what they wait for.
-    pub(super) fn view(&self, state: &State, service: &Service) -> wire::ServiceView {
-        let ServiceMode::Replicated { replicas } = service.spec.mode;
-        let mut view = wire::ServiceView {
-            service: Some(wire::Service::from(service)),
-            desired: if service.removing { 0 } else { replicas },
-            explanations: service.problem.iter().cloned().collect(),
-            ..wire::ServiceView::default()
-        };
-        for task in state.tasks_of_service(&service.id) {
-            let ended = task.status.state.is_terminal();
-            if !ended {
-                view.running += u32::from(task.is_endpoint());
-                view.updated += u32::from(task.is_endpoint() && task.spec_version == service.spec_version);
-            }
-            let wanted = task.desired_state <= DesiredState::Running;
-            if wanted || !ended {
-                view.tasks.push(wire::Task::from(&**task));
-            }
-            if let Some(explanation) = self.shared.explanation(&task.id)
-                && !view.explanations.contains(&explanation)
-            {
-                view.explanations.push(explanation);
-            }
-        }
-        view
-    }
-
     fn written(&self, name: &str) -> Result<wire::Service, Status> {
         self.store.read(|state| find(state, name).map(|service| wire::Service::from(&*service)))
     }
+}
+
+/// A service as it stands: counts, live tasks, and what they wait for.
+pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
+    let ServiceMode::Replicated { replicas } = service.spec.mode;
+    let mut view = wire::ServiceView {
+        service: Some(wire::Service::from(service)),
+        desired: if service.removing { 0 } else { replicas },
+        explanations: service.problem.iter().cloned().collect(),
+        ..wire::ServiceView::default()
+    };
+    for task in state.tasks_of_service(&service.id) {
+        let ended = task.status.state.is_terminal();
+        if !ended {
+            view.running += u32::from(task.is_endpoint());
+            view.updated += u32::from(task.is_endpoint() && task.spec_version == service.spec_version);
+        }
+        let wanted = task.desired_state <= DesiredState::Running;
+        if wanted || !ended {
+            view.tasks.push(wire::Task::from(&**task));
+        }
+        let explanation = explanation(task);
+        if wanted && !explanation.is_empty() && !view.explanations.iter().any(|known| known == explanation) {
+            view.explanations.push(explanation.to_owned());
+        }
+    }
+    view
+}
+
+/// Why a task is still without a node, in the planner's words; empty where it has one.
+fn explanation(task: &Task) -> &str {
+    if task.node_id.is_none() { &task.status.message } else { "" }
 }
 
 fn spec(spec: Option<wire::ServiceSpec>) -> Result<ServiceSpec, Status> {

@@ -65,7 +65,7 @@ impl Control {
 
     fn present(&self, id: &ServiceId) -> wire::ServiceView {
         self.store.read(|state| match state.service(id) {
-            Some(service) => self.view(state, service),
+            Some(service) => services::view(state, service),
             None => wire::ServiceView { removed: true, ..wire::ServiceView::default() },
         })
     }
