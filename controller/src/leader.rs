@@ -32,8 +32,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone, Default)]
 pub(crate) struct LeaderShared {
     liveness: Arc<Mutex<Liveness>>,
-    /// Told when explanations change, which no change of the store says.
-    explained: tokio::sync::watch::Sender<()>,
     wake: Arc<Notify>,
 }
 
@@ -48,11 +46,6 @@ impl LeaderShared {
         if news {
             self.wake.notify_one();
         }
-    }
-
-    /// Changes when explanations do.
-    pub(crate) fn explained(&self) -> tokio::sync::watch::Receiver<()> {
-        self.explained.subscribe()
     }
 }
 

@@ -32,6 +32,9 @@ use crate::serve::{self, Door};
 /// How long a controller that joins may take to hear from the leader.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
+/// How often a controller that joins looks whether its vote counts.
+const VOTE_LOOK: Duration = Duration::from_millis(50);
+
 /// How long the other side may take to answer a join or a leave.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -200,9 +203,7 @@ impl Node {
         self.files.save(&record)?;
         self.agent.join_cluster(membership(&record, &credentials)?).await?;
         if let Some(controller) = &entered.controller {
-            let mut leadership = controller.store().leadership();
-            let heard = leadership.wait_for(|now| now.leader.is_some());
-            tokio::time::timeout(CATCH_UP, heard).await.ok().and_then(Result::ok).with_context(|| {
+            tokio::time::timeout(CATCH_UP, voting(controller, record.raft_id)).await.with_context(|| {
                 format!("joined, but the leader does not reach this node at {address}: check the firewall")
             })?;
         }
@@ -383,6 +384,21 @@ impl Node {
             door.close().await;
         }
         self.agent.shutdown().await;
+    }
+}
+
+/// Waits until the controller has caught up and its vote counts, so that the next controller may be lost.
+async fn voting(controller: &Controller, raft_id: Option<u64>) {
+    let store = controller.store();
+    let mut leadership = store.leadership();
+    loop {
+        leadership.borrow_and_update();
+        let mut members = store.member_statuses().into_iter();
+        if members.any(|member| member.voter && Some(member.peer.raft_id) == raft_id) {
+            return;
+        }
+        // Cancel-safe: nothing is taken. A look from time to time needs no wake-up to be right.
+        let _ = tokio::time::timeout(VOTE_LOOK, leadership.changed()).await;
     }
 }
 

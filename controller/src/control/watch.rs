@@ -23,7 +23,6 @@ impl Control {
         // The watch is taken before the first look, so that no change falls between the two.
         let mut watch = self.store.watch();
         let id = self.store.read(|state| services::find(state, &request.name))?.id.clone();
-        let mut explained = self.shared.explained();
         let (views, stream) = mpsc::channel(VIEWS);
         let control = self.clone();
         // Ends when the caller hangs up, the service is gone, or the controller shuts down.
@@ -39,8 +38,6 @@ impl Control {
                     // Cancel-safe: the watch keeps what was not taken; the others only tell.
                     let changes = tokio::select! {
                         changes = watch.recv() => changes,
-                        // Why tasks wait is no part of the store. The sender lives as long as the controller.
-                        _ = explained.changed() => break,
                         () = views.closed() => return,
                         () = lost(&mut leadership) => {
                             let moved = Status::unavailable("the leader has changed: watch again");
