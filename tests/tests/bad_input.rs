@@ -19,7 +19,9 @@ const SMALL_DISK: &str = "size=24m";
 /// `rctl ARGS`: a service that can't come to run says why, and the command gives up by itself.
 #[track_caller]
 fn create(node: &Node, name: &str, args: &[&str]) -> Output {
-    let words = [&["service", "create", "--name", name, "--timeout", "20s"], args].concat();
+    // Programs that ignore SIGTERM, as `sleep` does as the first process, need not be waited for.
+    let options = ["--timeout", "20s", "--stop-grace-period", "100ms"];
+    let words = [&["service", "create", "--name", name], &options[..], args].concat();
     node.rctl(&words)
 }
 
@@ -135,14 +137,36 @@ fn taken_ports(node: &Node) {
     create(node, "second", &[&["--publish", "8080:81"], &sleep[..]].concat()).fails(1, &["8080", "first"]);
     node.rctl(&["service", "inspect", "second"]).fails(1, &["second"]);
     remove(node, "first");
-    // A program of the node that listens there already.
+}
+
+#[test]
+fn a_port_that_another_program_has_is_told() {
+    let lab = Lab::cluster("port", 1);
+    let node = lab.node(1);
+    node.load(&images::archive("busybox"));
     let listener = listener_on(node, 8081);
+    let sleep = [images::BUSYBOX, "sleep", "1000"];
+    let words = [&["run", "--rm", "--publish", "8081:80"], &sleep[..]].concat();
+    node.rctl(&words).fails(125, &["8081", "taken"]);
+    // Of a service, replicas on other nodes may still be reached through other nodes; but somebody has to
+    // say that this node's port leads nowhere.
     let output = create(node, "x", &[&["--publish", "8081:80"], &sleep[..]].concat());
-    output.fails(1, &["8081"]);
+    let tasks = node.tasks("x").unwrap();
+    let told = output.stderr.contains("8081") || tasks.iter().any(|task| task.message.contains("8081"));
+    assert!(
+        told,
+        "neither the command nor the task tells that port 8081 is taken: {}\n{tasks:?}",
+        output.tell()
+    );
     remove(node, "x");
-    let words = [&["run", "--rm", "--publish", "8081:80"], &sleep[..2], &["0"]].concat();
-    node.rctl(&words).fails(125, &["8081"]);
+    // It is the service's once the program is gone.
     drop(listener);
+    let httpd = [images::BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/etc"];
+    create(node, "y", &[&["--publish", "8081:80"], &httpd[..]].concat()).ok();
+    wait_until("the port leads to the service", SOON, || {
+        http::get(node.port(8081), "/hostname").map_err(|error| error.to_string())
+    });
+    lab.finish();
 }
 
 /// Somebody in a node's network namespace who listens on a port.
