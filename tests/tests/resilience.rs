@@ -254,10 +254,15 @@ fn a_wiped_controller_rejoins(lab: &Lab, lost: usize) {
     // It counts: with another controller away, two of three still decide.
     let away = (1..=3).find(|number| *number != lost && *number != lab.leader()).unwrap_or(other.number);
     lab.kill(away);
+    let started = Instant::now();
     wait_until("a write with the new controller's vote", SOON, || {
         let output = lab.node(lost).rctl(&["service", "scale", "web=6"]);
         hold(output.code == 0, || output.tell())
     });
+    figures::tell_since(
+        "resilience: service scale web=6 right after a daemon was killed, whole command",
+        started,
+    );
     lab.start(away);
     lab.wait_ready(3);
     let tasks = wait_running(lab, 6);
