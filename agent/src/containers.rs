@@ -537,29 +537,8 @@ fn restart(record: &ContainerRecord) -> RestartPolicy {
 }
 
 fn beginning(found: Option<&ContainerState>, condition: RestartCondition) -> Event {
-    let gone = |note: &str| Exit {
-        code: 137,
-        oom_killed: false,
-        finished_at_ms: clock::wall_ms(),
-        note: Some(note.to_owned()),
-    };
-    match found {
-        Some(ContainerState::Running(started)) => Event::Adopted {
-            pid: u32::try_from(started.pid).unwrap_or(0),
-            started_at_ms: started.started_at_ms,
-        },
-        Some(ContainerState::Exited(exit)) => Event::FoundDead(Exit {
-            code: exit.code,
-            oom_killed: exit.oom_killed,
-            finished_at_ms: exit.finished_at_ms,
-            note: None,
-        }),
-        Some(ContainerState::Lost) => {
-            Event::FoundDead(gone("the container's monitor died, and the container with it"))
-        }
-        Some(ContainerState::Starting | ContainerState::Unknown) | None => match condition {
-            RestartCondition::None => Event::FoundDead(gone("the machine was restarted")),
-            RestartCondition::OnFailure | RestartCondition::Any => Event::Begin,
-        },
-    }
+    Event::found(found).unwrap_or_else(|| match condition {
+        RestartCondition::None => Event::FoundDead(Exit::unseen("the machine was restarted")),
+        RestartCondition::OnFailure | RestartCondition::Any => Event::Begin,
+    })
 }

@@ -21,7 +21,7 @@ use crate::network::Network;
 use crate::reports::Reports;
 use crate::store::{NodeStore, StoreError, TaskRecord};
 use crate::workload::machine::DRAIN_MS;
-use crate::workload::{Driver, Event, Exit, Goal, Handle, Observed, Sink, Start, Workload};
+use crate::workload::{Driver, Event, Goal, Handle, Observed, Sink, Start, Workload};
 
 /// The tasks of this node. Clones share them.
 #[derive(Clone)]
@@ -307,26 +307,8 @@ fn beginning(status: &TaskStatus, found: Option<&ContainerState>) -> Event {
     if status.state.is_terminal() {
         return Event::Begin;
     }
-    match found {
-        Some(ContainerState::Running(started)) => Event::Adopted {
-            pid: u32::try_from(started.pid).unwrap_or(0),
-            started_at_ms: started.started_at_ms,
-        },
-        Some(ContainerState::Exited(exit)) => Event::FoundDead(Exit {
-            code: exit.code,
-            oom_killed: exit.oom_killed,
-            finished_at_ms: exit.finished_at_ms,
-            note: None,
-        }),
-        Some(ContainerState::Lost) => Event::FoundDead(Exit {
-            code: 137,
-            oom_killed: false,
-            finished_at_ms: clock::wall_ms(),
-            note: Some("the container's monitor died, and the container with it".to_owned()),
-        }),
-        // A launch that was cut off is begun again: what is left of it is taken away before.
-        Some(ContainerState::Starting | ContainerState::Unknown) | None => Event::Begin,
-    }
+    // A launch that was cut off is begun again: what is left of it is taken away before.
+    Event::found(found).unwrap_or(Event::Begin)
 }
 
 fn goal(desired: DesiredState) -> Goal {

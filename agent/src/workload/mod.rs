@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rorqual_network::Attach;
 use rorqual_proto::model::{ContainerSpec, RestartPolicy, TaskStatus};
+use rorqual_runtime::ContainerState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -286,5 +287,34 @@ async fn sleep_until(at_ms: Option<i64>) {
     match at_ms {
         Some(at_ms) => tokio::time::sleep(clock::until(at_ms)).await,
         None => std::future::pending().await,
+    }
+}
+
+impl Event {
+    /// What a driver starts with where a container was found; none where there is nothing to take over.
+    pub(crate) fn found(state: Option<&ContainerState>) -> Option<Self> {
+        match state? {
+            ContainerState::Running(started) => Some(Self::Adopted {
+                pid: u32::try_from(started.pid).unwrap_or(0),
+                started_at_ms: started.started_at_ms,
+            }),
+            ContainerState::Exited(exit) => Some(Self::FoundDead(Exit {
+                code: exit.code,
+                oom_killed: exit.oom_killed,
+                finished_at_ms: exit.finished_at_ms,
+                note: None,
+            })),
+            ContainerState::Lost => {
+                Some(Self::FoundDead(Exit::unseen("the container's monitor died, and the container with it")))
+            }
+            ContainerState::Starting | ContainerState::Unknown => None,
+        }
+    }
+}
+
+impl Exit {
+    /// An end that nobody saw, with the reason in words.
+    pub(crate) fn unseen(note: &str) -> Self {
+        Self { code: 137, oom_killed: false, finished_at_ms: clock::wall_ms(), note: Some(note.to_owned()) }
     }
 }

@@ -37,7 +37,6 @@ pub(crate) struct Draft<'a> {
     pub(crate) now_ms: i64,
     pub(crate) given: Given,
     pub(crate) requests: BTreeMap<ServiceId, Vec<Request>>,
-    pub(crate) explanations: BTreeMap<TaskId, String>,
     /// When to look again at what.
     pub(crate) timers: Vec<(i64, Look)>,
     actions: Vec<Action>,
@@ -57,7 +56,6 @@ pub(crate) struct Draft<'a> {
 /// What a draft becomes.
 pub(crate) struct Finished {
     pub(crate) actions: Vec<Action>,
-    pub(crate) explanations: BTreeMap<TaskId, String>,
     pub(crate) timers: Vec<(i64, Look)>,
 }
 
@@ -68,7 +66,6 @@ impl<'a> Draft<'a> {
             now_ms,
             given: Given::default(),
             requests: BTreeMap::new(),
-            explanations: BTreeMap::new(),
             timers: Vec::new(),
             actions: Vec::new(),
             requested: 0,
@@ -220,7 +217,7 @@ impl<'a> Draft<'a> {
             Action::expecting(ActionKind::PutNetwork(Box::new(network)), version)
         });
         let actions = networks.chain(self.actions).collect();
-        Finished { actions, explanations: self.explanations, timers: self.timers }
+        Finished { actions, timers: self.timers }
     }
 }
 

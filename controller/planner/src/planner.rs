@@ -4,9 +4,9 @@
 //! everything), and timers are found again by looking. What it decides comes from the [`State`], the time
 //! and the seed alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use rorqual_proto::model::{NodeId, ServiceId, Task, TaskId, TaskState};
+use rorqual_proto::model::{NodeId, ServiceId, Task, TaskState};
 
 use crate::State;
 use crate::action::{Action, Change};
@@ -40,8 +40,6 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// When to call [`Planner::plan`] again although nothing has changed, milliseconds since the epoch.
     pub wake_at_ms: Option<i64>,
-    /// Why tasks of this plan have no node; the same text stands in their status.
-    pub explanations: BTreeMap<TaskId, String>,
     /// Everything has been looked at. Otherwise plan again as soon as these actions are applied.
     pub idle: bool,
     looked: Dirty,
@@ -146,10 +144,10 @@ impl Planner {
         self.look_at_services(&mut draft, &mut looked);
         self.look_at_slots(&mut draft, &mut looked);
         self.schedule(&mut draft, &mut looked);
-        let Finished { actions, explanations, timers } = draft.finish();
+        let Finished { actions, timers } = draft.finish();
         self.timers.extend(timers);
         let wake_at_ms = self.timers.first().map(|(at_ms, _)| *at_ms);
-        Plan { actions, wake_at_ms, explanations, idle: self.is_idle(), looked }
+        Plan { actions, wake_at_ms, idle: self.is_idle(), looked }
     }
 
     fn fire(&mut self, now_ms: i64) {

@@ -13,7 +13,7 @@ use super::service::RaftService;
 use super::transport::GrpcTransport;
 use super::{MemberRecord, RaftOptions, RaftPeer, SnapshotBody, Tuning, pump};
 use crate::storage::{DiskStore, Durability, LogChange, LogStore, Position, Recovered, StorageError};
-use crate::store::{Outcome, Shared, StateMachine, Store, founding_state, now_ms};
+use crate::store::{Outcome, Shared, StateMachine, Store, founding_state};
 
 /// How long the disk may take at the end, beyond the handover of leadership.
 const LAST_SYNC: Duration = Duration::from_secs(10);
@@ -158,7 +158,7 @@ fn not_started(dir: &Path, error: RaftError) -> StartError {
 /// Makes the first state of a cluster: a snapshot at index 1, in which this member votes alone and the first
 /// batch is applied. A cluster is there whole or not at all.
 fn found<S: LogStore>(store: &mut S, own: &RaftPeer, actions: &[Action]) -> Result<Recovered, StartError> {
-    let state = founding_state(actions, now_ms())
+    let state = founding_state(actions, crate::clock::now_ms())
         .map_err(|(action, conflict)| StartError::Founding { action, conflict })?;
     Ok(found_group(store, own, state)?)
 }

@@ -17,7 +17,6 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rorqual_planner::{Action, State};
 use tokio::sync::watch::Receiver;
@@ -27,6 +26,7 @@ pub use watch::{Applied, Watch, WatchError};
 
 pub(crate) use machine::{Outcome, Shared, StateMachine, founding_state};
 
+use crate::clock;
 use crate::raft::Handle;
 pub use crate::raft::{Leadership, MemberStatus, RaftPeer};
 
@@ -57,7 +57,7 @@ impl Store {
     /// every other error says that it was not.
     pub async fn propose(&self, actions: Vec<Action>) -> Result<u64, ProposeError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let at_ms = now_ms().max(self.shared.latest_at_ms.load(Ordering::Relaxed));
+        let at_ms = clock::now_ms().max(self.shared.latest_at_ms.load(Ordering::Relaxed));
         let data = machine::encode_batch(self.raft.proposer(), sequence, at_ms, &actions);
         drop(actions);
         match self.raft.propose(sequence, data).await? {
@@ -109,12 +109,6 @@ impl Store {
     pub async fn transfer_leadership(&self) -> Result<(), ProposeError> {
         Ok(self.raft.transfer_leadership().await?)
     }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

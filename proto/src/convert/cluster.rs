@@ -16,11 +16,6 @@ impl From<&model::Cluster> for wire::Cluster {
             container_pool: cluster.container_pool.to_string(),
             vip_pool: cluster.vip_pool.to_string(),
             last_raft_id: cluster.last_raft_id,
-            revoked_nodes: cluster
-                .revoked_nodes
-                .iter()
-                .map(|(node_id, until_ms)| (node_id.to_string(), *until_ms))
-                .collect(),
         }
     }
 }
@@ -40,11 +35,6 @@ impl TryFrom<wire::Cluster> for model::Cluster {
             container_pool: ipv4_net(&cluster.container_pool, "container_pool")?,
             vip_pool: ipv4_net(&cluster.vip_pool, "vip_pool")?,
             last_raft_id: cluster.last_raft_id,
-            revoked_nodes: cluster
-                .revoked_nodes
-                .into_iter()
-                .map(|(node_id, until_ms)| Ok((id(&node_id, "revoked_nodes")?, until_ms)))
-                .collect::<Result<_, InvalidField>>()?,
         })
     }
 }

@@ -200,7 +200,6 @@ fn cluster() -> Cluster {
         container_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         last_raft_id: 8,
-        revoked_nodes: [(NodeId::from_bits(9), 10)].into(),
     }
 }
 

@@ -1,11 +1,10 @@
 //! The cluster itself: identity, certificate authority, tokens and address pools.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::Ipv4Net;
 
-use super::{ClusterId, Meta, NodeId};
+use super::{ClusterId, Meta};
 
 /// The one object that says what cluster this is.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,8 +29,6 @@ pub struct Cluster {
     pub vip_pool: Ipv4Net,
     /// The highest Raft member id ever given.
     pub last_raft_id: u64,
-    /// Removed nodes whose certificates are refused until they expire (milliseconds since the epoch).
-    pub revoked_nodes: BTreeMap<NodeId, i64>,
 }
 
 impl fmt::Debug for Cluster {

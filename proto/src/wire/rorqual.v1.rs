@@ -361,7 +361,7 @@ pub struct Meta {
     #[prost(int64, tag = "3")]
     pub updated_at_ms: i64,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cluster {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -386,12 +386,6 @@ pub struct Cluster {
     /// The highest Raft member id ever given.
     #[prost(uint64, tag = "10")]
     pub last_raft_id: u64,
-    /// Certificates of removed nodes, refused until they expire: node id → not after.
-    #[prost(btree_map = "string, int64", tag = "11")]
-    pub revoked_nodes: ::prost::alloc::collections::BTreeMap<
-        ::prost::alloc::string::String,
-        i64,
-    >,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeDescription {

@@ -40,9 +40,6 @@ pub(crate) struct ContainerArgs {
     /// How long the container may take to end after that signal before it is killed
     #[arg(long, alias = "stop-timeout", value_name = "DURATION", value_parser = parse::wait)]
     pub(crate) stop_grace_period: Option<u64>,
-    /// Run a small init that forwards signals and reaps processes
-    #[arg(long)]
-    pub(crate) init: bool,
     /// Kernel parameter of the container's own: NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::pair)]
     pub(crate) sysctl: Vec<(String, String)>,
@@ -65,7 +62,6 @@ impl ContainerArgs {
             cap_drop: self.cap_drop,
             stop_signal: self.stop_signal.unwrap_or_default(),
             stop_grace_ms: self.stop_grace_period.unwrap_or_default(),
-            init: self.init,
             sysctls: map(self.sysctl),
             ..ContainerSpec::default()
         })

@@ -159,7 +159,6 @@ impl Group {
                     Some(name) => missing_network(name),
                     None => self.refusals.to_string(),
                 };
-                draft.explanations.insert(task.id.clone(), task.status.message.clone());
             }
         }
     }

@@ -71,7 +71,6 @@ impl World {
             container_pool: containers.parse().unwrap(),
             vip_pool: vips.parse().unwrap(),
             last_raft_id: 0,
-            revoked_nodes: BTreeMap::new(),
         };
         world.write(vec![Action::new(ActionKind::PutCluster(Box::new(cluster)))]);
         world.network("default");

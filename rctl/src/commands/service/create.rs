@@ -137,7 +137,7 @@ mod tests {
              --limit-cpu 0.5 --limit-memory 64m --limit-pids 100 --reserve-cpu 0.25 --reserve-memory 32m \
              --restart-condition on-failure --restart-delay 2s --restart-max-attempts 3 --restart-window 1m \
              -e A=1 --env B=2 -u 1000:1000 -w /srv --hostname h --read-only --cap-add NET_ADMIN --cap-drop ALL \
-             --mount type=bind,src=/a,dst=/b,ro --stop-signal SIGQUIT --stop-grace-period 20s --init \
+             --mount type=bind,src=/a,dst=/b,ro --stop-signal SIGQUIT --stop-grace-period 20s \
              --sysctl net.core.somaxconn=1024 nginx:1 -g 'daemon off;'",
         );
         assert_eq!(spec.name, "web");
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(container.env, ["A=1", "B=2"]);
         assert_eq!((container.user.as_str(), container.workdir.as_str()), ("1000:1000", "/srv"));
         assert_eq!(container.hostname, "h");
-        assert!(container.read_only && container.init);
+        assert!(container.read_only);
         assert_eq!((container.cap_add[0].as_str(), container.cap_drop[0].as_str()), ("NET_ADMIN", "ALL"));
         let mount = Mount {
             kind: Kind::Bind.into(),

@@ -25,7 +25,7 @@ const ATTEMPTS: u32 = 5;
     "image", "args", "entrypoint", "replicas", "replicas_max_per_node", "force", "env_add", "env_rm",
     "label_add", "label_rm", "container_label_add", "container_label_rm", "publish_add", "publish_rm",
     "mount_add", "mount_rm", "constraint_add", "constraint_rm", "cap_add", "cap_drop", "sysctl_add",
-    "sysctl_rm", "user", "workdir", "hostname", "read_only", "init", "stop_signal", "stop_grace_period",
+    "sysctl_rm", "user", "workdir", "hostname", "read_only", "stop_signal", "stop_grace_period",
     "limit_cpu", "limit_memory", "limit_pids", "reserve_cpu", "reserve_memory", "restart_condition",
     "restart_delay", "restart_max_attempts", "restart_window",
 ]))]
@@ -108,9 +108,6 @@ pub(crate) struct UpdateArgs {
     /// Mount the image's files read-only
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     read_only: Option<bool>,
-    /// Run a small init
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    init: Option<bool>,
     /// Signal that asks the container to end; empty: the image's own
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
@@ -205,7 +202,6 @@ impl UpdateArgs {
         set(&mut spec.hostname, self.hostname.as_ref());
         set(&mut spec.stop_signal, self.stop_signal.as_ref());
         set(&mut spec.read_only, self.read_only.as_ref());
-        set(&mut spec.init, self.init.as_ref());
         set(&mut spec.stop_grace_ms, self.stop_grace_period.as_ref());
         let added = env::given("--env-add", &self.env_add)?;
         let name = |variable: &str| variable.split_once('=').map_or(variable, |(name, _)| name).to_owned();
@@ -356,9 +352,8 @@ mod tests {
 
     #[test]
     fn flags_and_amounts() {
-        let container =
-            container("--read-only --init=false --limit-memory 64m --stop-grace-period 1s --user ''");
-        assert!(container.read_only && !container.init);
+        let container = container("--read-only --limit-memory 64m --stop-grace-period 1s --user ''");
+        assert!(container.read_only);
         assert_eq!(container.limits.unwrap().memory_bytes, 64 << 20);
         assert_eq!(container.stop_grace_ms, 1000);
         assert_eq!(updated("--force").force_update, 1);
