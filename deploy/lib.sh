@@ -82,5 +82,8 @@ rq_build_programs() {
   fi
 }
 
+# rq_static_runtime prints where the static rorqual-runtime is once it is built.
+rq_static_runtime() { echo "$RQ_TARGET/$(rq_as_builder rustc -vV | sed -n 's/^host: //p')/release/rorqual-runtime"; }
+
 # rq_program_dir prints where rorquald and rctl are once they are built. rorqual-runtime is RQ_RUNTIME.
 rq_program_dir() { echo "$RQ_TARGET/release"; }
