@@ -6,7 +6,7 @@
 //! ```text
 //! Runtime::launch ── writes record.json and config.json, spawns ──> rorqual-runtime monitor
 //!                                                                     │  plan::launch_plan (pure)
-//!                                                                     │  monitor::setup    (cgroup, pipes, clone)
+//!                                                                     │  monitor::setup    (pipes; spawn: cgroup, clone, what init asks for)
 //!                                                                     ├──> init: executes the plan's steps, execs
 //!                                                                     └──> monitor::serve  (logs, exit status, socket)
 //! ```
@@ -18,14 +18,18 @@
 mod api;
 mod cgroup;
 mod error;
+#[allow(dead_code, reason = "what the OCI commands use comes with them")]
 mod init;
 mod launch;
 pub mod log;
 pub mod monitor;
+#[allow(dead_code, reason = "what the OCI commands use comes with them")]
 mod plan;
 mod record;
 mod runtime;
 mod seccomp;
+#[allow(dead_code, unused_imports, reason = "what the OCI commands use comes with them")]
+mod spawn;
 pub mod spec;
 mod sys;
 

@@ -115,8 +115,11 @@ struct CloneArgs {
 
 /// Makes a child process with the new namespaces of `flags`, in `cgroup` (a cgroup2 directory) if one is given. Returns
 /// the child's pid, and `None` in the child. The caller has to be single-threaded.
+///
+/// With CLONE_PARENT in `flags` the new process is a child of our parent, which is told of its end as of ours.
 pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<i32>> {
-    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    let exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
+    let mut args = CloneArgs { flags, exit_signal, ..CloneArgs::default() };
     if let Some(fd) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd.as_raw_fd() as u64;
@@ -591,4 +594,18 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: the lock lives through the call, and the kernel fills it.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }.into())?;
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// Takes the next connection of a listening socket.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    loop {
+        // SAFETY: no address is asked for.
+        let result = unsafe {
+            libc::accept4(listener.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        match check_fd(result.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }

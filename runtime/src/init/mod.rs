@@ -6,13 +6,14 @@ mod root;
 mod user;
 
 use std::ffi::{CStr, CString};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::capabilities::Sets;
-use crate::plan::{Execute, Step};
+use crate::plan::{Execute, Join, Step};
+use crate::spawn::{Ask, Channel};
 use crate::sys;
 
 /// Why a container did not start.
@@ -59,13 +60,25 @@ impl Failure {
     }
 }
 
-/// The descriptors that the first process gets from the monitor.
+/// What becomes of standard input, output and error.
 #[derive(Debug)]
-pub(crate) struct Pipes {
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
+pub(crate) enum Stdio {
+    /// Output goes into these; input comes from the container's null device.
+    Pipes { stdout: OwnedFd, stderr: OwnedFd },
+    /// They are those of the process that makes the container.
+    Inherited,
+}
+
+/// The descriptors that the first process gets from its parent.
+#[derive(Debug)]
+pub(crate) struct Fds {
+    pub(crate) stdio: Stdio,
     /// Closed by a successful exec; else it carries the failure.
-    pub(crate) report: OwnedFd,
+    pub(crate) channel: Channel,
+    /// Where [`Step::Created`] waits until the container is started; `None`: it is started at once.
+    pub(crate) start: Option<OwnedFd>,
+    /// A pidfd of the process whose namespaces [`Step::Enter`] enters.
+    pub(crate) target: Option<OwnedFd>,
 }
 
 /// What one step leaves for a later one.
@@ -88,21 +101,19 @@ impl State {
 }
 
 /// Executes the steps. Returns only by ending the process.
-pub(crate) fn run(steps: &[Step], pipes: &Pipes) -> ! {
-    let failure = match execute(steps, pipes) {
+pub(crate) fn run(steps: &[Step], mut fds: Fds) -> ! {
+    let failure = match execute(steps, &mut fds) {
         Ok(()) => {
             Failure::new(Kind::Step, "executing the plan", &io::Error::other("the plan has no program"))
         }
         Err(failure) => failure,
     };
-    let line = serde_json::to_vec(&failure).unwrap_or_default();
-    // The monitor sees the end of the pipe at least, and our exit code.
-    let _ =
-        std::fs::File::from(pipes.report.try_clone().unwrap_or_else(|_| sys::exit_now(1))).write_all(&line);
+    // The parent sees the end of the channel at least, and our exit code.
+    let _ = fds.channel.tell(&Ask::Failed(failure));
     sys::exit_now(1)
 }
 
-fn execute(steps: &[Step], pipes: &Pipes) -> Result<(), Failure> {
+fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
     let mut state = State::default();
     for step in steps {
         match step {
@@ -127,14 +138,16 @@ fn execute(steps: &[Step], pipes: &Pipes) -> Result<(), Failure> {
                     Failure::new(Kind::WorkingDirectory, format!("/{}", path.to_string_lossy()), &error)
                 })?;
             }
+            Step::Ask(ask) => fds.channel.ask(ask, None)?,
+            Step::Created => wait_for_start(fds)?,
             Step::Execute(program) => return Err(exec(program, &state)),
-            other => perform(other, &mut state, pipes).map_err(|error| Failure::step(other, &error))?,
+            other => perform(other, &mut state, fds).map_err(|error| Failure::step(other, &error))?,
         }
     }
     Ok(())
 }
 
-fn perform(step: &Step, state: &mut State, pipes: &Pipes) -> io::Result<()> {
+fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
     match step {
         Step::Undumpable => sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop),
         Step::JoinCgroups(files) => {
@@ -179,15 +192,21 @@ fn perform(step: &Step, state: &mut State, pipes: &Pipes) -> io::Result<()> {
         Step::Mask(path) => mask(state, path),
         Step::ReadOnly(path) => root::make_read_only(state.root()?, path),
         Step::ReadOnlyRoot => root::read_only_root(state.root()?),
-        Step::Stdio => stdio(state, pipes),
+        Step::Stdio => stdio(state, &fds.stdio),
         Step::Credentials { sets, last_capability, umask } => {
             sys::umask(*umask);
             credentials(sets, *last_capability, &state.user)
         }
         Step::NoNewPrivileges => sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
         Step::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
-        Step::DieWithMonitor => die_with_monitor(pipes),
-        Step::FindUser(_) | Step::MakeDirectory(_) | Step::WorkingDirectory(_) | Step::Execute(_) => Ok(()),
+        Step::DieWithMonitor => die_with_monitor(fds),
+        Step::Enter { joins, new } => enter(joins, *new, fds),
+        Step::FindUser(_)
+        | Step::MakeDirectory(_)
+        | Step::WorkingDirectory(_)
+        | Step::Ask(_)
+        | Step::Created
+        | Step::Execute(_) => Ok(()),
     }
 }
 
@@ -210,17 +229,77 @@ fn mask(state: &mut State, path: &CStr) -> io::Result<()> {
     sys::move_mount(copy.as_fd(), target.as_fd())
 }
 
-/// The host's null device would do as well, but its owner and mode could then be changed from inside.
-fn stdio(state: &State, pipes: &Pipes) -> io::Result<()> {
-    let null = sys::openat2(state.root()?.as_raw_fd(), c"dev/null", libc::O_RDONLY | libc::O_NOFOLLOW, 0, 0)?;
-    files::check_null(null.as_fd())?;
-    sys::dup_to(null.as_fd(), 0)?;
-    for (pipe, number) in [(&pipes.stdout, 1), (&pipes.stderr, 2)] {
-        // So that a program without privileges can open /dev/stdout.
-        sys::fchown(pipe.as_fd(), state.user.uid, state.user.gid)?;
-        sys::dup_to(pipe.as_fd(), number)?;
+fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
+    let own = |fd: BorrowedFd<'_>| sys::fchown(fd, state.user.uid, state.user.gid);
+    match stdio {
+        Stdio::Pipes { stdout, stderr } => {
+            // The host's null device would do as well, but its owner and mode could then be changed from inside.
+            let flags = libc::O_RDONLY | libc::O_NOFOLLOW;
+            let null = sys::openat2(state.root()?.as_raw_fd(), c"dev/null", flags, 0, 0)?;
+            files::check_null(null.as_fd())?;
+            sys::dup_to(null.as_fd(), 0)?;
+            for (pipe, number) in [(stdout, 1), (stderr, 2)] {
+                // So that a program without privileges can open /dev/stdout.
+                own(pipe.as_fd())?;
+                sys::dup_to(pipe.as_fd(), number)?;
+            }
+        }
+        Stdio::Inherited => {
+            for fd in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
+                // Pipes and sockets of the caller, made for this; a null device or a file is everybody's.
+                let kind = sys::fstat(fd)?.st_mode & libc::S_IFMT;
+                if kind == libc::S_IFIFO || kind == libc::S_IFSOCK {
+                    match own(fd) {
+                        // Not ours to give away (rootless, read-only): it stays usable as it is open.
+                        Err(error)
+                            if matches!(
+                                error.raw_os_error(),
+                                Some(libc::EPERM | libc::EINVAL | libc::EROFS)
+                            ) => {}
+                        other => other?,
+                    }
+                }
+            }
+        }
     }
     Ok(())
+}
+
+/// Enters namespaces that exist, and makes the process that goes on in them and in new ones. Returns only in that one.
+fn enter(joins: &[Join], new: u64, fds: &Fds) -> io::Result<()> {
+    // All are opened before one is entered: behind it the paths may mean something else.
+    let mut opened = Vec::with_capacity(joins.len());
+    for join in joins {
+        let (namespace, kind) = match join {
+            Join::Path { path, kind } => (sys::openat2(sys::CWD, path, libc::O_RDONLY, 0, 0)?, *kind),
+            Join::Target { kinds } => {
+                let target = fds.target.as_ref().ok_or_else(|| io::Error::other("no process to join"))?;
+                (target.try_clone()?, *kinds)
+            }
+        };
+        opened.push((namespace, kind));
+    }
+    for (namespace, kind) in &opened {
+        sys::setns(namespace.as_fd(), *kind)?;
+    }
+    match sys::clone3(new | libc::CLONE_PARENT as u64, None)? {
+        None => Ok(()),
+        Some(pid) => {
+            // If it cannot be told, the parent is gone, which the new one will see as well.
+            let told = fds.channel.tell(&Ask::Born(pid));
+            sys::exit_now(i32::from(told.is_err()))
+        }
+    }
+}
+
+/// Says that all is made, and waits until it is to be started. From then on failures go to whoever started it.
+fn wait_for_start(fds: &mut Fds) -> Result<(), Failure> {
+    fds.channel.ask(&Ask::Created, None)?;
+    let Some(listener) = fds.start.take() else { return Ok(()) };
+    let failed = |error: io::Error| Failure::step("waiting to be started", &error);
+    let connection = sys::accept(listener.as_fd()).map_err(failed)?;
+    fds.channel = Channel::from_fd(connection);
+    fds.channel.ask(&Ask::Created, None)
 }
 
 fn credentials(sets: &Sets, last_capability: u32, user: &user::Identity) -> io::Result<()> {
@@ -241,12 +320,10 @@ fn credentials(sets: &Sets, last_capability: u32, user: &user::Identity) -> io::
 }
 
 /// A change of user clears the wish to die with the parent, so this comes late; the monitor may have died meanwhile,
-/// which shows in the pipe that only it reads.
-fn die_with_monitor(pipes: &Pipes) -> io::Result<()> {
+/// which shows in the channel.
+fn die_with_monitor(fds: &Fds) -> io::Result<()> {
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0)?;
-    let mut fds = [libc::pollfd { fd: pipes.report.as_raw_fd(), events: 0, revents: 0 }];
-    sys::poll(&mut fds, 0)?;
-    if fds[0].revents & libc::POLLERR != 0 {
+    if fds.channel.is_closed()? {
         return Err(io::Error::other("the monitor has died"));
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
@@ -14,10 +14,10 @@ use oci_spec::runtime::Spec;
 
 use super::SERVE;
 use crate::cgroup;
-use crate::init::{self, Failure, Kind, Pipes};
-use crate::plan::cgroup::CgroupPlan;
+use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Plan, Request};
 use crate::record::{self, Files, Record, Report, SOCKET, State};
+use crate::spawn::{self, Child, groups};
 use crate::sys;
 
 /// Everything the serving process needs.
@@ -113,7 +113,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         errno: None,
         detail: wrong.reason,
     })?;
-    let started = make_groups(&plan.cgroup).and_then(|()| first_process(files, plan, &record));
+    let started = groups::make(&plan.cgroup).and_then(|()| first_process(files, &plan, &record));
     match started {
         Ok((state, stdout, stderr, listener)) => {
             Ok(Container { record, state, stdout, stderr, listener, lock })
@@ -143,65 +143,26 @@ fn load(files: &Files) -> Result<(Record, Spec), Failure> {
     Ok((record, spec))
 }
 
-fn make_groups(plan: &CgroupPlan) -> Result<(), Failure> {
-    for dir in plan.unified.iter().chain(&plan.v1) {
-        fs::create_dir_all(dir)
-            .map_err(|error| Failure::step(format!("making control group {}", dir.display()), &error))?;
-    }
-    for write in &plan.writes {
-        match fs::write(&write.path, &write.value) {
-            Err(error) if write.optional && error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(Failure::step(
-                    format!("writing {} to {}", write.value, write.path.display()),
-                    &error,
-                ));
-            }
-            Ok(()) => {}
-        }
-    }
-    let (Some(program), Some(dir)) = (&plan.device_program, &plan.unified) else { return Ok(()) };
-    let attach = File::open(dir).and_then(|dir| {
-        sys::load_device_program(program).and_then(|loaded| sys::attach_device_program(dir.as_fd(), loaded))
-    });
-    attach.map_err(|error| Failure::step("restricting devices (BPF, CONFIG_CGROUP_BPF)", &error))
-}
-
 type Running = (State, OwnedFd, OwnedFd, UnixListener);
 
-fn first_process(files: &Files, plan: Plan, record: &Record) -> Result<Running, Failure> {
+fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running, Failure> {
     let pipe = || sys::pipe().map_err(|error| Failure::step("making a pipe", &error));
-    let ((stdout, stdout_in), (stderr, stderr_in), (result, result_in)) = (pipe()?, pipe()?, pipe()?);
+    let ((stdout, stdout_in), (stderr, stderr_in)) = (pipe()?, pipe()?);
     let listener = listen(&files.0).map_err(|error| Failure::step("listening for watchers", &error))?;
     fs::create_dir_all(files.mountpoint())
         .map_err(|error| Failure::step("making the mount point", &error))?;
-    let group = match &plan.cgroup.unified {
-        Some(dir) => {
-            Some(File::open(dir).map_err(|error| Failure::step("opening the control group", &error))?)
-        }
-        None => None,
+    let child = Child {
+        namespaces: plan.namespaces,
+        unified: plan.cgroup.unified.as_deref(),
+        steps: &plan.steps,
+        stdio: Stdio::Pipes { stdout: stdout_in, stderr: stderr_in },
+        start: None,
+        target: None,
     };
-    let pipes = Pipes { stdout: stdout_in, stderr: stderr_in, report: result_in };
-    let child = sys::clone3(plan.namespaces, group.as_ref().map(AsFd::as_fd));
-    let pid = match child {
-        Ok(None) => init::run(&plan.steps, &pipes),
-        Ok(Some(pid)) => pid,
-        Err(error) => return Err(Failure::step("making the first process and its namespaces", &error)),
-    };
-    drop(pipes);
-    let mut text = Vec::new();
-    let read = File::from(result).read_to_end(&mut text);
-    if let Err(error) = read {
-        let _ = sys::kill(pid, libc::SIGKILL);
-        let _ = sys::wait_for(pid);
-        return Err(Failure::step("waiting for the first process", &error));
-    }
-    if !text.is_empty() {
-        let _ = sys::wait_for(pid);
-        return Err(serde_json::from_slice(&text).unwrap_or_else(|error| {
-            Failure::step("reading the first process' failure", &io::Error::other(error.to_string()))
-        }));
-    }
+    let pid = spawn::first_process(child, |ask, _, _| {
+        let unknown = io::Error::other(format!("{ask:?} is nothing that a monitor does"));
+        Err(Failure::step("answering the first process", &unknown))
+    })?;
     let state = State {
         pid,
         // It is our child and not reaped, so it is there, even if it has ended already.

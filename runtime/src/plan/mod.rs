@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Rootfs;
 use crate::cgroup::Layout;
+use crate::spawn::Ask;
 use crate::sys::Instruction;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
@@ -127,7 +128,29 @@ pub(crate) enum Step {
     },
     /// The container does not outlive its monitor.
     DieWithMonitor,
+    /// Enters namespaces that exist before others are made in them (a user or pid namespace): what follows is done by
+    /// another process, made with the CLONE_NEW* flags of `new`.
+    Enter {
+        joins: Vec<Join>,
+        new: u64,
+    },
+    /// Something that the parent has to do.
+    Ask(Ask),
+    /// Everything is made: the parent is told, and the rest waits until the container is started.
+    Created,
     Execute(Execute),
+}
+
+/// Namespaces to enter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Join {
+    Path {
+        path: CString,
+        /// A CLONE_NEW* flag.
+        kind: i32,
+    },
+    /// Those of the process that the parent gives a pidfd of; CLONE_NEW* flags.
+    Target { kinds: i32 },
 }
 
 /// A device node.
@@ -481,6 +504,17 @@ impl fmt::Display for Step {
                 write!(f, "loading the seccomp filter ({} instructions)", program.len())
             }
             Step::DieWithMonitor => write!(f, "tying the process to its monitor"),
+            Step::Enter { joins, .. } => {
+                let paths = joins.iter().map(|join| match join {
+                    Join::Path { path, .. } => s(path),
+                    Join::Target { .. } => "of the container".to_owned(),
+                });
+                write!(f, "entering namespaces {}", paths.collect::<Vec<_>>().join(", "))
+            }
+            Step::Ask(Ask::MapIds) => write!(f, "mapping users and groups"),
+            Step::Ask(Ask::Hooks) => write!(f, "running hooks"),
+            Step::Ask(_) => write!(f, "asking the runtime"),
+            Step::Created => write!(f, "waiting to be started"),
             Step::Execute(execute) => {
                 write!(f, "executing {}", execute.args.first().map(s).unwrap_or_default())
             }

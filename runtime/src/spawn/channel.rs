@@ -1,0 +1,249 @@
+//! The channel between a container's first process and whoever makes it: the process asks, one thing at a time, and
+//! waits for the answer. A successful exec closes it; until then it carries the failure, if there is one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+};
+
+use crate::init::Failure;
+use crate::sys;
+
+/// No message is longer. A failure that would be loses the end of its text.
+const LIMIT_BYTES: usize = 16 * 1024;
+
+/// What the first process cannot do for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Nothing: another process, made with the namespaces that this one has entered, goes on in its place. Its pid.
+    Born(i32),
+    /// Write the user and group mappings of the asking process' user namespace.
+    MapIds,
+    /// Run the hooks that belong to the time after the namespaces and before the root file system is entered
+    /// (prestart, createRuntime).
+    Hooks,
+    /// Take the other end of the terminal.
+    Terminal,
+    /// Take the descriptor that tells of filtered system calls.
+    Notify,
+    /// Write down that the container is made: all that is left is to be started.
+    Created,
+    /// The end: why the program does not run.
+    Failed(Failure),
+}
+
+/// One end.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+/// A new channel: (the parent's end, the first process' end).
+pub(crate) fn channel() -> io::Result<(Channel, Channel)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (one, other) = socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    Ok((Channel(one), Channel(other)))
+}
+
+impl Channel {
+    /// An end that was reached in another way, such as a connection.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Channel {
+        Channel(fd)
+    }
+
+    /// First process: asks and waits for the answer.
+    pub(crate) fn ask(&self, ask: &Ask, fd: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::step("asking the runtime", &error);
+        self.send(&ask.to_bytes(), fd).map_err(failed)?;
+        match self.receive_bytes().map_err(failed)? {
+            (answer, _) if answer == [OK] => Ok(()),
+            // It has died, or given us up.
+            (answer, _) if answer.is_empty() => {
+                Err(Failure::step("waiting for the runtime", &io::Error::other("it has ended")))
+            }
+            (answer, _) => Err(parse_failure(&answer)),
+        }
+    }
+
+    /// First process: tells something that needs no answer.
+    pub(crate) fn tell(&self, ask: &Ask) -> io::Result<()> {
+        self.send(&ask.to_bytes(), None)
+    }
+
+    /// Parent: the next question; `None` once the other end is closed.
+    pub(crate) fn receive(&self) -> io::Result<Option<(Ask, Option<OwnedFd>)>> {
+        let (bytes, fd) = self.receive_bytes()?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        Ask::from_bytes(&bytes).map(|ask| Some((ask, fd))).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Parent: answers a question.
+    pub(crate) fn answer(&self, answer: Result<(), &Failure>) -> io::Result<()> {
+        match answer {
+            Ok(()) => self.send(&[OK], None),
+            Err(failure) => self.send(&Ask::Failed(failure.clone()).to_bytes(), None),
+        }
+    }
+
+    /// Whether the other end is closed.
+    pub(crate) fn is_closed(&self) -> io::Result<bool> {
+        let mut fds = [libc::pollfd { fd: self.0.as_raw_fd(), events: 0, revents: 0 }];
+        sys::poll(&mut fds, 0)?;
+        Ok(fds[0].revents & (libc::POLLHUP | libc::POLLERR) != 0)
+    }
+
+    fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        send(self.0.as_fd(), bytes, fd)
+    }
+
+    fn receive_bytes(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        let mut buffer = vec![0; LIMIT_BYTES];
+        let mut space = nix::cmsg_space!(RawFd);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = loop {
+            match socket::recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+                Err(Errno::EINTR) => {}
+                // Closed with something of ours unread: closed all the same.
+                Err(Errno::ECONNRESET) => return Ok((Vec::new(), None)),
+                other => break other?,
+            }
+        };
+        let mut received = None;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                received = fds.first().map(|fd| sys::adopt_fd(*fd)).transpose()?;
+            }
+        }
+        let count = message.bytes;
+        buffer.truncate(count);
+        Ok((buffer, received))
+    }
+}
+
+/// Sends bytes, and a descriptor beside them, over a Unix socket.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let raw = fd.map(|fd| [fd.as_raw_fd()]);
+    let rights = raw.as_ref().map(|raw| ControlMessage::ScmRights(raw));
+    loop {
+        let control = rights.as_slice();
+        match socket::sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
+            Err(Errno::EINTR) => {}
+            other => return Ok(other.map(drop)?),
+        }
+    }
+}
+
+const OK: u8 = b'+';
+
+impl Ask {
+    fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Ask::Born(pid) => [b"b", &pid.to_ne_bytes()[..]].concat(),
+            Ask::MapIds => b"m".to_vec(),
+            Ask::Hooks => b"h".to_vec(),
+            Ask::Terminal => b"t".to_vec(),
+            Ask::Notify => b"n".to_vec(),
+            Ask::Created => b"c".to_vec(),
+            Ask::Failed(failure) => {
+                let mut failure = failure.clone();
+                for text in [&mut failure.subject, &mut failure.detail] {
+                    // Escaped, a byte may take six.
+                    let mut end = text.len().min(LIMIT_BYTES / 16);
+                    while !text.is_char_boundary(end) {
+                        end -= 1;
+                    }
+                    text.truncate(end);
+                }
+                [b"f", &serde_json::to_vec(&failure).unwrap_or_default()[..]].concat()
+            }
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Ask> {
+        Some(match bytes {
+            [b'b', pid @ ..] => Ask::Born(i32::from_ne_bytes(pid.try_into().ok()?)),
+            b"m" => Ask::MapIds,
+            b"h" => Ask::Hooks,
+            b"t" => Ask::Terminal,
+            b"n" => Ask::Notify,
+            b"c" => Ask::Created,
+            [b'f', ..] => Ask::Failed(parse_failure(bytes)),
+            _ => return None,
+        })
+    }
+}
+
+fn parse_failure(bytes: &[u8]) -> Failure {
+    serde_json::from_slice(bytes.get(1..).unwrap_or_default())
+        .unwrap_or_else(|error| Failure::step("reading a failure", &io::Error::other(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::Kind;
+    use std::io::{Read as _, Write as _};
+
+    fn failure(length: usize) -> Failure {
+        let detail = "ä\u{1}".repeat(length);
+        Failure { kind: Kind::UnknownUser, subject: "web".to_owned(), errno: Some(2), detail }
+    }
+
+    #[test]
+    fn every_question_arrives_as_it_was_asked() {
+        let (parent, child) = channel().unwrap();
+        let asks = [Ask::Born(77), Ask::MapIds, Ask::Hooks, Ask::Terminal, Ask::Notify, Ask::Created];
+        for ask in asks.into_iter().chain([Ask::Failed(failure(3))]) {
+            child.tell(&ask).unwrap();
+            let (received, fd) = parent.receive().unwrap().unwrap();
+            assert_eq!((received, fd.is_none()), (ask, true));
+        }
+        assert!(!parent.is_closed().unwrap());
+        drop(child);
+        assert!(parent.is_closed().unwrap());
+        assert!(parent.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_failure_of_any_length_keeps_its_kind() {
+        let (parent, child) = channel().unwrap();
+        child.tell(&Ask::Failed(failure(100_000))).unwrap();
+        let Some((Ask::Failed(received), _)) = parent.receive().unwrap() else { panic!() };
+        assert_eq!((received.kind, received.errno), (Kind::UnknownUser, Some(2)));
+    }
+
+    #[test]
+    fn descriptors_and_answers_go_across() {
+        let (parent, child) = channel().unwrap();
+        let (read, write) = sys::pipe().unwrap();
+        let asking = std::thread::spawn(move || {
+            let first = child.ask(&Ask::Terminal, Some(write.as_fd()));
+            let second = child.ask(&Ask::MapIds, None);
+            (first, second, child.ask(&Ask::Hooks, None))
+        });
+        let (ask, fd) = parent.receive().unwrap().unwrap();
+        assert_eq!(ask, Ask::Terminal);
+        std::fs::File::from(fd.unwrap()).write_all(b"x").unwrap();
+        parent.answer(Ok(())).unwrap();
+        assert_eq!(parent.receive().unwrap().unwrap().0, Ask::MapIds);
+        parent.answer(Err(&failure(1))).unwrap();
+        assert_eq!(parent.receive().unwrap().unwrap().0, Ask::Hooks);
+        drop(parent);
+        let (first, second, third) = asking.join().unwrap();
+        assert_eq!((first, second), (Ok(()), Err(failure(1))));
+        assert!(third.unwrap_err().detail.contains("ended"));
+        let mut byte = [0];
+        std::fs::File::from(read).read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+}

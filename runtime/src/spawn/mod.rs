@@ -1,0 +1,120 @@
+//! The parent's side of a launch, for the monitor and for the OCI commands alike: makes the control groups, makes the
+//! first process in them, and does for it what it cannot do for itself, until its program runs.
+//!
+//! ```text
+//! parent                                       first process
+//!   groups::make
+//!   first_process ── clone3 ─────────────────> init::run: the plan's steps, in order
+//!      answers <──────── Ask (channel) ──────────  maps, hooks, terminal, notify, created …
+//!      ──────────────── answer ────────────────>
+//!      the channel's end <──────────────────────  exec
+//! ```
+//!
+//! A plan with [`crate::plan::Step::Enter`] needs two processes: the one that is cloned here enters namespaces that
+//! exist (a user namespace, a pid namespace) and then makes the one that goes on, as our child and not as its own
+//! (CLONE_PARENT). It tells the pid by [`Ask::Born`] and ends.
+
+mod channel;
+pub(crate) mod groups;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+pub(crate) use channel::{Ask, Channel, channel, send};
+
+use crate::init::{self, Failure, Fds, Stdio};
+use crate::plan::Step;
+use crate::sys;
+
+/// What is to be made.
+#[derive(Debug)]
+pub(crate) struct Child<'a> {
+    /// CLONE_NEW* flags.
+    pub(crate) namespaces: u64,
+    /// The cgroup2 directory to be born in.
+    pub(crate) unified: Option<&'a Path>,
+    pub(crate) steps: &'a [Step],
+    pub(crate) stdio: Stdio,
+    /// A listening socket on which it waits until it is started.
+    pub(crate) start: Option<OwnedFd>,
+    /// A pidfd of the process whose namespaces it enters.
+    pub(crate) target: Option<OwnedFd>,
+}
+
+/// How a question was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    GoOn,
+    /// Nothing more is listened to: the process waits for somebody else.
+    Leave,
+}
+
+/// Makes the first process and serves it until its program runs, or `answer` says [`Flow::Leave`]. Returns its pid.
+///
+/// `answer` gets each question with the pid of the asking process. Upon any failure the process is ended and reaped.
+pub(crate) fn first_process(
+    child: Child<'_>,
+    mut answer: impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
+) -> Result<i32, Failure> {
+    let (ours, theirs) = channel().map_err(|error| Failure::step("making a channel", &error))?;
+    let group = match child.unified {
+        Some(dir) => {
+            Some(File::open(dir).map_err(|error| Failure::step("opening the control group", &error))?)
+        }
+        None => None,
+    };
+    let fds = Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target };
+    let mut pid = match sys::clone3(child.namespaces, group.as_ref().map(AsFd::as_fd)) {
+        Ok(None) => {
+            // Else it would not see our end.
+            drop(ours);
+            init::run(child.steps, fds)
+        }
+        Ok(Some(pid)) => pid,
+        Err(error) => return Err(Failure::step("making the first process and its namespaces", &error)),
+    };
+    drop(fds);
+    match serve(&ours, &mut pid, &mut answer) {
+        Ok(()) => Ok(pid),
+        Err(failure) => {
+            // Whatever it is doing, it is of no use any more; and it may be gone already.
+            let _ = sys::kill(pid, libc::SIGKILL);
+            let _ = sys::wait_for(pid);
+            Err(failure)
+        }
+    }
+}
+
+fn serve(
+    channel: &Channel,
+    pid: &mut i32,
+    answer: &mut impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
+) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::step("waiting for the first process", &error);
+    while let Some((ask, fd)) = channel.receive().map_err(failed)? {
+        match ask {
+            Ask::Failed(failure) => return Err(failure),
+            Ask::Born(new) => {
+                // The one that made it has nothing left to do.
+                let _ = sys::wait_for(*pid);
+                *pid = new;
+            }
+            ask => match answer(&ask, *pid, fd) {
+                Ok(flow) => {
+                    channel.answer(Ok(())).map_err(failed)?;
+                    if flow == Flow::Leave {
+                        return Ok(());
+                    }
+                }
+                Err(failure) => {
+                    // It could not go on anyway; why, the caller knows better than it.
+                    let _ = channel.answer(Err(&failure));
+                    return Err(failure);
+                }
+            },
+        }
+    }
+    Ok(())
+}
