@@ -113,6 +113,7 @@ fn in_option(error: &io::Error, key: &CStr, value: Option<&CStr>) -> io::Error {
 pub(super) fn pivot(root: BorrowedFd<'_>) -> io::Result<()> {
     nix::unistd::fchdir(root)?;
     sys::pivot_root_here()?;
+    sys::detach_here()?;
     nix::unistd::chdir(c"/")?;
     Ok(())
 }

@@ -8,21 +8,22 @@ pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
 mod mounts;
+mod namespaces;
+mod step;
 
 use std::ffi::CString;
-use std::fmt;
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::api::Rootfs;
 use crate::cgroup::Layout;
-use crate::spawn::Ask;
-use crate::sys::Instruction;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
 pub(crate) use mounts::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountPlan, Source};
+use namespaces::Namespaces;
+pub(crate) use step::{Device, Execute, Join, Step, User};
 
 /// What the host offers, as far as a plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,127 +66,6 @@ pub(crate) struct Plan {
     pub(crate) namespaces: u64,
     /// Executed by the first process, in order; the last one does not return.
     pub(crate) steps: Vec<Step>,
-}
-
-/// One thing that the container's first process does.
-#[derive(Clone)]
-pub(crate) enum Step {
-    /// Nobody may look into this process, or trace it, before it has become the container's.
-    Undumpable,
-    /// Joins v1 groups by writing to these `tasks` files.
-    JoinCgroups(Vec<CString>),
-    OomScore(i32),
-    ResourceLimit {
-        resource: u32,
-        name: &'static str,
-        soft: u64,
-        hard: u64,
-    },
-    JoinNamespace {
-        path: CString,
-        kind: i32,
-    },
-    /// After the group is joined, since it becomes the root of what the container sees.
-    NewCgroupNamespace,
-    NewSession,
-    /// Mounts of the host come in (or not), none goes out.
-    DetachMounts {
-        propagation: u64,
-    },
-    MountRoot {
-        rootfs: Rootfs,
-        mountpoint: CString,
-    },
-    Mount(MountPlan),
-    /// Nodes and links that every container has, and those of the specification.
-    Devices(Vec<Device>),
-    LoopbackUp,
-    Hostname(Vec<u8>),
-    Domainname(Vec<u8>),
-    Pivot,
-    /// Below /proc/sys.
-    Sysctl {
-        path: CString,
-        value: Vec<u8>,
-    },
-    Mask(CString),
-    ReadOnly(CString),
-    MakeDirectory(CString),
-    ReadOnlyRoot,
-    FindUser(User),
-    /// Standard input from the container's null device; output pipes given to its user.
-    Stdio,
-    WorkingDirectory(CString),
-    Credentials {
-        sets: Sets,
-        last_capability: u32,
-        umask: u32,
-    },
-    NoNewPrivileges,
-    Seccomp {
-        program: Vec<Instruction>,
-        flags: u64,
-    },
-    /// The container does not outlive its monitor.
-    DieWithMonitor,
-    /// Enters namespaces that exist before others are made in them (a user or pid namespace): what follows is done by
-    /// another process, made with the CLONE_NEW* flags of `new`.
-    Enter {
-        joins: Vec<Join>,
-        new: u64,
-    },
-    /// Something that the parent has to do.
-    Ask(Ask),
-    /// Everything is made: the parent is told, and the rest waits until the container is started.
-    Created,
-    Execute(Execute),
-}
-
-/// Namespaces to enter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Join {
-    Path {
-        path: CString,
-        /// A CLONE_NEW* flag.
-        kind: i32,
-    },
-    /// Those of the process that the parent gives a pidfd of; CLONE_NEW* flags.
-    Target { kinds: i32 },
-}
-
-/// A device node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Device {
-    /// Below the root, without a slash at its start.
-    pub(crate) path: CString,
-    /// Kind and permissions.
-    pub(crate) mode: u32,
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// One of those that every container has: passed over if it is there already.
-    pub(crate) default: bool,
-}
-
-/// Who the process is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum User {
-    /// Numbers of the specification.
-    Ids { uid: u32, gid: u32, groups: Vec<u32> },
-    /// `user[:group]`, to be looked up in the container.
-    Named(String),
-}
-
-/// The program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Execute {
-    /// Where it may be, in the order of PATH.
-    pub(crate) candidates: Vec<CString>,
-    pub(crate) args: Vec<CString>,
-    pub(crate) env: Vec<CString>,
-    /// Whether HOME is to be added from the user's entry.
-    pub(crate) needs_home: bool,
 }
 
 /// Plans a launch.
@@ -302,61 +182,6 @@ pub(crate) fn group(spec: &Spec, id: &str, parent: &str) -> Result<String> {
     Ok(format!("{parent}/{name}"))
 }
 
-#[derive(Default)]
-struct Namespaces {
-    flags: u64,
-    joined: Vec<Step>,
-    cgroup: bool,
-    /// Those that are not the host's, joined ones included, as CLONE_NEW* flags.
-    own: u64,
-}
-
-impl Namespaces {
-    fn of(linux: &oci_spec::runtime::Linux) -> Result<Namespaces> {
-        const FIELD: &str = "linux.namespaces";
-        let mut result = Namespaces::default();
-        for namespace in linux.namespaces().iter().flatten() {
-            let typ = namespace.typ();
-            let flag = typ as u64;
-            if result.own & flag != 0 {
-                return Err(invalid(FIELD, &format!("names {typ} twice")));
-            }
-            result.own |= flag;
-            match (typ, namespace.path()) {
-                (LinuxNamespaceType::User | LinuxNamespaceType::Time, _) => {
-                    return Err(invalid(
-                        FIELD,
-                        &format!("{typ} namespaces are not supported by this runtime yet"),
-                    ));
-                }
-                (
-                    LinuxNamespaceType::Network | LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts,
-                    Some(file),
-                ) => {
-                    result.joined.push(Step::JoinNamespace { path: path(file, FIELD)?, kind: flag as i32 });
-                }
-                (_, Some(_)) => {
-                    return Err(invalid(
-                        FIELD,
-                        &format!("joining a {typ} namespace by path is not supported yet"),
-                    ));
-                }
-                (LinuxNamespaceType::Cgroup, None) => result.cgroup = true,
-                (_, None) => result.flags |= flag,
-            }
-        }
-        for (typ, why) in [
-            (LinuxNamespaceType::Mount, "the root file system is mounted in it"),
-            (LinuxNamespaceType::Pid, "it is what ends all processes with the first one"),
-        ] {
-            if result.flags & typ as u64 == 0 {
-                return Err(invalid(FIELD, &format!("needs a new {typ} namespace: {why}")));
-            }
-        }
-        Ok(result)
-    }
-}
-
 fn resource_limits(process: &Process, steps: &mut Vec<Step>) -> Result<()> {
     for limit in process.rlimits().iter().flatten() {
         let (resource, name) = check::resource(limit.typ());
@@ -448,78 +273,6 @@ fn below_root(given: &Path, field: &str) -> Result<CString> {
         clean.push(".");
     }
     path(&clean, field)
-}
-
-impl fmt::Debug for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// What an error message says was being done.
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let s = |path: &CString| path.to_string_lossy().into_owned();
-        match self {
-            Step::Undumpable => write!(f, "protecting the process against tracing"),
-            Step::JoinCgroups(_) => write!(f, "joining the control groups"),
-            Step::OomScore(score) => {
-                write!(f, "setting oomScoreAdj to {score} (lowering it needs CAP_SYS_RESOURCE)")
-            }
-            Step::ResourceLimit { name, soft, hard, .. } => {
-                write!(
-                    f,
-                    "setting rlimit {name} to {soft}:{hard} (raising a hard limit needs CAP_SYS_RESOURCE)"
-                )
-            }
-            Step::JoinNamespace { path, .. } => write!(f, "joining namespace {}", s(path)),
-            Step::NewCgroupNamespace => write!(f, "making a cgroup namespace"),
-            Step::NewSession => write!(f, "making a session"),
-            Step::DetachMounts { .. } => write!(f, "detaching mounts from the host's"),
-            Step::MountRoot { rootfs: Rootfs::Directory(dir), .. } => {
-                write!(f, "mounting root {}", dir.display())
-            }
-            Step::MountRoot { rootfs: Rootfs::Overlay { lowers, upper, .. }, .. } => {
-                write!(f, "mounting an overlay of {} layers with upper {}", lowers.len(), upper.display())
-            }
-            Step::Mount(mount) => write!(f, "{mount}"),
-            Step::Devices(_) => write!(f, "making /dev"),
-            Step::LoopbackUp => write!(f, "bringing the loopback device up"),
-            Step::Hostname(_) => write!(f, "setting the host name"),
-            Step::Domainname(_) => write!(f, "setting the domain name"),
-            Step::Pivot => write!(f, "pivoting into the root file system"),
-            Step::Sysctl { path, .. } => write!(f, "setting sysctl {}", s(path)),
-            Step::Mask(path) => write!(f, "masking /{}", s(path)),
-            Step::ReadOnly(path) => write!(f, "making /{} read-only", s(path)),
-            Step::MakeDirectory(path) | Step::WorkingDirectory(path) => {
-                write!(f, "using working directory /{}", s(path))
-            }
-            Step::ReadOnlyRoot => write!(f, "making the root file system read-only"),
-            Step::FindUser(User::Named(name)) => write!(f, "looking up user {name:?}"),
-            Step::FindUser(User::Ids { uid, gid, .. }) => write!(f, "looking up user {uid}:{gid}"),
-            Step::Stdio => write!(f, "connecting standard input and output"),
-            Step::Credentials { .. } => write!(f, "setting user, groups and capabilities"),
-            Step::NoNewPrivileges => write!(f, "setting no_new_privs"),
-            Step::Seccomp { program, .. } => {
-                write!(f, "loading the seccomp filter ({} instructions)", program.len())
-            }
-            Step::DieWithMonitor => write!(f, "tying the process to its monitor"),
-            Step::Enter { joins, .. } => {
-                let paths = joins.iter().map(|join| match join {
-                    Join::Path { path, .. } => s(path),
-                    Join::Target { .. } => "of the container".to_owned(),
-                });
-                write!(f, "entering namespaces {}", paths.collect::<Vec<_>>().join(", "))
-            }
-            Step::Ask(Ask::MapIds) => write!(f, "mapping users and groups"),
-            Step::Ask(Ask::Hooks) => write!(f, "running hooks"),
-            Step::Ask(_) => write!(f, "asking the runtime"),
-            Step::Created => write!(f, "waiting to be started"),
-            Step::Execute(execute) => {
-                write!(f, "executing {}", execute.args.first().map(s).unwrap_or_default())
-            }
-        }
-    }
 }
 
 #[cfg(test)]
