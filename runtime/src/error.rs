@@ -71,6 +71,44 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// A limit that the kernel did not take.
+    #[error("{field}: writing {value:?} to {}: {remedy}", path.display())]
+    Limit {
+        /// The limit's path in the specification, such as `linux.resources.memory.limit`.
+        field: String,
+        /// The control group's file.
+        path: PathBuf,
+        /// What was written.
+        value: String,
+        /// What it is about, and what to do.
+        remedy: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A control group controller that a limit needs cannot be had in the container's group.
+    #[error("{field}: no {controller} controller by {}: {remedy}", path.display())]
+    Controller {
+        /// The controller.
+        controller: String,
+        /// The limit that needs it, such as `linux.resources.memory.limit`.
+        field: String,
+        /// Where it was asked for.
+        path: PathBuf,
+        /// What is in the way, and what to do.
+        remedy: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A change of limits that makes no sense, or that this container cannot have.
+    #[error("{field}: {reason}")]
+    InvalidLimit {
+        /// The limit's path in the specification.
+        field: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The cgroup could not be taken away.
     #[error("processes of container {id} are still in {} after {waited_ms} ms", path.display())]
     CgroupBusy {

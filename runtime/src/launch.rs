@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::api::{Launch, Rootfs, RuntimeOptions};
+use crate::cgroup::{Group, Reach};
 use crate::error::{Error, LaunchError, Result};
 use crate::init::{Failure, Kind};
 use crate::plan::{self, Facts};
@@ -89,11 +90,11 @@ pub(crate) fn launch(
             // It has cleaned up by then.
             Ok(Some(Report::Failed(failure))) => Err(from_failure(failure)),
             Ok(None) => {
-                remove_groups(facts, &group);
+                remove_groups(&launch.id, &group);
                 Err(monitor(format!("it ended before the container ran ({status})")))
             }
             Err(error) => {
-                remove_groups(facts, &group);
+                remove_groups(&launch.id, &group);
                 Err(match error.kind() {
                     io::ErrorKind::TimedOut => LaunchError::TimedOut {
                         id: launch.id.clone(),
@@ -142,24 +143,23 @@ fn end_monitor(child: &mut Child, files: &Files) {
     }
 }
 
-fn remove_groups(facts: &Facts, group: &str) {
-    let dirs = facts.layout.dirs(group);
-    let _ = crate::cgroup::kill_all(&dirs);
-    for dir in dirs {
-        let _ = crate::cgroup::remove(&dir, Duration::from_secs(2));
-    }
+fn remove_groups(id: &str, group: &Group) {
+    let _ = group.kill();
+    let _ = group.remove(id, Duration::from_secs(2));
 }
 
-/// Writes config.json and record.json; returns the container's control group.
+/// Writes config.json and record.json; returns the container's control groups.
 fn write_request(
     options: &RuntimeOptions,
     facts: &Facts,
     launch: &Launch,
     files: &Files,
-) -> Result<String, LaunchError> {
+) -> Result<Group, LaunchError> {
     let invalid =
         |wrong: plan::Invalid| LaunchError::InvalidSpec { field: wrong.field, reason: wrong.reason };
     let group = plan::group(&launch.spec, &launch.id, &options.cgroup_parent).map_err(invalid)?;
+    let resources = launch.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let group = Group::below(&facts.layout, &group, Reach::Needed(resources));
     let failed = |operation, path: &Path| {
         let path = path.to_owned();
         move |source| LaunchError::from(Error::File { operation, path, source })

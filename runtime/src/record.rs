@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{ExitStatus, LogPolicy, Rootfs};
+use crate::cgroup::Group;
 use crate::error::{Error, Result};
 use crate::init::Failure;
 use crate::plan::Facts;
@@ -31,8 +32,7 @@ pub(crate) struct Record {
     pub(crate) user: Option<String>,
     pub(crate) log: LogPolicy,
     pub(crate) cgroup_parent: String,
-    /// The container's group below each hierarchy.
-    pub(crate) group: String,
+    pub(crate) group: Group,
     pub(crate) facts: Facts,
 }
 

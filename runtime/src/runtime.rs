@@ -11,10 +11,12 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::LinuxResources;
+
 use crate::api::{
     CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, RuntimeOptions, Started, Stats,
 };
-use crate::cgroup::{self, Layout};
+use crate::cgroup::Layout;
 use crate::error::{Error, LaunchError, Result};
 use crate::launch::{self, Program};
 use crate::plan::Facts;
@@ -23,6 +25,9 @@ use crate::sys;
 
 /// How long a monitor may take to greet a watcher, and to end after it has recorded the container's end.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the processes of a container that has ended may take to leave its control groups.
+const GROUP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The containers of one node. Safe to share; two values on the same directory see the same containers.
 #[derive(Debug)]
@@ -149,8 +154,7 @@ impl Runtime {
         }
         if signal == libc::SIGKILL {
             // The kernel ends a pid namespace with its first process; this reaches what has been put into the group.
-            let dirs = record.facts.layout.dirs(&record.group);
-            if let Some(dir) = dirs.first() {
+            if let Some(dir) = &record.group.unified {
                 let _ = fs::write(dir.join("cgroup.kill"), "1");
             }
         }
@@ -169,7 +173,10 @@ impl Runtime {
         self.await_monitor(id, &files)?;
         let mut errors = Vec::new();
         if let Some(record) = &record {
-            self.remove_groups(id, record, &mut errors);
+            if let Err(error) = record.group.kill() {
+                errors.push(error);
+            }
+            errors.append(&mut record.group.remove(id, GROUP_DEADLINE));
         }
         if errors.is_empty() {
             // Last, since it is what the container is found by: a removal that failed can be tried again.
@@ -183,40 +190,34 @@ impl Runtime {
         if errors.is_empty() { Ok(()) } else { Err(Error::Removal { id: id.to_owned(), errors }) }
     }
 
-    fn remove_groups(&self, id: &str, record: &Record, errors: &mut Vec<Error>) {
-        const WAIT: Duration = Duration::from_secs(10);
-        let dirs = record.facts.layout.dirs(&record.group);
-        if let Err(source) = cgroup::kill_all(&dirs) {
-            errors.push(Error::File {
-                operation: "kill what is left in",
-                path: record.group.clone().into(),
-                source,
-            });
-        }
-        for dir in dirs {
-            match cgroup::remove(&dir, WAIT) {
-                Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    let waited_ms = WAIT.as_millis() as u64;
-                    errors.push(Error::CgroupBusy { id: id.to_owned(), path: dir, waited_ms });
-                }
-                Err(source) => {
-                    errors.push(Error::File { operation: "remove control group", path: dir, source })
-                }
-            }
+    /// Changes limits of a running container: what `resources` names is set, everything else stays.
+    pub fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        let record = self.running(id)?;
+        record.group.update(&record.facts.layout, resources)
+    }
+
+    /// Stops all processes of a running container where they are; they keep their memory and their connections.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        self.running(id)?.group.freeze()
+    }
+
+    /// Lets a paused container go on.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        self.running(id)?.group.thaw()
+    }
+
+    fn running(&self, id: &str) -> Result<Record> {
+        check_id(id)?;
+        match self.look(id)? {
+            None => Err(Error::NotFound { id: id.to_owned() }),
+            Some((Some(record), ContainerState::Running(_))) => Ok(record),
+            Some(_) => Err(Error::NotRunning { id: id.to_owned() }),
         }
     }
 
     /// What a running container uses.
     pub fn stats(&self, id: &str) -> Result<Stats> {
-        check_id(id)?;
-        match self.look(id)? {
-            None => Err(Error::NotFound { id: id.to_owned() }),
-            Some((Some(record), ContainerState::Running(_))) => {
-                Ok(cgroup::stats(&record.facts.layout, &record.group))
-            }
-            Some(_) => Err(Error::NotRunning { id: id.to_owned() }),
-        }
+        Ok(self.running(id)?.group.usage())
     }
 
     /// Takes the node's parent control group and the runtime directory away, for a node that is taken down for good.

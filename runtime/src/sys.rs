@@ -433,18 +433,62 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     check_fd(unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const load, mem::size_of::<Load>()) })
 }
 
-/// Attaches a device program to a cgroup2 directory; it goes when the directory goes.
-pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: OwnedFd) -> io::Result<()> {
-    let attach: [u32; 4] = [
+const BPF_CGROUP_DEVICE: u32 = 6;
+
+/// Attaches a device program to a cgroup2 directory; it goes when the directory goes. `old`, if given, is replaced at
+/// the same moment.
+pub(crate) fn attach_device_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    old: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let attach: [u32; 5] = [
         cgroup.as_raw_fd() as u32,
         program.as_raw_fd() as u32,
-        6, // BPF_CGROUP_DEVICE
-        2, // BPF_F_ALLOW_MULTI: groups below may narrow it
+        BPF_CGROUP_DEVICE,
+        // BPF_F_ALLOW_MULTI: groups below may narrow it; BPF_F_REPLACE.
+        2 | if old.is_some() { 4 } else { 0 },
+        old.map_or(0, |old| old.as_raw_fd() as u32),
     ];
     // SAFETY: the attributes live through the call.
-    check(unsafe { libc::syscall(libc::SYS_bpf, 8, attach.as_ptr(), mem::size_of_val(&attach)) })?;
-    drop(program);
-    Ok(())
+    check(unsafe { libc::syscall(libc::SYS_bpf, 8, attach.as_ptr(), mem::size_of_val(&attach)) }).map(drop)
+}
+
+/// The device programs that are attached to a cgroup2 directory itself.
+pub(crate) fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    #[repr(C)]
+    struct Query {
+        target: u32,
+        kind: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        pad: u32,
+    }
+    // The kernel takes 64 programs a group.
+    let mut ids = [0u32; 64];
+    let mut query = Query {
+        target: cgroup.as_raw_fd() as u32,
+        kind: BPF_CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        pad: 0,
+    };
+    // SAFETY: the kernel writes at most `count` ids, and the attributes live through the call.
+    check(unsafe { libc::syscall(libc::SYS_bpf, 16, &raw mut query, mem::size_of::<Query>()) })?;
+    ids[..(query.count as usize).min(ids.len())]
+        .iter()
+        .map(|id| {
+            let attributes: [u32; 3] = [*id, 0, 0];
+            // SAFETY: BPF_PROG_GET_FD_BY_ID reads the id only.
+            check_fd(unsafe {
+                libc::syscall(libc::SYS_bpf, 13, attributes.as_ptr(), mem::size_of_val(&attributes))
+            })
+        })
+        .collect()
 }
 
 /// Starts this process' own program anew, with no environment: what the old one had in memory is gone.

@@ -1,51 +1,35 @@
-//! Reads what a group uses.
+//! Reads what a group uses, in few figures.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::Layout;
+use super::Group;
 use crate::api::Stats;
 
-/// What a container's group uses now. Figures whose files are not there are 0.
-pub(crate) fn stats(layout: &Layout, group: &str) -> Stats {
-    match &layout.unified {
-        Some(mount) if layout.v1.is_empty() => v2(&mount.join(group)),
-        _ => v1(layout, group),
-    }
-}
-
-/// The file whose `oom_kill` says how often the kernel killed a process of the group because its memory limit was
-/// reached.
-pub(crate) fn oom_file(layout: &Layout, group: &str) -> PathBuf {
-    match (&layout.unified, layout.v1_of("memory")) {
-        (_, Some(memory)) => memory.mount.join(group).join("memory.oom_control"),
-        (Some(mount), None) => mount.join(group).join("memory.events"),
-        (None, None) => PathBuf::new(),
-    }
-}
-
-fn v2(dir: &Path) -> Stats {
-    let memory = number(&dir.join("memory.current"));
-    Stats {
-        memory_bytes: memory.saturating_sub(field(&dir.join("memory.stat"), "inactive_file")),
-        memory_limit_bytes: limit(&dir.join("memory.max")),
-        cpu_ns: field(&dir.join("cpu.stat"), "usage_usec").saturating_mul(1000),
-        pids: number(&dir.join("pids.current")),
-        oom_kills: field(&dir.join("memory.events"), "oom_kill"),
-    }
-}
-
-fn v1(layout: &Layout, group: &str) -> Stats {
-    let path = |controller: &str, file: &str| {
-        layout.v1_of(controller).map(|hierarchy| hierarchy.mount.join(group).join(file)).unwrap_or_default()
-    };
-    let memory = number(&path("memory", "memory.usage_in_bytes"));
-    Stats {
-        memory_bytes: memory.saturating_sub(field(&path("memory", "memory.stat"), "total_inactive_file")),
-        memory_limit_bytes: limit(&path("memory", "memory.limit_in_bytes")),
-        cpu_ns: number(&path("cpuacct", "cpuacct.usage")),
-        pids: number(&path("pids", "pids.current")),
-        oom_kills: field(&oom_file(layout, group), "oom_kill"),
+impl Group {
+    /// What the group uses now. Figures whose files are not there are 0.
+    pub(crate) fn usage(&self) -> Stats {
+        let (mut stats, v2) = (Stats::default(), self.unified.as_deref());
+        if let Some(dir) = self.v1_of("memory") {
+            let used = number(&dir.join("memory.usage_in_bytes"));
+            let cache = field(&dir.join("memory.stat"), "total_inactive_file");
+            stats.memory_bytes = used.saturating_sub(cache);
+            stats.memory_limit_bytes = limit(&dir.join("memory.limit_in_bytes"));
+        } else if let Some(dir) = v2 {
+            let used = number(&dir.join("memory.current"));
+            stats.memory_bytes = used.saturating_sub(field(&dir.join("memory.stat"), "inactive_file"));
+            stats.memory_limit_bytes = limit(&dir.join("memory.max"));
+        }
+        stats.oom_kills = field(&self.oom_file(), "oom_kill");
+        if let Some(dir) = self.v1_of("cpuacct") {
+            stats.cpu_ns = number(&dir.join("cpuacct.usage"));
+        } else if let Some(dir) = v2 {
+            stats.cpu_ns = field(&dir.join("cpu.stat"), "usage_usec").saturating_mul(1000);
+        }
+        if let Some(dir) = self.v1_of("pids").or(v2) {
+            stats.pids = number(&dir.join("pids.current"));
+        }
+        stats
     }
 }
 

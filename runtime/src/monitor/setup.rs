@@ -13,7 +13,6 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 
 use super::SERVE;
-use crate::cgroup;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Plan, Request};
 use crate::record::{self, Files, Record, Report, SOCKET, State};
@@ -119,10 +118,8 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
             Ok(Container { record, state, stdout, stderr, listener, lock })
         }
         Err(failure) => {
-            for dir in record.facts.layout.dirs(&record.group) {
-                // The failure that counts is the one that is reported; the launcher looks after leftovers.
-                let _ = cgroup::remove(&dir, Duration::from_secs(2));
-            }
+            // The failure that counts is the one that is reported; the launcher looks after leftovers.
+            let _ = record.group.remove(&record.id, Duration::from_secs(2));
             Err(failure)
         }
     }
@@ -153,7 +150,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running,
         .map_err(|error| Failure::step("making the mount point", &error))?;
     let child = Child {
         namespaces: plan.namespaces,
-        unified: plan.cgroup.unified.as_deref(),
+        unified: record.group.unified.as_deref(),
         steps: &plan.steps,
         stdio: Stdio::Pipes { stdout: stdout_in, stderr: stderr_in },
         start: None,
@@ -192,7 +189,7 @@ fn listen(dir: &Path) -> io::Result<UnixListener> {
 fn serve_anew(container: Container) -> io::Error {
     let Container { record, state, stdout, stderr, listener, lock } = container;
     let text = |text: String| CString::new(text).map_err(io::Error::other);
-    let oom = cgroup::oom_file(&record.facts.layout, &record.group);
+    let oom = record.group.oom_file();
     let dir = record.dir.as_os_str().as_bytes().to_vec();
     let args = (|| {
         let mut args = vec![c"rorqual-monitor".to_owned(), c"monitor".to_owned(), text(SERVE.to_owned())?];

@@ -18,7 +18,7 @@ use oci_spec::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use crate::api::Rootfs;
-use crate::cgroup::Layout;
+use crate::cgroup::{Group, Layout};
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
 pub(crate) use mounts::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountPlan, Source};
@@ -39,8 +39,8 @@ pub(crate) struct Request<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) rootfs: &'a Rootfs,
     pub(crate) user: Option<&'a str>,
-    /// The container's control group, with the node's; see [`group`].
-    pub(crate) group: &'a str,
+    /// The container's control groups.
+    pub(crate) group: &'a Group,
     /// An empty folder to mount the root file system on, inside the container's mount namespace.
     pub(crate) mountpoint: &'a Path,
 }
@@ -75,11 +75,12 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
     check::supported(spec, linux, process)?;
 
-    let cgroup = cgroup::plan(&facts.layout, request.group, linux.resources().as_ref())?;
+    let cgroup = cgroup::plan(&facts.layout, request.group, linux.resources().as_ref(), None)?;
     let namespaces = Namespaces::of(linux)?;
     let mut steps = vec![Step::Undumpable];
-    if !cgroup.v1.is_empty() {
-        let tasks = cgroup.v1.iter().map(|dir| path(&dir.join("tasks"), "linux.cgroupsPath"));
+    if !request.group.v1.is_empty() {
+        let v1 = request.group.v1.iter();
+        let tasks = v1.map(|member| path(&member.dir.join("tasks"), "linux.cgroupsPath"));
         steps.push(Step::JoinCgroups(tasks.collect::<Result<_>>()?));
     }
     if let Some(score) = process.oom_score_adj() {
@@ -94,7 +95,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     steps.push(Step::DetachMounts { propagation: check::propagation(linux)? });
     let mountpoint = path(request.mountpoint, "root")?;
     steps.push(Step::MountRoot { rootfs: request.rootfs.clone(), mountpoint });
-    let groups = cgroup.unified.iter().chain(&cgroup.v1).cloned().collect::<Vec<_>>();
+    let groups: Vec<_> = request.group.dirs().map(Path::to_owned).collect();
     mounts::plan(spec, &facts.layout, &groups, &mut steps)?;
     steps.push(Step::Devices(check::devices(linux)?));
     if namespaces.flags & libc::CLONE_NEWNET as u64 != 0 {

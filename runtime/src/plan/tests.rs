@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::cgroup::Hierarchy;
+use crate::cgroup::{Group, Hierarchy, Reach};
 use crate::spec::{ContainerSettings, bind_mount, default_spec, tmpfs_mount};
 
 fn facts(v1: bool) -> Facts {
     let hierarchy = |name: &str| Hierarchy {
+        root: Default::default(),
         mount: Path::new("/sys/fs/cgroup").join(name),
         controllers: vec![name.to_owned()],
     };
@@ -17,14 +18,13 @@ fn facts(v1: bool) -> Facts {
             unified: Some("/sys/fs/cgroup/unified".into()),
             unified_controllers: Vec::new(),
             v1: ["memory", "devices"].map(hierarchy).to_vec(),
-            named: Vec::new(),
+            ..Layout::default()
         }
     } else {
         Layout {
             unified: Some("/sys/fs/cgroup".into()),
             unified_controllers: controllers,
-            v1: vec![],
-            named: vec![],
+            ..Layout::default()
         }
     };
     Facts { layout, last_capability: 40 }
@@ -37,7 +37,9 @@ fn settings() -> ContainerSettings {
 fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
     let rootfs = Rootfs::Directory("/images/web".into());
     let mountpoint = Path::new("/run/node/web/rootfs");
-    launch_plan(&Request { spec, rootfs: &rootfs, user: None, group: "node/web", mountpoint }, &facts(v1))
+    let facts = facts(v1);
+    let group = &Group::below(&facts.layout, "node/web", Reach::Needed(None));
+    launch_plan(&Request { spec, rootfs: &rootfs, user: None, group, mountpoint }, &facts)
 }
 
 fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {

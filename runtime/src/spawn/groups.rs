@@ -1,34 +1,16 @@
-//! The container's control groups: made before its first process, taken away with it.
+//! The container's control groups, made before its first process; a failure in the words of a launch.
 
-use std::fs::{self, File};
+use std::error::Error as _;
 use std::io;
-use std::os::fd::AsFd;
 
+use crate::cgroup;
 use crate::init::Failure;
 use crate::plan::cgroup::CgroupPlan;
-use crate::sys;
 
 /// Makes the groups and sets their limits.
 pub(crate) fn make(plan: &CgroupPlan) -> Result<(), Failure> {
-    for dir in plan.unified.iter().chain(&plan.v1) {
-        fs::create_dir_all(dir)
-            .map_err(|error| Failure::step(format!("making control group {}", dir.display()), &error))?;
-    }
-    for write in &plan.writes {
-        match fs::write(&write.path, &write.value) {
-            Err(error) if write.optional && error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(Failure::step(
-                    format!("writing {} to {}", write.value, write.path.display()),
-                    &error,
-                ));
-            }
-            Ok(()) => {}
-        }
-    }
-    let (Some(program), Some(dir)) = (&plan.device_program, &plan.unified) else { return Ok(()) };
-    let attach = File::open(dir).and_then(|dir| {
-        sys::load_device_program(program).and_then(|loaded| sys::attach_device_program(dir.as_fd(), loaded))
-    });
-    attach.map_err(|error| Failure::step("restricting devices (BPF, CONFIG_CGROUP_BPF)", &error))
+    cgroup::make(plan).map_err(|error| {
+        let errno = error.source().and_then(|source| source.downcast_ref()).and_then(io::Error::raw_os_error);
+        Failure::step(&error, &errno.map_or_else(|| io::Error::other(""), io::Error::from_raw_os_error))
+    })
 }

@@ -24,6 +24,7 @@ use std::path::Path;
 
 pub(crate) use channel::{Ask, Channel, channel, send};
 
+use crate::cgroup::explain_join;
 use crate::init::{self, Failure, Fds, Stdio};
 use crate::plan::Step;
 use crate::sys;
@@ -73,7 +74,11 @@ pub(crate) fn first_process(
             init::run(child.steps, fds)
         }
         Ok(Some(pid)) => pid,
-        Err(error) => return Err(Failure::step("making the first process and its namespaces", &error)),
+        Err(error) => {
+            let explained = child.unified.and_then(|dir| explain_join(dir, &error));
+            let step = explained.unwrap_or_else(|| "making the first process and its namespaces".to_owned());
+            return Err(Failure::step(step, &error));
+        }
     };
     drop(fds);
     match serve(&ours, &mut pid, &mut answer) {

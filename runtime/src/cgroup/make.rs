@@ -1,0 +1,275 @@
+//! Makes the groups of a plan: directories, limits, device program. The usual case is the one with the fewest system
+//! calls: one `mkdir` a hierarchy, one write a limit. What may be in the way is looked at when something fails.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::{Group, file};
+use crate::error::{Error, Result};
+use crate::plan::cgroup::{CgroupPlan, Write};
+use crate::sys;
+
+/// Controllers that a group is given whenever they can be had: for limits that come later, and for figures.
+const WELCOME: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// Makes the groups and writes the limits. After an error the groups may be there in part: `Group::remove`.
+pub(crate) fn make(plan: &CgroupPlan) -> Result<()> {
+    if let Some(dir) = &plan.group.unified {
+        unified(plan, dir)?;
+    }
+    for member in &plan.group.v1 {
+        directory(&member.dir)?;
+        if member.controllers.iter().any(|controller| controller == "cpuset") {
+            fill_cpuset(&member.dir)?;
+        }
+    }
+    write_all(&plan.writes)?;
+    if let (Some(program), Some(dir)) = (&plan.device_program, &plan.group.unified) {
+        attach_devices(dir, program, false)?;
+    }
+    if let Some(owner) = plan.owner {
+        delegate(&plan.group, owner)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory with those above it.
+pub(super) fn directory(dir: &Path) -> Result<()> {
+    match fs::create_dir(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(dir).map_err(file("create control group", dir))
+        }
+        Err(source) => Err(file("create control group", dir)(source)),
+    }
+}
+
+fn unified(plan: &CgroupPlan, dir: &Path) -> Result<()> {
+    directory(dir)?;
+    if !plan.unified_available.is_empty() {
+        let mount = plan.unified_mount.as_deref().unwrap_or(dir);
+        let parent = dir.parent().unwrap_or(mount);
+        hand_down(mount, parent, &plan.unified_available, &plan.unified_required)?;
+    }
+    threaded(plan, dir)
+}
+
+/// A group has a controller only if every group above hands it down. `required`: those that a limit needs, with the
+/// limit's field; the others are welcome, but nothing fails for want of them.
+pub(super) fn hand_down(
+    mount: &Path,
+    parent: &Path,
+    available: &[String],
+    required: &[(String, String)],
+) -> Result<()> {
+    let wanted: Vec<&str> = available
+        .iter()
+        .map(String::as_str)
+        .filter(|name| WELCOME.contains(name) || required.iter().any(|(controller, _)| controller == name))
+        .collect();
+    if missing(parent, &wanted)?.is_empty() {
+        return Ok(());
+    }
+    let mut level = mount.to_owned();
+    let mut refused = None;
+    for part in std::iter::once(Path::new(""))
+        .chain(parent.strip_prefix(mount).iter().flat_map(|path| path.iter().map(Path::new)))
+    {
+        if !part.as_os_str().is_empty() {
+            level.push(part);
+        }
+        let path = level.join("cgroup.subtree_control");
+        for controller in missing(&level, &wanted)? {
+            if let Err(error) = fs::write(&path, format!("+{controller}")) {
+                let needed = required.iter().find(|(name, _)| name == controller);
+                refused = refused
+                    .or(needed.map(|(name, field)| (name.clone(), field.clone(), path.clone(), error)));
+            }
+        }
+    }
+    match refused {
+        Some((controller, field, path, source)) => {
+            let remedy = match source.raw_os_error() {
+                Some(libc::EBUSY) => {
+                    "the group has processes of its own, and a group with processes cannot hand \
+                                      controllers down: move them into a group below it, or use another cgroupsPath"
+                }
+                Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+                    "this user may not: have the controller delegated (systemd: Delegate=yes), or leave the limit out"
+                }
+                Some(libc::ENOENT) => {
+                    "a group above does not have it: enable it in the cgroup.subtree_control there"
+                }
+                Some(libc::EOPNOTSUPP) => "the group is threaded: use a cgroupsPath outside of it",
+                _ => "enable it there, or leave the limit out",
+            };
+            Err(Error::Controller { controller, field, path, remedy, source })
+        }
+        None => Ok(()),
+    }
+}
+
+fn missing<'a>(group: &Path, wanted: &[&'a str]) -> Result<Vec<&'a str>> {
+    let path = group.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&path).map_err(file("read", &path))?;
+    Ok(wanted
+        .iter()
+        .filter(|wanted| !enabled.split_ascii_whitespace().any(|known| known == **wanted))
+        .copied()
+        .collect())
+}
+
+/// Below a threaded group, a new one can take no process until it is threaded, too, and then it has no memory of its own.
+fn threaded(plan: &CgroupPlan, dir: &Path) -> Result<()> {
+    let path = dir.join("cgroup.type");
+    // Not there: the root, which is never threaded.
+    let Ok(kind) = fs::read_to_string(&path) else { return Ok(()) };
+    if kind.trim() != "domain invalid" {
+        return Ok(());
+    }
+    const WHOLE_PROCESSES: [&str; 5] = ["memory", "io", "hugetlb", "rdma", "misc"];
+    let limit = plan.unified_required.iter().find(|(name, _)| WHOLE_PROCESSES.contains(&name.as_str()));
+    match limit {
+        Some((controller, field)) => Err(Error::Controller {
+            controller: controller.clone(),
+            field: field.clone(),
+            path,
+            remedy: "the group above is threaded, and below it no group has this controller: leave the limit out, or \
+                     use another cgroupsPath",
+            source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
+        }),
+        None => fs::write(&path, "threaded").map_err(file("make threaded", &path)),
+    }
+}
+
+/// A v1 cpuset takes no process before it has CPUs and memory nodes: its parent's, unless it is told others.
+fn fill_cpuset(dir: &Path) -> Result<()> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        inherit(dir, name)?;
+    }
+    Ok(())
+}
+
+fn inherit(dir: &Path, name: &str) -> Result<String> {
+    let path = dir.join(name);
+    let own = fs::read_to_string(&path).map_err(file("read", &path))?;
+    if !own.trim().is_empty() {
+        return Ok(own);
+    }
+    let Some(parent) = dir.parent().filter(|parent| parent.join(name).exists()) else { return Ok(own) };
+    let value = inherit(parent, name)?;
+    fs::write(&path, value.trim()).map_err(file("write", &path))?;
+    Ok(value)
+}
+
+/// Writes limits in their order. One that the kernel finds wrong beside those that are still to be changed is tried
+/// again after them.
+pub(super) fn write_all(writes: &[Write]) -> Result<()> {
+    let mut again = Vec::new();
+    for write in writes {
+        match write_one(write) {
+            Err(error) if write.retry && error.raw_os_error() == Some(libc::EINVAL) => again.push(write),
+            other => other.map_err(|source| failed(write, source))?,
+        }
+    }
+    again.into_iter().try_for_each(|write| write_one(write).map_err(|source| failed(write, source)))
+}
+
+fn write_one(write: &Write) -> io::Result<()> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    // Several lines are several writes: the kernel takes one a write.
+    let put = |path: &Path, value: &str| match value.contains('\n') {
+        true => value.lines().filter(|line| !line.is_empty()).try_for_each(|line| put(path, line)),
+        false => put(path, value),
+    };
+    match (put(&write.path, &write.value), &write.or) {
+        (Err(error), Some((path, value))) if absent(&error) => match put(path, value) {
+            Err(error) if write.optional && absent(&error) => Ok(()),
+            other => other,
+        },
+        (Err(error), None) if write.optional && absent(&error) => Ok(()),
+        (other, _) => other,
+    }
+}
+
+/// Without O_CREAT and O_TRUNC, which `fs::write` adds: a file that is not there is then "not found", never "denied".
+fn put(path: &Path, value: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    fs::File::options().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+fn failed(write: &Write, source: io::Error) -> Error {
+    let remedy = match source.raw_os_error() {
+        Some(libc::ENOENT) => "the kernel has no such setting here: leave it out",
+        Some(libc::EBUSY) => "the container uses more than that now, or a group above or below forbids it",
+        Some(libc::EINVAL | libc::ERANGE) => {
+            "the kernel does not take this value: see its range in the kernel's documentation of control groups"
+        }
+        Some(libc::ENODEV) => "there is no such device",
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => {
+            "this user may not: run as root, or in a group that is delegated to it"
+        }
+        Some(libc::EOPNOTSUPP) => "the kernel was built without it",
+        _ => "leave it out, or choose another value",
+    };
+    Error::Limit {
+        field: write.field.clone(),
+        path: write.path.clone(),
+        value: write.value.clone(),
+        remedy,
+        source,
+    }
+}
+
+/// `instead`: of the program that is there from before. No moment is without one.
+pub(super) fn attach_devices(dir: &Path, program: &[u64], instead: bool) -> Result<()> {
+    let attach = fs::File::open(dir).and_then(|dir| {
+        let loaded = sys::load_device_program(program)?;
+        let old = if instead { sys::device_programs(dir.as_fd())? } else { Vec::new() };
+        // Ours is the last one, if systemd has attached one of its own.
+        let old = old.last().map(AsFd::as_fd);
+        sys::attach_device_program(dir.as_fd(), loaded.as_fd(), old)
+    });
+    attach.map_err(|source| Error::Limit {
+        field: "linux.resources.devices".to_owned(),
+        path: dir.to_owned(),
+        value: "a BPF device program".to_owned(),
+        remedy: "it needs CAP_BPF or CAP_SYS_ADMIN, and a kernel with CONFIG_CGROUP_BPF",
+        source,
+    })
+}
+
+/// Gives the group to the root of the container's user namespace: the directory, and the files that the kernel says
+/// belong to whoever manages the groups below.
+fn delegate(group: &Group, owner: u32) -> Result<()> {
+    let Some(dir) = &group.unified else { return Ok(()) };
+    let list = fs::read_to_string("/sys/kernel/cgroup/delegate");
+    let list = list.unwrap_or_else(|_| "cgroup.procs\ncgroup.threads\ncgroup.subtree_control\n".to_owned());
+    let paths = std::iter::once(dir.clone()).chain(list.lines().map(|name| dir.join(name)));
+    for path in paths {
+        match std::os::unix::fs::chown(&path, Some(owner), None) {
+            // Of a controller that the group does not have.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(file("give to the container's root", &path))?,
+        }
+    }
+    Ok(())
+}
+
+/// Why a process cannot be put into a group of the cgroup2, for the error of a clone into it.
+pub(crate) fn explain_join(dir: &Path, error: &io::Error) -> Option<String> {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => Some(format!(
+            "{} hands controllers down to groups below it, so it can have no processes: use another cgroupsPath",
+            dir.display()
+        )),
+        Some(libc::EOPNOTSUPP) => Some(format!(
+            "{} is in the state \"domain invalid\", below a threaded group: use another cgroupsPath",
+            dir.display()
+        )),
+        _ => None,
+    }
+}
