@@ -18,6 +18,7 @@
 mod api;
 mod cgroup;
 mod error;
+mod host;
 #[allow(dead_code, reason = "what the OCI commands use comes with them")]
 mod init;
 mod launch;

@@ -18,6 +18,7 @@ use crate::api::{
 };
 use crate::cgroup::Layout;
 use crate::error::{Error, LaunchError, Result};
+use crate::host;
 use crate::launch::{self, Program};
 use crate::plan::Facts;
 use crate::record::{self, Files, Record, SOCKET, State};
@@ -53,8 +54,7 @@ impl Runtime {
         let layout = Layout::discover()?;
         layout.prepare_parent(&options.cgroup_parent)?;
         let host = host_facts(layout.version())?;
-        let last_capability = read_text(Path::new("/proc/sys/kernel/cap_last_cap"))?;
-        let facts = Facts { layout, last_capability: last_capability.trim().parse().unwrap_or(40) };
+        let facts = host::facts(layout)?;
         let program = Program::open(&options.binary)?;
         Ok(Runtime { options, facts, host, program, launching: Mutex::default() })
     }

@@ -18,6 +18,7 @@ pub(crate) use mount::*;
 pub(crate) const CWD: RawFd = libc::AT_FDCWD;
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(crate) const CLONE_NEWTIME: i32 = 0x80;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -194,10 +195,13 @@ pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
         .map(drop)
 }
 
-/// Becomes another user. Raw calls, since glibc's would look for other threads.
-pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
-    // SAFETY: the pointer and the count describe `groups`.
-    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+/// Becomes another user; groups are left alone if there are none given. Raw calls, since glibc's would look for other
+/// threads.
+pub(crate) fn become_user(uid: u32, gid: u32, groups: Option<&[u32]>) -> io::Result<()> {
+    if let Some(groups) = groups {
+        // SAFETY: the pointer and the count describe `groups`.
+        check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+    }
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: takes integers only.
@@ -208,6 +212,15 @@ pub(crate) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> 
 struct CapHeader {
     version: u32,
     pid: i32,
+}
+
+/// This process' effective capabilities, as a bit set.
+pub(crate) fn effective_capabilities() -> io::Result<u64> {
+    let header = CapHeader { version: 0x2008_0522, pid: 0 };
+    let mut data = [[0_u32; 3]; 2];
+    // SAFETY: header and data have the layout of version 3: two times (effective, permitted, inheritable).
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
+    Ok(u64::from(data[1][0]) << 32 | u64::from(data[0][0]))
 }
 
 /// Sets this process' capabilities, as bit sets.

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use crate::plan::{DEV_LINKS, Device};
 use crate::sys;
 
 pub(super) const NO_XDEV: u64 = 0x01;
@@ -15,7 +14,7 @@ pub(super) const NO_SYMLINKS: u64 = 0x04;
 pub(super) const BENEATH: u64 = 0x08;
 pub(super) const IN_ROOT: u64 = 0x10;
 
-const PROC_MAGIC: i64 = 0x9fa0;
+pub(super) const PROC_MAGIC: i64 = 0x9fa0;
 const SYSFS_MAGIC: i64 = 0x6265_6572;
 
 /// Writes to a file that exists.
@@ -108,45 +107,23 @@ pub(super) fn make_file(root: BorrowedFd<'_>, path: &CStr, resolve: u64) -> io::
     open()
 }
 
-fn split(path: &CStr) -> io::Result<(CString, CString)> {
+/// Makes a link in a folder that is there.
+pub(super) fn make_link(root: BorrowedFd<'_>, path: &CStr, target: &CStr) -> io::Result<()> {
+    let (parent, name) = split(path)?;
+    let parent = make_dirs(root, &parent, IN_ROOT | NO_SYMLINKS)?;
+    match nix::unistd::symlinkat(target, &parent, name.as_c_str()) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+pub(super) fn split(path: &CStr) -> io::Result<(CString, CString)> {
     let bytes = path.to_bytes();
     let (parent, name) = match bytes.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&bytes[..slash], &bytes[slash + 1..]),
         None => (&b"."[..], bytes),
     };
     Ok((CString::new(parent)?, CString::new(name)?))
-}
-
-/// Makes the devices, and the links of /dev. Returns the null device.
-pub(super) fn make_devices(root: BorrowedFd<'_>, devices: &[Device]) -> io::Result<OwnedFd> {
-    sys::umask(0);
-    for device in devices {
-        let (parent, name) = split(&device.path)?;
-        let parent = make_dirs(root, &parent, IN_ROOT | NO_SYMLINKS)?;
-        match sys::mknodat(parent.as_fd(), &name, device.mode, device.major, device.minor) {
-            Ok(()) if device.uid == 0 && device.gid == 0 => {}
-            Ok(()) => sys::fchownat(parent.as_fd(), &name, device.uid, device.gid)?,
-            // A /dev that was brought along, in which they are already; null is looked at below.
-            Err(error) if device.default && error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(io::Error::new(
-                    error.kind(),
-                    format!("{}: {error}", device.path.to_string_lossy()),
-                ));
-            }
-        }
-    }
-    let dev = make_dirs(root, c"dev", IN_ROOT | NO_SYMLINKS)?;
-    for (name, target) in DEV_LINKS {
-        match nix::unistd::symlinkat(target, &dev, name) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    let null =
-        sys::openat2(dev.as_raw_fd(), c"null", libc::O_PATH | libc::O_NOFOLLOW, 0, NO_SYMLINKS | BENEATH)?;
-    check_null(null.as_fd())?;
-    Ok(null)
 }
 
 /// Whether this is the null device and no link to something else (CVE-2025-31133).

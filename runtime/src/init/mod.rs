@@ -1,7 +1,11 @@
 //! The container's first process, between its making and the program: it executes the plan's steps in order. Nothing is
 //! decided here. The first step that fails ends it, with a [`Failure`] for the monitor.
 
+mod copyup;
+mod devices;
 mod files;
+mod mount;
+mod namespace;
 mod root;
 mod user;
 
@@ -12,9 +16,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::capabilities::Sets;
-use crate::plan::{Execute, Join, Step};
+use crate::plan::{Execute, Step};
 use crate::spawn::{Ask, Channel};
 use crate::sys;
+
+pub(crate) use root::detached as detached_root;
 
 /// Why a container did not start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +85,8 @@ pub(crate) struct Fds {
     pub(crate) start: Option<OwnedFd>,
     /// A pidfd of the process whose namespaces [`Step::Enter`] enters.
     pub(crate) target: Option<OwnedFd>,
+    /// What the plan calls prepared: mounts that are attached nowhere yet.
+    pub(crate) mounts: Vec<OwnedFd>,
 }
 
 /// What one step leaves for a later one.
@@ -89,6 +97,8 @@ struct State {
     proc: Option<OwnedFd>,
     /// Its null device, checked.
     null: Option<OwnedFd>,
+    /// Mounts that are made read-only once all is mounted.
+    unsealed: Vec<OwnedFd>,
     /// An empty read-only folder, of which copies are mounted on masked folders.
     empty: Option<OwnedFd>,
     user: user::Identity,
@@ -159,48 +169,62 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             files::write(sys::CWD, c"/proc/self/oom_score_adj", score.to_string().as_bytes())
         }
         Step::ResourceLimit { resource, soft, hard, .. } => sys::setrlimit(*resource, *soft, *hard),
-        Step::JoinNamespace { path, kind } => {
-            let namespace = sys::openat2(sys::CWD, path, libc::O_RDONLY, 0, 0)?;
-            sys::setns(namespace.as_fd(), *kind)
+        Step::JoinNamespace(join) => namespace::join(join, fds),
+        Step::NewTimeNamespace { offsets } => namespace::new_time(offsets),
+        Step::BecomeRoot { setgroups } => {
+            let none: &[u32] = &[];
+            sys::become_user(0, 0, setgroups.then_some(none))
         }
         Step::NewCgroupNamespace => sys::unshare(libc::CLONE_NEWCGROUP),
         Step::NewSession => nix::unistd::setsid().map(drop).map_err(io::Error::from),
         Step::DetachMounts { propagation } => sys::mount(c"", c"/", c"", *propagation, c""),
-        Step::MountRoot { rootfs, mountpoint } => {
-            state.root = Some(root::mount_root(rootfs, mountpoint)?);
+        Step::MountRoot { source, mountpoint, shared } => {
+            state.root = Some(root::mount_root(source, mountpoint, *shared, &fds.mounts)?);
+            Ok(())
+        }
+        Step::OpenRoot(path) => {
+            state.root = Some(sys::openat2(sys::CWD, path, libc::O_PATH | libc::O_DIRECTORY, 0, 0)?);
             Ok(())
         }
         Step::Mount(plan) => {
-            let mounted = root::mount(state.root()?, plan)?;
+            let mounted = mount::mount(state.root()?, plan, &fds.mounts)?;
             if plan.target.as_bytes() == b"proc" {
                 state.proc = Some(mounted);
+            } else if plan.seal {
+                state.unsealed.push(mounted);
             }
             Ok(())
         }
-        Step::Devices(devices) => {
-            state.null = Some(files::make_devices(state.root()?, devices)?);
+        Step::Link { path, target } => files::make_link(state.root()?, path, target),
+        Step::Seal => state.unsealed.drain(..).try_for_each(|mount| root::read_only(mount.as_fd())),
+        Step::Devices { devices, bind } => {
+            state.null = Some(devices::make(state.root()?, devices, *bind)?);
             Ok(())
         }
         Step::LoopbackUp => sys::loopback_up(),
         Step::Hostname(name) => sys::set_name(false, name),
         Step::Domainname(name) => sys::set_name(true, name),
-        Step::Pivot => root::pivot(state.root()?),
+        Step::Pivot { shared } => root::pivot(state.root()?, *shared),
+        Step::MoveRoot => root::move_root(state.root()?),
+        Step::ChangeRoot => root::change_root(state.root()?),
+        Step::RootPropagation(propagation) => sys::mount_setattr(state.root()?, 0, 0, *propagation, false),
         Step::Sysctl { path, value } => {
             let proc = state.proc.as_ref().ok_or_else(|| io::Error::other("/proc is not mounted"))?;
             files::write_below(proc.as_fd(), path, value)
         }
         Step::Mask(path) => mask(state, path),
         Step::ReadOnly(path) => root::make_read_only(state.root()?, path),
-        Step::ReadOnlyRoot => root::read_only_root(state.root()?),
+        Step::ReadOnlyRoot => root::read_only(state.root()?),
         Step::Stdio => stdio(state, &fds.stdio),
-        Step::Credentials { sets, last_capability, umask } => {
+        Step::Credentials { sets, last_capability, umask, setgroups } => {
             sys::umask(*umask);
-            credentials(sets, *last_capability, &state.user)
+            let groups = setgroups.then_some(state.user.groups.as_slice());
+            credentials(sets, *last_capability, &state.user, groups)
         }
         Step::NoNewPrivileges => sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
         Step::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
         Step::DieWithMonitor => die_with_monitor(fds),
-        Step::Enter { joins, new } => enter(joins, *new, fds),
+        Step::Enter { joins, new } => namespace::enter(joins, *new, fds),
         Step::FindUser(_)
         | Step::MakeDirectory(_)
         | Step::WorkingDirectory(_)
@@ -265,33 +289,6 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
     Ok(())
 }
 
-/// Enters namespaces that exist, and makes the process that goes on in them and in new ones. Returns only in that one.
-fn enter(joins: &[Join], new: u64, fds: &Fds) -> io::Result<()> {
-    // All are opened before one is entered: behind it the paths may mean something else.
-    let mut opened = Vec::with_capacity(joins.len());
-    for join in joins {
-        let (namespace, kind) = match join {
-            Join::Path { path, kind } => (sys::openat2(sys::CWD, path, libc::O_RDONLY, 0, 0)?, *kind),
-            Join::Target { kinds } => {
-                let target = fds.target.as_ref().ok_or_else(|| io::Error::other("no process to join"))?;
-                (target.try_clone()?, *kinds)
-            }
-        };
-        opened.push((namespace, kind));
-    }
-    for (namespace, kind) in &opened {
-        sys::setns(namespace.as_fd(), *kind)?;
-    }
-    match sys::clone3(new | libc::CLONE_PARENT as u64, None)? {
-        None => Ok(()),
-        Some(pid) => {
-            // If it cannot be told, the parent is gone, which the new one will see as well.
-            let told = fds.channel.tell(&Ask::Born(pid));
-            sys::exit_now(i32::from(told.is_err()))
-        }
-    }
-}
-
 /// Says that all is made, and waits until it is to be started. From then on failures go to whoever started it.
 fn wait_for_start(fds: &mut Fds) -> Result<(), Failure> {
     fds.channel.ask(&Ask::Created, None)?;
@@ -302,14 +299,19 @@ fn wait_for_start(fds: &mut Fds) -> Result<(), Failure> {
     fds.channel.ask(&Ask::Created, None)
 }
 
-fn credentials(sets: &Sets, last_capability: u32, user: &user::Identity) -> io::Result<()> {
+fn credentials(
+    sets: &Sets,
+    last_capability: u32,
+    user: &user::Identity,
+    groups: Option<&[u32]>,
+) -> io::Result<()> {
     for capability in 0..=last_capability {
         if sets.bounding & (1 << capability) == 0 {
             sys::prctl(libc::PR_CAPBSET_DROP, capability.into(), 0)?;
         }
     }
     sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
-    sys::become_user(user.uid, user.gid, &user.groups)?;
+    sys::become_user(user.uid, user.gid, groups)?;
     sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0)?;
     sys::capset(sets.effective, sets.permitted, sets.inheritable)?;
     sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)?;

@@ -1,36 +1,70 @@
-//! The mounts, made inside the container's own mount namespace. Every one is prepared detached and then moved onto a
-//! descriptor of its target, so what was checked is what is mounted on.
+//! The root file system, and what is done to parts of it once everything is mounted.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::files::{self, IN_ROOT, NO_MAGICLINKS, NO_SYMLINKS};
+use super::files;
 use crate::api::Rootfs;
-use crate::plan::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountPlan, Source};
+use crate::plan::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, RootSource};
 use crate::sys;
 
-/// Mounts the root file system on the empty folder kept for it; returns its root.
-pub(super) fn mount_root(rootfs: &Rootfs, mountpoint: &CStr) -> io::Result<OwnedFd> {
-    let target = sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0)?;
-    match rootfs {
-        Rootfs::Directory(dir) => {
-            let tree = sys::open_tree(sys::CWD, &c_path(dir)?, true)?;
-            sys::move_mount(tree.as_fd(), target.as_fd())?;
-        }
-        Rootfs::Overlay { lowers, upper, work } => match overlay(lowers, upper, work) {
-            Ok(mount) => sys::move_mount(mount.as_fd(), target.as_fd())?,
-            // Before Linux 6.5 the new interface has no way to name many layers.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
-                classic_overlay(lowers, upper, work, mountpoint)?;
-            }
-            Err(error) => return Err(error),
-        },
+/// Mounts the root file system on the folder kept for it; returns its root. `shared`: the host would see it, if what it
+/// is mounted on were not made private first.
+pub(super) fn mount_root(
+    source: &RootSource,
+    mountpoint: &CStr,
+    shared: bool,
+    prepared: &[OwnedFd],
+) -> io::Result<OwnedFd> {
+    if shared {
+        make_parent_private(mountpoint)?;
     }
-    // Opened anew: the descriptor from above refers to the folder below the mount.
-    sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0)
+    let target = sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0)?;
+    let mount = match source {
+        RootSource::Prepared(index) => {
+            let mount = prepared.get(*index).ok_or_else(|| io::Error::other("it was not prepared"))?;
+            mount.try_clone()?
+        }
+        RootSource::Own(rootfs) => match (detached(rootfs), rootfs) {
+            (Ok(mount), _) => mount,
+            // Before Linux 6.5 the new interface has no way to name many layers.
+            (Err(error), Rootfs::Overlay { lowers, upper, work })
+                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
+            {
+                classic_overlay(lowers, upper, work, mountpoint)?;
+                return sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0);
+            }
+            (Err(error), _) => return Err(error),
+        },
+    };
+    if shared {
+        sys::mount_setattr(mount.as_fd(), 0, 0, libc::MS_PRIVATE, true)?;
+    }
+    sys::move_mount(mount.as_fd(), target.as_fd())?;
+    Ok(mount)
+}
+
+/// The root file system as a mount that is attached nowhere yet.
+pub(crate) fn detached(rootfs: &Rootfs) -> io::Result<OwnedFd> {
+    match rootfs {
+        Rootfs::Directory(dir) => sys::open_tree(sys::CWD, &c_path(dir)?, true),
+        Rootfs::Overlay { lowers, upper, work } => overlay(lowers, upper, work),
+    }
+}
+
+/// Makes the mount private that a folder is on: only its root can be changed, which is the folder or one above it.
+fn make_parent_private(folder: &CStr) -> io::Result<()> {
+    let mut folder = Path::new(OsStr::from_bytes(folder.to_bytes()));
+    loop {
+        let here = sys::openat2(sys::CWD, &c_path(folder)?, libc::O_PATH, 0, 0)?;
+        match (sys::mount_setattr(here.as_fd(), 0, 0, libc::MS_PRIVATE, false), folder.parent()) {
+            (Err(error), Some(parent)) if error.raw_os_error() == Some(libc::EINVAL) => folder = parent,
+            (result, _) => return result,
+        }
+    }
 }
 
 fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
@@ -56,64 +90,30 @@ fn classic_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, mountpoint: &C
     sys::mount(c"overlay", mountpoint, c"overlay", 0, &CString::new(data)?)
 }
 
-/// Mounts one thing; returns the mount.
-pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan) -> io::Result<OwnedFd> {
-    let attributes = &plan.attributes;
-    let (mount, folder) = match &plan.source {
-        Source::Filesystem { fstype, options } => {
-            let fs = sys::fsopen(fstype)?;
-            for (key, value) in options {
-                sys::fsconfig(fs.as_fd(), key, value.as_deref())
-                    .map_err(|error| in_option(&error, key, value.as_deref()))?;
-            }
-            sys::fsconfig_create(fs.as_fd())?;
-            (sys::fsmount(fs.as_fd(), attributes.set)?, true)
-        }
-        Source::Bind { path, recursive } => {
-            let mount = sys::open_tree(sys::CWD, path, *recursive)?;
-            sys::mount_setattr(
-                mount.as_fd(),
-                0,
-                0,
-                attributes.propagation,
-                attributes.propagation_recursive,
-            )?;
-            if attributes.set | attributes.clear != 0 {
-                sys::mount_setattr(mount.as_fd(), attributes.set, attributes.clear, 0, false)?;
-            }
-            if attributes.recursive_set != 0 {
-                sys::mount_setattr(mount.as_fd(), attributes.recursive_set, 0, 0, true)?;
-            }
-            let folder = sys::fstat(mount.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR;
-            (mount, folder)
-        }
-    };
-    let resolve = IN_ROOT | NO_MAGICLINKS | if plan.strict { NO_SYMLINKS } else { 0 };
-    let target = if folder {
-        files::make_dirs(root, &plan.target, resolve)
-    } else {
-        files::make_file(root, &plan.target, resolve)
-    };
-    let target = target.map_err(|error| match error.raw_os_error() {
-        Some(libc::ELOOP) => {
-            io::Error::other("the place is a link in the root file system, which could lead anywhere")
-        }
-        _ => error,
-    })?;
-    sys::move_mount(mount.as_fd(), target.as_fd())?;
-    Ok(mount)
-}
-
-fn in_option(error: &io::Error, key: &CStr, value: Option<&CStr>) -> io::Error {
-    let value = value.map(|value| format!("={}", value.to_string_lossy())).unwrap_or_default();
-    io::Error::new(error.kind(), format!("option {}{value}: {error}", key.to_string_lossy()))
-}
-
 /// Makes the mounted root the root of the namespace, and the old one go.
-pub(super) fn pivot(root: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn pivot(root: BorrowedFd<'_>, shared: bool) -> io::Result<()> {
     nix::unistd::fchdir(root)?;
     sys::pivot_root_here()?;
+    if shared {
+        // It lies on top; what is unmounted in it would be unmounted on the host.
+        sys::mount(c"", c".", c"", libc::MS_REC | libc::MS_SLAVE, c"")?;
+    }
     sys::detach_here()?;
+    nix::unistd::chdir(c"/")?;
+    Ok(())
+}
+
+/// Moves the mounted root over the old one. What it covers stays mounted, which is why a pivot is better.
+pub(super) fn move_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    nix::unistd::fchdir(root)?;
+    sys::mount(c".", c"/", c"", libc::MS_MOVE, c"")?;
+    change_root(root)
+}
+
+/// Changes the root directory, and goes there.
+pub(super) fn change_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    nix::unistd::fchdir(root)?;
+    nix::unistd::chroot(c".")?;
     nix::unistd::chdir(c"/")?;
     Ok(())
 }
@@ -126,9 +126,9 @@ pub(super) fn make_read_only(root: BorrowedFd<'_>, path: &CStr) -> io::Result<()
     sys::move_mount(copy.as_fd(), target.as_fd())
 }
 
-/// Only the root itself: what is mounted in it has been decided mount by mount.
-pub(super) fn read_only_root(root: BorrowedFd<'_>) -> io::Result<()> {
-    sys::mount_setattr(root, ATTR_RDONLY, 0, 0, false)
+/// Only this mount: what is mounted in it has been decided mount by mount.
+pub(super) fn read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    sys::mount_setattr(mount, ATTR_RDONLY, 0, 0, false)
 }
 
 /// An empty folder that stays so.

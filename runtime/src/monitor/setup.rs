@@ -105,6 +105,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         user: record.user.as_deref(),
         group: &record.group,
         mountpoint: &mountpoint,
+        no_pivot: false,
     };
     let plan = plan::launch_plan(&request, &record.facts).map_err(|wrong| Failure {
         kind: Kind::Spec,
@@ -152,6 +153,9 @@ fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running,
         namespaces: plan.namespaces,
         unified: record.group.unified.as_deref(),
         steps: &plan.steps,
+        prepared: &plan.prepared,
+        maps: plan.maps.as_ref(),
+        privileged: record.facts.privileged,
         stdio: Stdio::Pipes { stdout: stdout_in, stderr: stderr_in },
         start: None,
         target: None,

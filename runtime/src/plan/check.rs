@@ -2,15 +2,13 @@
 
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSeccompFilterFlag, PosixRlimitType, Process, Spec};
 
+use super::namespaces::Namespaces;
 use super::{Device, Result, Step, below_root, invalid, text};
 use crate::seccomp;
 use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
 
 /// Refuses what this runtime does not do: a field that is passed over in silence would be a promise broken.
 pub(super) fn supported(spec: &Spec, linux: &Linux, process: &Process) -> Result<()> {
-    let filled = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| {
-        list.as_ref().is_some_and(|list| !list.is_empty())
-    };
     let unsupported = [
         ("hooks", spec.hooks().is_some()),
         ("process.terminal", process.terminal() == Some(true)),
@@ -19,13 +17,9 @@ pub(super) fn supported(spec: &Spec, linux: &Linux, process: &Process) -> Result
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-        ("linux.uidMappings", filled(linux.uid_mappings())),
-        ("linux.gidMappings", filled(linux.gid_mappings())),
-        ("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|label| !label.is_empty())),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("linux.personality", linux.personality().is_some()),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|map| !map.is_empty())),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
         ("vm", spec.vm().is_some()),
         ("windows", spec.windows().is_some()),
@@ -37,15 +31,23 @@ pub(super) fn supported(spec: &Spec, linux: &Linux, process: &Process) -> Result
     }
 }
 
-/// What becomes of mounts in the container: none ever reaches the host unless the specification asks for it.
-pub(super) fn propagation(linux: &Linux) -> Result<u64> {
-    match linux.rootfs_propagation().as_deref() {
-        None | Some("" | "private" | "rprivate") => Ok(libc::MS_REC | libc::MS_PRIVATE),
-        Some("slave" | "rslave") => Ok(libc::MS_REC | libc::MS_SLAVE),
-        Some(other) => Err(invalid(
-            "linux.rootfsPropagation",
-            &format!("{other:?} is not supported yet: use private or slave"),
+/// Without a mount namespace every mount would be one of the host, and stay there.
+pub(super) fn without_mounts(spec: &Spec, linux: &Linux) -> Result<()> {
+    let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let read_only = spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
+    let asked = [
+        ("mounts", spec.mounts().as_ref().is_some_and(|list| !list.is_empty())),
+        ("linux.maskedPaths", filled(linux.masked_paths())),
+        ("linux.readonlyPaths", filled(linux.readonly_paths())),
+        ("linux.rootfsPropagation", linux.rootfs_propagation().as_ref().is_some_and(|word| !word.is_empty())),
+        ("root.readonly", read_only),
+    ];
+    match asked.iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(invalid(
+            field,
+            "needs a mount namespace in linux.namespaces: it would change the mounts of the host",
         )),
+        None => Ok(()),
     }
 }
 
@@ -100,7 +102,7 @@ pub(super) fn devices(linux: &Linux) -> Result<Vec<Device>> {
 }
 
 /// Only what belongs to a namespace of the container's own: everything else would change the host.
-pub(super) fn sysctls(linux: &Linux, own_namespaces: u64, steps: &mut Vec<Step>) -> Result<()> {
+pub(super) fn sysctls(linux: &Linux, namespaces: &Namespaces, steps: &mut Vec<Step>) -> Result<()> {
     let mut sorted: Vec<_> = linux.sysctl().iter().flatten().collect();
     sorted.sort();
     for (name, value) in sorted {
@@ -133,7 +135,7 @@ pub(super) fn sysctls(linux: &Linux, own_namespaces: u64, steps: &mut Vec<Step>)
             );
             return Err(invalid(field, &reason));
         }
-        if own_namespaces & flag as u64 == 0 {
+        if !namespaces.is_own(flag) {
             return Err(invalid(
                 field,
                 &format!("{name:?} would change the host: it needs a {namespace} namespace of its own"),

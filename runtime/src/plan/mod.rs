@@ -7,8 +7,10 @@
 pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
+mod identity;
 mod mounts;
 mod namespaces;
+mod options;
 mod step;
 
 use std::ffi::CString;
@@ -19,11 +21,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Rootfs;
 use crate::cgroup::{Group, Layout};
+use crate::spawn::Ask;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
-pub(crate) use mounts::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountPlan, Source};
-use namespaces::Namespaces;
-pub(crate) use step::{Device, Execute, Join, Step, User};
+pub(crate) use identity::{IdMaps, Range};
+use mounts::Mounts;
+pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source};
+use namespaces::{Namespaces, Propagation};
+pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
+pub(crate) use step::{Device, Execute, Join, RootSource, Step, User};
 
 /// What the host offers, as far as a plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +37,12 @@ pub(crate) struct Facts {
     pub(crate) layout: Layout,
     /// The greatest capability that the kernel knows.
     pub(crate) last_capability: u32,
+    /// The process that makes the container has CAP_SYS_ADMIN, at least in its user namespace.
+    pub(crate) privileged: bool,
+    /// Its user namespace is not the machine's first one.
+    pub(crate) user_namespace: bool,
+    /// Its user namespace lets groups be changed.
+    pub(crate) setgroups: bool,
 }
 
 /// What is to be started.
@@ -43,6 +55,8 @@ pub(crate) struct Request<'a> {
     pub(crate) group: &'a Group,
     /// An empty folder to mount the root file system on, inside the container's mount namespace.
     pub(crate) mountpoint: &'a Path,
+    /// The root is moved instead of pivoted into: for an initramfs as the host's root.
+    pub(crate) no_pivot: bool,
 }
 
 /// A field of the specification that cannot be used.
@@ -66,6 +80,10 @@ pub(crate) struct Plan {
     pub(crate) namespaces: u64,
     /// Executed by the first process, in order; the last one does not return.
     pub(crate) steps: Vec<Step>,
+    /// Made by the parent before the process.
+    pub(crate) prepared: Vec<Prepared>,
+    /// The ids of a new user namespace, for [`Ask::MapIds`].
+    pub(crate) maps: Option<IdMaps>,
 }
 
 /// Plans a launch.
@@ -76,34 +94,18 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     check::supported(spec, linux, process)?;
 
     let cgroup = cgroup::plan(&facts.layout, request.group, linux.resources().as_ref(), None)?;
-    let namespaces = Namespaces::of(linux)?;
-    let mut steps = vec![Step::Undumpable];
-    if !request.group.v1.is_empty() {
-        let v1 = request.group.v1.iter();
-        let tasks = v1.map(|member| path(&member.dir.join("tasks"), "linux.cgroupsPath"));
-        steps.push(Step::JoinCgroups(tasks.collect::<Result<_>>()?));
-    }
-    if let Some(score) = process.oom_score_adj() {
-        steps.push(Step::OomScore(score));
-    }
-    resource_limits(process, &mut steps)?;
-    steps.extend(namespaces.joined);
-    if namespaces.cgroup {
-        steps.push(Step::NewCgroupNamespace);
-    }
-    steps.push(Step::NewSession);
-    steps.push(Step::DetachMounts { propagation: check::propagation(linux)? });
-    let mountpoint = path(request.mountpoint, "root")?;
-    steps.push(Step::MountRoot { rootfs: request.rootfs.clone(), mountpoint });
-    let groups: Vec<_> = request.group.dirs().map(Path::to_owned).collect();
-    mounts::plan(spec, &facts.layout, &groups, &mut steps)?;
-    steps.push(Step::Devices(check::devices(linux)?));
-    if namespaces.flags & libc::CLONE_NEWNET as u64 != 0 {
-        steps.push(Step::LoopbackUp);
-    }
-    names(spec, namespaces.flags, &mut steps)?;
-    steps.push(Step::Pivot);
-    check::sysctls(linux, namespaces.own, &mut steps)?;
+    let namespaces = Namespaces::of(linux, facts)?;
+    let mut plan = Plan {
+        cgroup,
+        namespaces: if namespaces.needs_enter() { 0 } else { namespaces.at_birth() },
+        steps: Vec::with_capacity(64),
+        prepared: Vec::new(),
+        maps: namespaces.maps.clone(),
+    };
+    enter_namespaces(request, process, facts, &namespaces, &mut plan)?;
+    file_system(request, linux, facts, &namespaces, &mut plan)?;
+    let steps = &mut plan.steps;
+    check::sysctls(linux, &namespaces, steps)?;
     for (field, list, masked) in [
         ("linux.maskedPaths", linux.masked_paths(), true),
         ("linux.readonlyPaths", linux.readonly_paths(), false),
@@ -118,13 +120,151 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         steps.push(Step::ReadOnlyRoot);
     }
-    become_the_container(request, linux, process, facts, &mut steps)?;
+    become_the_container(request, linux, process, facts, &namespaces, steps)?;
     steps.push(Step::DieWithMonitor);
     let workdir =
         steps.iter().position(|step| matches!(step, Step::Credentials { .. })).unwrap_or(steps.len());
     steps.insert(workdir, Step::WorkingDirectory(cwd));
     steps.push(Step::Execute(execute(process)?));
-    Ok(Plan { cgroup, namespaces: namespaces.flags, steps })
+    Ok(plan)
+}
+
+/// What still takes the host's privileges, then the namespaces.
+fn enter_namespaces(
+    request: &Request<'_>,
+    process: &Process,
+    facts: &Facts,
+    namespaces: &Namespaces,
+    plan: &mut Plan,
+) -> Result<()> {
+    let steps = &mut plan.steps;
+    // Without privileges the parent, too, is kept from a process that hides itself, and has its ids to map.
+    if facts.privileged {
+        steps.push(Step::Undumpable);
+    }
+    if !request.group.v1.is_empty() {
+        let v1 = request.group.v1.iter();
+        let tasks = v1.map(|member| path(&member.dir.join("tasks"), "linux.cgroupsPath"));
+        steps.push(Step::JoinCgroups(tasks.collect::<Result<_>>()?));
+    }
+    if let Some(score) = process.oom_score_adj() {
+        steps.push(Step::OomScore(score));
+    }
+    resource_limits(process, steps)?;
+    let joins = namespaces.joined.clone();
+    if namespaces.needs_enter() {
+        steps.push(Step::Enter { joins, new: namespaces.at_birth() });
+    } else {
+        steps.extend(joins.into_iter().map(Step::JoinNamespace));
+    }
+    if let Some(offsets) = &namespaces.time_offsets {
+        steps.push(Step::NewTimeNamespace { offsets: offsets.clone() });
+    }
+    steps.push(Step::NewSession);
+    Ok(())
+}
+
+/// Everything that is mounted and made below the root, until the process is in it.
+fn file_system(
+    request: &Request<'_>,
+    linux: &oci_spec::runtime::Linux,
+    facts: &Facts,
+    namespaces: &Namespaces,
+    plan: &mut Plan,
+) -> Result<()> {
+    let spec = request.spec;
+    let own_mounts = namespaces.is_own(libc::CLONE_NEWNS);
+    let wants_shared = |mount: &oci_spec::runtime::Mount| {
+        let words = mount.options().iter().flatten();
+        words
+            .filter_map(|word| options::propagation_of(word))
+            .any(|(flag, _)| flag == libc::MS_SHARED || flag == libc::MS_SLAVE)
+    };
+    let asked = spec.mounts().iter().flatten().any(wants_shared);
+    let mut propagation = Propagation::of(linux, asked)?;
+    if own_mounts {
+        if !namespaces.is_new(libc::CLONE_NEWNS) {
+            // Others are in it: its mounts are theirs, too.
+            (propagation.before, propagation.shared) = (0, true);
+        } else if propagation.before != 0 {
+            plan.steps.push(Step::DetachMounts { propagation: propagation.before });
+        }
+        mount_root(request, facts, namespaces, propagation.shared, plan)?;
+    } else {
+        check::without_mounts(spec, linux)?;
+        let Rootfs::Directory(dir) = request.rootfs else {
+            return Err(invalid("linux.namespaces", "an overlay needs a mount namespace"));
+        };
+        plan.steps.push(Step::OpenRoot(path(dir, "root.path")?));
+    }
+    if namespaces.user {
+        if plan.maps.is_some() {
+            plan.steps.push(Step::Ask(Ask::MapIds));
+        }
+        let setgroups = plan.maps.as_ref().map_or(facts.setgroups, |maps| setgroups(maps, facts));
+        plan.steps.push(Step::BecomeRoot { setgroups });
+    }
+    if !facts.privileged {
+        plan.steps.push(Step::Undumpable);
+    }
+    if namespaces.is_new(libc::CLONE_NEWCGROUP) {
+        plan.steps.push(Step::NewCgroupNamespace);
+    }
+    let private = Change { propagation: libc::MS_PRIVATE, recursive: true, ..Change::default() };
+    let mut mounts = Mounts {
+        spec,
+        facts,
+        namespaces,
+        group: request.group,
+        propagation: propagation.private.then_some(private),
+        steps: &mut plan.steps,
+        prepared: &mut plan.prepared,
+    };
+    mounts.plan()?;
+    let bind = namespaces.user || facts.user_namespace;
+    plan.steps.push(Step::Devices { devices: check::devices(linux)?, bind });
+    if namespaces.is_new(libc::CLONE_NEWNET) {
+        plan.steps.push(Step::LoopbackUp);
+    }
+    names(spec, namespaces, &mut plan.steps)?;
+    plan.steps.push(match (own_mounts, request.no_pivot) {
+        (false, _) => Step::ChangeRoot,
+        (true, true) => Step::MoveRoot,
+        (true, false) => Step::Pivot { shared: propagation.before == 0 },
+    });
+    if own_mounts && propagation.after != 0 {
+        plan.steps.push(Step::RootPropagation(propagation.after));
+    }
+    Ok(())
+}
+
+fn mount_root(
+    request: &Request<'_>,
+    facts: &Facts,
+    namespaces: &Namespaces,
+    shared: bool,
+    plan: &mut Plan,
+) -> Result<()> {
+    let mountpoint = match request.rootfs {
+        // In a namespace that exists already ours may not be there.
+        Rootfs::Directory(dir) if !namespaces.is_new(libc::CLONE_NEWNS) => path(dir, "root.path")?,
+        _ => path(request.mountpoint, "root")?,
+    };
+    let rootfs = request.rootfs.clone();
+    let source = if namespaces.user && facts.privileged {
+        plan.prepared.push(Prepared::Root(rootfs));
+        RootSource::Prepared(plan.prepared.len() - 1)
+    } else {
+        RootSource::Own(rootfs)
+    };
+    plan.steps.push(Step::MountRoot { source, mountpoint, shared });
+    Ok(())
+}
+
+/// Whether processes of a new user namespace may change their groups. Without privileges a single group is mapped only
+/// if they may not (user_namespaces(7)); newgidmap lets them.
+fn setgroups(maps: &IdMaps, facts: &Facts) -> bool {
+    facts.setgroups && (facts.privileged || !matches!(maps.gids[..], [(_, _, 1)]))
 }
 
 /// User, privileges and filter, in the order in which each step still may do what it does.
@@ -133,16 +273,27 @@ fn become_the_container(
     linux: &oci_spec::runtime::Linux,
     process: &Process,
     facts: &Facts,
+    namespaces: &Namespaces,
     steps: &mut Vec<Step>,
 ) -> Result<()> {
     let user = process.user();
+    let groups = user.additional_gids().clone().unwrap_or_default();
+    let in_new_user = namespaces.maps.as_ref();
+    let setgroups = in_new_user.map_or(facts.setgroups, |maps| setgroups(maps, facts));
+    if !setgroups && !groups.is_empty() {
+        return Err(invalid(
+            "process.user.additionalGids",
+            "groups cannot be changed in a user namespace that maps only one's own group",
+        ));
+    }
+    namespaces.check_mapped(user.uid(), false, "process.user.uid")?;
+    namespaces.check_mapped(user.gid(), true, "process.user.gid")?;
+    for (index, group) in groups.iter().enumerate() {
+        namespaces.check_mapped(*group, true, &format!("process.user.additionalGids[{index}]"))?;
+    }
     steps.push(Step::FindUser(match request.user {
         Some(name) if !name.is_empty() => User::Named(name.to_owned()),
-        _ => User::Ids {
-            uid: user.uid(),
-            gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
-        },
+        _ => User::Ids { uid: user.uid(), gid: user.gid(), groups },
     }));
     steps.push(Step::Stdio);
     let sets = Sets::of(process.capabilities().as_ref(), facts.last_capability);
@@ -150,6 +301,7 @@ fn become_the_container(
         sets,
         last_capability: facts.last_capability,
         umask: user.umask().unwrap_or(0o022),
+        setgroups,
     };
     let filter = check::filter(linux, request.spec, sets.bounding)?;
     if process.no_new_privileges() == Some(true) {
@@ -194,13 +346,13 @@ fn resource_limits(process: &Process, steps: &mut Vec<Step>) -> Result<()> {
     Ok(())
 }
 
-fn names(spec: &Spec, flags: u64, steps: &mut Vec<Step>) -> Result<()> {
+fn names(spec: &Spec, namespaces: &Namespaces, steps: &mut Vec<Step>) -> Result<()> {
     for (field, name, domain) in
         [("hostname", spec.hostname(), false), ("domainname", spec.domainname(), true)]
     {
         let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else { continue };
-        if flags & libc::CLONE_NEWUTS as u64 == 0 {
-            return Err(invalid(field, "needs a new uts namespace: it would change the name of the host"));
+        if !namespaces.is_own(libc::CLONE_NEWUTS) {
+            return Err(invalid(field, "needs a uts namespace: it would change the name of the host"));
         }
         if name.len() > 64 {
             return Err(invalid(field, "is longer than 64 bytes"));

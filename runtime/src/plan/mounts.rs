@@ -1,23 +1,16 @@
-//! The mounts of a specification: what is mounted where, with options sorted into what the kernel calls them.
+//! The mounts of a specification: what is mounted where, and how.
 
 use std::ffi::CString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{LinuxIdMapping, Mount, Spec};
 
-use super::{Result, Step, below_root, invalid, path, text};
-use crate::cgroup::Layout;
-
-pub(crate) const ATTR_RDONLY: u64 = 0x01;
-pub(crate) const ATTR_NOSUID: u64 = 0x02;
-pub(crate) const ATTR_NODEV: u64 = 0x04;
-pub(crate) const ATTR_NOEXEC: u64 = 0x08;
-const ATTR_ATIME: u64 = 0x70;
-const ATTR_NOATIME: u64 = 0x10;
-const ATTR_STRICTATIME: u64 = 0x20;
-const ATTR_NODIRATIME: u64 = 0x80;
-const ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
+use super::identity::IdMaps;
+use super::options::{ATTR_RDONLY, Change, Options, of_the_filesystem};
+use super::{Facts, Namespaces, Result, Step, below_root, invalid, path, text};
+use crate::api::Rootfs;
+use crate::cgroup::Group;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,72 +20,298 @@ pub(crate) struct MountPlan {
     /// No component may be a link: for what lies in /dev, /proc and /sys, whose places decide on security.
     pub(crate) strict: bool,
     pub(crate) source: Source,
-    pub(crate) attributes: Attributes,
+    /// Done to the mount before it is attached, in this order.
+    pub(crate) changes: Vec<Change>,
+    /// Made read-only once everything is mounted: other mounts and devices come into it.
+    pub(crate) seal: bool,
+    /// The magic number of the file system that has to come out of it.
+    pub(crate) expected: Option<i64>,
 }
 
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A new file system, with its options.
-    Filesystem { fstype: CString, options: Vec<(CString, Option<CString>)> },
+    /// A new file system.
+    Filesystem(Filesystem),
     /// A file or folder of the host; with all that is mounted below it.
     Bind { path: CString, recursive: bool },
+    /// A mount that the parent has made, by its position among [`super::Plan::prepared`].
+    Prepared { path: CString, index: usize },
+    /// What is mounted there already; options of its file system are changed, too.
+    Remount { options: Vec<(CString, Option<CString>)> },
 }
 
-/// How it is mounted, as MOUNT_ATTR_* and MS_* flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub(crate) set: u64,
-    pub(crate) clear: u64,
-    /// Set on everything below, too.
-    pub(crate) recursive_set: u64,
-    pub(crate) propagation: u64,
-    pub(crate) propagation_recursive: bool,
+/// A new file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filesystem {
+    pub(crate) fstype: CString,
+    pub(crate) options: Vec<(CString, Option<CString>)>,
+    /// MOUNT_ATTR_* flags.
+    pub(crate) attributes: u64,
+    /// Gets what the image has at that place.
+    pub(crate) copy_up: bool,
+    /// Has the mode of what the image has at that place.
+    pub(crate) keep_mode: bool,
+    /// The host's, bound with all below it if the kernel does not let us have one of our own.
+    pub(crate) or_bind: Option<CString>,
+}
+
+/// A mount that the parent makes: the first process, in a user namespace of its own, may neither reach every source nor
+/// map owners.
+#[derive(Clone, Debug)]
+pub(crate) enum Prepared {
+    Root(Rootfs),
+    Bind { path: CString, recursive: bool, idmap: Option<Idmap> },
+}
+
+/// Owners of a mount's files, as they are seen through it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Idmap {
+    pub(crate) recursive: bool,
+    pub(crate) maps: Owners,
+}
+
+/// Where the mapping of owners comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Owners {
+    Maps(IdMaps),
+    /// That of a user namespace.
+    Namespace(CString),
 }
 
 impl fmt::Display for MountPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let target = self.target.to_string_lossy();
-        match &self.source {
-            Source::Filesystem { fstype, .. } => {
-                write!(f, "mounting {} on /{target}", fstype.to_string_lossy())
-            }
-            Source::Bind { path, .. } => write!(f, "mounting {} on /{target}", path.to_string_lossy()),
+        let source = match &self.source {
+            Source::Filesystem(new) => new.fstype.to_string_lossy(),
+            Source::Bind { path, .. } | Source::Prepared { path, .. } => path.to_string_lossy(),
+            Source::Remount { .. } => return write!(f, "remounting /{target}"),
+        };
+        write!(f, "mounting {source} on /{target}")
+    }
+}
+
+impl fmt::Display for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Prepared::Root(_) => write!(f, "mounting the root file system"),
+            Prepared::Bind { path, idmap: None, .. } => write!(f, "opening {}", path.to_string_lossy()),
+            Prepared::Bind { path, .. } => write!(
+                f,
+                "mapping the owners of {} (needs Linux 5.12, and a file system that can)",
+                path.to_string_lossy()
+            ),
         }
     }
 }
 
-/// Plans all mounts of a specification, in its order. `groups`: the container's own control groups.
-pub(super) fn plan(spec: &Spec, layout: &Layout, groups: &[PathBuf], steps: &mut Vec<Step>) -> Result<()> {
-    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        let field = format!("mounts[{index}]");
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(invalid(&format!("{field}.uidMappings"), "idmapped mounts are not supported yet"));
+/// What a mount's plan depends on.
+pub(super) struct Mounts<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) facts: &'a Facts,
+    pub(super) namespaces: &'a Namespaces,
+    /// The container's own control groups.
+    pub(super) group: &'a Group,
+    /// How a mount takes part in propagation if none of its options says so.
+    pub(super) propagation: Option<Change>,
+    pub(super) steps: &'a mut Vec<Step>,
+    pub(super) prepared: &'a mut Vec<Prepared>,
+}
+
+pub(super) const PROC_MAGIC: i64 = 0x9fa0;
+
+/// File systems of the kernel's own, which are shared or not made read-only as a whole.
+const VIRTUAL: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+impl Mounts<'_> {
+    /// Plans all mounts of the specification, in its order.
+    pub(super) fn plan(&mut self) -> Result<()> {
+        let mut sealed = false;
+        for (index, mount) in self.spec.mounts().iter().flatten().enumerate() {
+            let field = format!("mounts[{index}]");
+            let steps = self.steps.len();
+            self.mount(mount, &field)?;
+            sealed |= self.steps[steps..].iter().any(|step| matches!(step, Step::Mount(plan) if plan.seal));
         }
-        let target = below_root(mount.destination(), &field)?;
+        if sealed {
+            self.steps.push(Step::Seal);
+        }
+        Ok(())
+    }
+
+    fn mount(&mut self, mount: &Mount, field: &str) -> Result<()> {
+        let target = below_root(mount.destination(), field)?;
         let shown = Path::new("/").join(target.to_string_lossy().as_ref());
         if shown == Path::new("/.") {
             return Err(invalid(&format!("{field}.destination"), "is the root itself"));
         }
-        let (attributes, options, bind) = options(mount, &field)?;
+        let words = mount.options().iter().flatten().map(String::as_str);
+        let mut options = Options::of(words, field)?;
         let fstype = mount.typ().as_deref().unwrap_or("none");
-        if matches!(fstype, "cgroup" | "cgroup2") && bind.is_none() {
-            cgroup_mounts(layout, groups, target, attributes, steps)?;
-            continue;
+        if fstype == "bind" && options.bind.is_none() {
+            options.bind = Some(false);
         }
-        inside_proc(&shown, fstype, mount, &field)?;
-        let strict = ["/dev", "/proc", "/sys"].iter().any(|dir| shown.starts_with(dir));
-        let source = match bind {
-            Some(recursive) => Source::Bind { path: bind_source(mount, &field)?, recursive },
-            None if fstype == "bind" => Source::Bind { path: bind_source(mount, &field)?, recursive: false },
-            None => Source::Filesystem {
-                fstype: text(fstype, &field)?,
-                options: with_source(mount, fstype, options, &field)?,
-            },
+        if matches!(fstype, "cgroup" | "cgroup2") && options.bind.is_none() && !options.remount {
+            return self.cgroup(target, &options);
+        }
+        inside_proc(&shown, fstype, &options, mount, field)?;
+        let mut plan = MountPlan {
+            target,
+            strict: ["/dev", "/proc", "/sys"].iter().any(|dir| shown.starts_with(dir)),
+            source: Source::Remount { options: Vec::new() },
+            changes: Vec::new(),
+            seal: false,
+            expected: (shown == Path::new("/proc")).then_some(PROC_MAGIC),
         };
-        steps.push(Step::Mount(MountPlan { target, strict, source, attributes }));
+        let mapped = self.owners(mount, &options, field)?;
+        if options.remount {
+            plan.changes = options.changes(None);
+            options.data.retain(|(key, _)| options.bind.is_none() || !of_the_filesystem(key));
+            plan.source = Source::Remount { options: options.data };
+        } else if let Some(recursive) = options.bind {
+            plan.changes = options.changes(self.propagation);
+            plan.source = self.bind(bind_source(mount, field)?, recursive, mapped);
+        } else {
+            self.filesystem(mount, fstype, options, &mut plan, field)?;
+        }
+        self.steps.push(Step::Mount(plan));
+        Ok(())
     }
-    Ok(())
+
+    fn bind(&mut self, path: CString, recursive: bool, idmap: Option<Idmap>) -> Source {
+        if idmap.is_none() && !(self.namespaces.user && self.facts.privileged) {
+            return Source::Bind { path, recursive };
+        }
+        self.prepared.push(Prepared::Bind { path: path.clone(), recursive, idmap });
+        Source::Prepared { path, index: self.prepared.len() - 1 }
+    }
+
+    fn filesystem(
+        &self,
+        mount: &Mount,
+        fstype: &str,
+        options: Options,
+        plan: &mut MountPlan,
+        field: &str,
+    ) -> Result<()> {
+        let mut attributes = options.own.set | options.tree.set;
+        let mut data = options.data;
+        let source = mount.source().as_deref().unwrap_or_else(|| Path::new(fstype));
+        data.insert(0, (c"source".to_owned(), Some(path(source, field)?)));
+        let labelled = !matches!(fstype, "proc" | "sysfs");
+        let label = self.spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+        if let Some(label) = label.filter(|label| !label.is_empty() && labelled) {
+            data.push((c"context".to_owned(), Some(text(label, "linux.mountLabel")?)));
+        }
+        if attributes & ATTR_RDONLY != 0 {
+            if fstype == "tmpfs" {
+                attributes &= !ATTR_RDONLY;
+                plan.seal = true;
+            } else if !VIRTUAL.contains(&fstype) {
+                // Not only the mount: a device that cannot be written to, or a journal, would refuse.
+                data.push((c"ro".to_owned(), None));
+            }
+        }
+        if options.copy_up && fstype != "tmpfs" {
+            return Err(invalid(&format!("{field}.options"), "tmpcopyup is for tmpfs only"));
+        }
+        let keep_mode = fstype == "tmpfs" && !data.iter().any(|(key, _)| key.as_bytes() == b"mode");
+        // The kernel makes these only for the owner of the namespace that they show.
+        let foreign = |flag: i32| !self.namespaces.is_new(flag);
+        let (host, foreign) = match fstype {
+            "sysfs" => (c"/sys", foreign(libc::CLONE_NEWNET)),
+            "proc" => (c"/proc", foreign(libc::CLONE_NEWPID)),
+            "mqueue" => (c"/dev/mqueue", foreign(libc::CLONE_NEWIPC)),
+            _ => (c"", false),
+        };
+        let in_user_namespace = self.namespaces.user || self.facts.user_namespace;
+        plan.source = Source::Filesystem(Filesystem {
+            fstype: text(fstype, &format!("{field}.type"))?,
+            options: data,
+            attributes,
+            copy_up: options.copy_up,
+            keep_mode,
+            or_bind: (foreign && in_user_namespace).then(|| host.to_owned()),
+        });
+        plan.changes = options.propagation;
+        Ok(())
+    }
+
+    /// The mapping of a mount's owners: its own, or the container's.
+    fn owners(&self, mount: &Mount, options: &Options, field: &str) -> Result<Option<Idmap>> {
+        let given = |list: &Option<Vec<LinuxIdMapping>>| list.clone().unwrap_or_default();
+        let (uids, gids) = (given(mount.uid_mappings()), given(mount.gid_mappings()));
+        if uids.is_empty() && gids.is_empty() && options.idmap.is_none() {
+            return Ok(None);
+        }
+        let maps = format!("{field}.uidMappings");
+        if options.bind.is_none() {
+            return Err(invalid(&maps, "owners can only be mapped on a bind mount"));
+        }
+        if uids.is_empty() != gids.is_empty() {
+            return Err(invalid(&maps, "uidMappings and gidMappings go together: give both"));
+        }
+        if !self.facts.privileged {
+            return Err(invalid(&maps, "mapping owners takes CAP_SYS_ADMIN: run as root"));
+        }
+        let maps = if uids.is_empty() {
+            self.namespaces.owners(&format!("{field}.options"))?
+        } else {
+            Owners::Maps(IdMaps::of(&uids, &gids, field)?)
+        };
+        Ok(Some(Idmap { recursive: options.idmap == Some(true), maps }))
+    }
+
+    /// The container's view of control groups. On v2: what its namespace shows, by binding its own group, which is the
+    /// same; without a namespace the whole tree. On v1 a tmpfs with one folder per hierarchy.
+    fn cgroup(&mut self, target: CString, options: &Options) -> Result<()> {
+        let changes = options.changes(self.propagation);
+        let bind = |dir: &Path, target: CString, recursive| -> Result<Step> {
+            let source = Source::Bind { path: path(dir, "linux.cgroupsPath")?, recursive };
+            let changes = changes.clone();
+            Ok(Step::Mount(MountPlan { target, strict: true, source, changes, seal: false, expected: None }))
+        };
+        if self.group.v1.is_empty() {
+            let step = match &self.group.unified {
+                Some(dir) if self.namespaces.is_new(libc::CLONE_NEWCGROUP) => bind(dir, target, false)?,
+                _ => bind(Path::new("/sys/fs/cgroup"), target, true)?,
+            };
+            self.steps.push(step);
+            return Ok(());
+        }
+        self.steps.push(Step::Mount(MountPlan {
+            target: target.clone(),
+            strict: true,
+            source: Source::Filesystem(Filesystem {
+                fstype: c"tmpfs".to_owned(),
+                options: [(c"source", c"cgroup"), (c"mode", c"755"), (c"size", c"64k")]
+                    .map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
+                    .to_vec(),
+                attributes: options.own.set & !ATTR_RDONLY,
+                copy_up: false,
+                keep_mode: false,
+                or_bind: None,
+            }),
+            changes: options.propagation.clone(),
+            seal: options.own.set & ATTR_RDONLY != 0,
+            expected: None,
+        }));
+        let base = PathBuf::from(target.to_string_lossy().into_owned());
+        if let Some(dir) = &self.group.unified {
+            self.steps.push(bind(dir, path(&base.join("unified"), "mounts")?, false)?);
+        }
+        for member in &self.group.v1 {
+            let name = member.controllers.join(",");
+            let name = name.strip_prefix("name=").unwrap_or(&name);
+            self.steps.push(bind(&member.dir, path(&base.join(name), "mounts")?, false)?);
+            // `cpu` and `cpuacct`, where programs look for them.
+            for link in member.controllers.iter().filter(|_| member.controllers.len() > 1) {
+                let link = path(&base.join(link), "mounts")?;
+                self.steps.push(Step::Link { path: link, target: text(name, "mounts")? });
+            }
+        }
+        Ok(())
+    }
 }
 
 fn bind_source(mount: &Mount, field: &str) -> Result<CString> {
@@ -106,21 +325,11 @@ fn bind_source(mount: &Mount, field: &str) -> Result<CString> {
     }
 }
 
-fn with_source(
-    mount: &Mount,
-    fstype: &str,
-    mut options: Vec<(CString, Option<CString>)>,
-    field: &str,
-) -> Result<Vec<(CString, Option<CString>)>> {
-    let source = mount.source().as_deref().unwrap_or_else(|| Path::new(fstype));
-    options.insert(0, (c"source".to_owned(), Some(path(source, field)?)));
-    Ok(options)
-}
-
 /// What lies in /proc tells programs, and this runtime, about the system: a mount there is a lie that has led to
-/// escapes. The files that lxcfs offers are the known exception.
-fn inside_proc(target: &Path, fstype: &str, mount: &Mount, field: &str) -> Result<()> {
-    const OFFERED: [&str; 9] = [
+/// escapes. The files that lxcfs offers are the known exception. On /proc itself there may only be a proc file system,
+/// which is looked at when it is mounted.
+fn inside_proc(target: &Path, fstype: &str, options: &Options, mount: &Mount, field: &str) -> Result<()> {
+    const OFFERED: [&str; 11] = [
         "/proc/cpuinfo",
         "/proc/diskstats",
         "/proc/meminfo",
@@ -130,9 +339,11 @@ fn inside_proc(target: &Path, fstype: &str, mount: &Mount, field: &str) -> Resul
         "/proc/loadavg",
         "/proc/slabinfo",
         "/proc/net/dev",
+        "/proc/sys/crypto/fips_enabled",
+        "/proc/sys/kernel/ns_last_pid",
     ];
     let wrong = if target == Path::new("/proc") {
-        fstype != "proc"
+        fstype != "proc" && options.bind.is_none()
     } else {
         target.starts_with("/proc") && !OFFERED.iter().any(|offered| target == Path::new(offered))
     };
@@ -141,149 +352,4 @@ fn inside_proc(target: &Path, fstype: &str, mount: &Mount, field: &str) -> Resul
         return Err(invalid(&format!("{field}.destination"), &reason));
     }
     Ok(())
-}
-
-/// The container's view of its own groups: on v2 its directory, on v1 a tmpfs with one per hierarchy.
-fn cgroup_mounts(
-    layout: &Layout,
-    groups: &[PathBuf],
-    target: CString,
-    attributes: Attributes,
-    steps: &mut Vec<Step>,
-) -> Result<()> {
-    let bind = |dir: &Path, target: CString| -> Result<Step> {
-        let source = Source::Bind { path: path(dir, "linux.cgroupsPath")?, recursive: false };
-        Ok(Step::Mount(MountPlan { target, strict: true, source, attributes }))
-    };
-    if layout.v1.is_empty() {
-        if let Some(dir) = groups.first() {
-            steps.push(bind(dir, target)?);
-        }
-        return Ok(());
-    }
-    let options = [("source", "cgroup"), ("mode", "755"), ("size", "64k")];
-    let options = options
-        .iter()
-        .map(|(key, value)| Ok((text(key, "")?, Some(text(value, "")?))))
-        .collect::<Result<_>>()?;
-    let mut writable = attributes;
-    writable.set &= !ATTR_RDONLY;
-    steps.push(Step::Mount(MountPlan {
-        target: target.clone(),
-        strict: true,
-        source: Source::Filesystem { fstype: c"tmpfs".to_owned(), options },
-        attributes: writable,
-    }));
-    let base = PathBuf::from(target.to_string_lossy().into_owned());
-    for hierarchy in &layout.v1 {
-        let Some(dir) = groups.iter().find(|group| group.starts_with(&hierarchy.mount)) else { continue };
-        let name = hierarchy.controllers.join(",");
-        steps.push(bind(dir, path(&base.join(name), "mounts")?)?);
-    }
-    if attributes.set & ATTR_RDONLY != 0 {
-        steps.push(Step::ReadOnly(target));
-    }
-    Ok(())
-}
-
-/// Attributes, options for the file system, and for a bind mount whether it is recursive.
-type Sorted = (Attributes, Vec<(CString, Option<CString>)>, Option<bool>);
-
-fn options(mount: &Mount, field: &str) -> Result<Sorted> {
-    let field = format!("{field}.options");
-    let mut attributes =
-        Attributes { propagation: libc::MS_PRIVATE, propagation_recursive: true, ..Attributes::default() };
-    let mut data = Vec::new();
-    let mut bind = None;
-    for option in mount.options().iter().flatten() {
-        match option.as_str() {
-            "bind" => bind = Some(bind.unwrap_or(false)),
-            "rbind" => bind = Some(true),
-            "defaults" | "" => {}
-            "copy" | "nocopy" | "z" | "Z" => {
-                return Err(invalid(&field, &format!("{option:?} is not a mount option")));
-            }
-            "tmpcopyup" | "idmap" | "ridmap" | "remount" => {
-                return Err(invalid(&field, &format!("{option:?} is not supported by this runtime yet")));
-            }
-            other => {
-                if !attribute(other, &mut attributes) && !propagation(other, &mut attributes) {
-                    data.push(match other.split_once('=') {
-                        Some((key, value)) => (text(key, &field)?, Some(text(value, &field)?)),
-                        None => (text(other, &field)?, None),
-                    });
-                }
-            }
-        }
-    }
-    if bind.is_some()
-        && let Some((key, _)) = data.first()
-    {
-        return Err(invalid(&field, &format!("{:?} does not go with a bind mount", key.to_string_lossy())));
-    }
-    Ok((attributes, data, bind))
-}
-
-/// Options of the mount itself. `r` before one (`rro`): for everything below, too.
-fn attribute(option: &str, attributes: &mut Attributes) -> bool {
-    let set_of = |name: &str| match name {
-        "ro" => Some(ATTR_RDONLY),
-        "nosuid" => Some(ATTR_NOSUID),
-        "nodev" => Some(ATTR_NODEV),
-        "noexec" => Some(ATTR_NOEXEC),
-        "nodiratime" => Some(ATTR_NODIRATIME),
-        "nosymfollow" => Some(ATTR_NOSYMFOLLOW),
-        _ => None,
-    };
-    let clear_of = |name: &str| match name {
-        "rw" => Some(ATTR_RDONLY),
-        "suid" => Some(ATTR_NOSUID),
-        "dev" => Some(ATTR_NODEV),
-        "exec" => Some(ATTR_NOEXEC),
-        "diratime" => Some(ATTR_NODIRATIME),
-        "symfollow" => Some(ATTR_NOSYMFOLLOW),
-        _ => None,
-    };
-    let atime = match option {
-        "noatime" => Some(ATTR_NOATIME),
-        "strictatime" => Some(ATTR_STRICTATIME),
-        "relatime" | "atime" => Some(0),
-        _ => None,
-    };
-    if let Some(bits) = set_of(option) {
-        attributes.set |= bits;
-        attributes.clear &= !bits;
-    } else if let Some(bits) = clear_of(option) {
-        attributes.clear |= bits;
-        attributes.set &= !bits;
-    } else if let Some(bits) = atime {
-        // One of three: the kernel wants the old choice cleared as a whole.
-        attributes.clear |= ATTR_ATIME;
-        attributes.set = attributes.set & !ATTR_ATIME | bits;
-    } else if let Some(bits) = option.strip_prefix('r').and_then(set_of) {
-        attributes.recursive_set |= bits;
-    } else {
-        return false;
-    }
-    true
-}
-
-fn propagation(option: &str, attributes: &mut Attributes) -> bool {
-    let flag = |name: &str| match name {
-        "private" => Some(libc::MS_PRIVATE),
-        "shared" => Some(libc::MS_SHARED),
-        "slave" => Some(libc::MS_SLAVE),
-        "unbindable" => Some(libc::MS_UNBINDABLE),
-        _ => None,
-    };
-    let (found, recursive) = match flag(option) {
-        Some(found) => (found, false),
-        None => match option.strip_prefix('r').and_then(flag) {
-            Some(found) => (found, true),
-            None => return false,
-        },
-    };
-    attributes.propagation = found;
-    attributes.propagation_recursive = recursive;
-    true
 }

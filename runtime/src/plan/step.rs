@@ -23,28 +23,57 @@ pub(crate) enum Step {
         soft: u64,
         hard: u64,
     },
-    JoinNamespace {
-        path: CString,
-        kind: i32,
-    },
+    JoinNamespace(Join),
     /// After the group is joined, since it becomes the root of what the container sees.
     NewCgroupNamespace,
     NewSession,
+    /// Becomes root of the user namespace, once it has ids.
+    BecomeRoot {
+        setgroups: bool,
+    },
+    /// Enters a new time namespace with these lines of timens_offsets.
+    NewTimeNamespace {
+        offsets: String,
+    },
     /// Mounts of the host come in (or not), none goes out.
     DetachMounts {
         propagation: u64,
     },
     MountRoot {
-        rootfs: Rootfs,
+        source: RootSource,
         mountpoint: CString,
+        /// What it is mounted on has to be made private first, else the host would see it.
+        shared: bool,
     },
+    /// Without a mount namespace: the folder itself.
+    OpenRoot(CString),
     Mount(MountPlan),
+    /// A link of the cgroup folder: (path, where it leads).
+    Link {
+        path: CString,
+        target: CString,
+    },
+    /// What waited for that is made read-only.
+    Seal,
     /// Nodes and links that every container has, and those of the specification.
-    Devices(Vec<Device>),
+    Devices {
+        devices: Vec<Device>,
+        /// The host's are bound: in a user namespace none can be made.
+        bind: bool,
+    },
     LoopbackUp,
     Hostname(Vec<u8>),
     Domainname(Vec<u8>),
-    Pivot,
+    Pivot {
+        /// The old root must not take its mounts with it on the host.
+        shared: bool,
+    },
+    /// Instead of pivoting: the root is moved over the old one, which an initramfs does not let go.
+    MoveRoot,
+    /// Without a mount namespace.
+    ChangeRoot,
+    /// How the root takes part in propagation; MS_* flags.
+    RootPropagation(u64),
     /// Below /proc/sys.
     Sysctl {
         path: CString,
@@ -62,6 +91,8 @@ pub(crate) enum Step {
         sets: Sets,
         last_capability: u32,
         umask: u32,
+        /// Whether the user namespace lets groups be changed.
+        setgroups: bool,
     },
     NoNewPrivileges,
     Seccomp {
@@ -93,6 +124,22 @@ pub(crate) enum Join {
     },
     /// Those of the process that the parent gives a pidfd of; CLONE_NEW* flags.
     Target { kinds: i32 },
+}
+
+impl Join {
+    pub(crate) fn kinds(&self) -> i32 {
+        match self {
+            Join::Path { kind, .. } | Join::Target { kinds: kind } => *kind,
+        }
+    }
+}
+
+/// Where the root file system comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum RootSource {
+    Own(Rootfs),
+    /// A mount that the parent has made, by its position.
+    Prepared(usize),
 }
 
 /// A device node.
@@ -152,22 +199,36 @@ impl fmt::Display for Step {
                     "setting rlimit {name} to {soft}:{hard} (raising a hard limit needs CAP_SYS_RESOURCE)"
                 )
             }
-            Step::JoinNamespace { path, .. } => write!(f, "joining namespace {}", s(path)),
+            Step::JoinNamespace(Join::Path { path, .. }) => write!(f, "joining namespace {}", s(path)),
+            Step::JoinNamespace(Join::Target { .. }) => write!(f, "joining the container's namespaces"),
             Step::NewCgroupNamespace => write!(f, "making a cgroup namespace"),
             Step::NewSession => write!(f, "making a session"),
             Step::DetachMounts { .. } => write!(f, "detaching mounts from the host's"),
-            Step::MountRoot { rootfs: Rootfs::Directory(dir), .. } => {
+            Step::BecomeRoot { .. } => write!(f, "becoming root of the user namespace"),
+            Step::NewTimeNamespace { .. } => {
+                write!(f, "making a time namespace (needs Linux 5.6 with CONFIG_TIME_NS)")
+            }
+            Step::MountRoot { source: RootSource::Own(Rootfs::Directory(dir)), .. } => {
                 write!(f, "mounting root {}", dir.display())
             }
-            Step::MountRoot { rootfs: Rootfs::Overlay { lowers, upper, .. }, .. } => {
+            Step::MountRoot { source: RootSource::Own(Rootfs::Overlay { lowers, upper, .. }), .. } => {
                 write!(f, "mounting an overlay of {} layers with upper {}", lowers.len(), upper.display())
             }
+            Step::MountRoot { source: RootSource::Prepared(_), mountpoint, .. } => {
+                write!(f, "mounting the root file system on {}", s(mountpoint))
+            }
+            Step::OpenRoot(path) => write!(f, "opening root {}", s(path)),
+            Step::Link { path, .. } => write!(f, "making link /{}", s(path)),
+            Step::Seal => write!(f, "making mounts read-only"),
             Step::Mount(mount) => write!(f, "{mount}"),
-            Step::Devices(_) => write!(f, "making /dev"),
+            Step::Devices { .. } => write!(f, "making /dev"),
             Step::LoopbackUp => write!(f, "bringing the loopback device up"),
             Step::Hostname(_) => write!(f, "setting the host name"),
             Step::Domainname(_) => write!(f, "setting the domain name"),
-            Step::Pivot => write!(f, "pivoting into the root file system"),
+            Step::Pivot { .. } => write!(f, "pivoting into the root file system"),
+            Step::MoveRoot => write!(f, "moving the root file system"),
+            Step::ChangeRoot => write!(f, "changing the root directory"),
+            Step::RootPropagation(_) => write!(f, "setting the propagation of the root file system"),
             Step::Sysctl { path, .. } => write!(f, "setting sysctl {}", s(path)),
             Step::Mask(path) => write!(f, "masking /{}", s(path)),
             Step::ReadOnly(path) => write!(f, "making /{} read-only", s(path)),

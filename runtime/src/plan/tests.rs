@@ -27,7 +27,7 @@ fn facts(v1: bool) -> Facts {
             ..Layout::default()
         }
     };
-    Facts { layout, last_capability: 40 }
+    Facts { layout, last_capability: 40, privileged: true, user_namespace: false, setgroups: true }
 }
 
 fn settings() -> ContainerSettings {
@@ -39,7 +39,7 @@ fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
     let mountpoint = Path::new("/run/node/web/rootfs");
     let facts = facts(v1);
     let group = &Group::below(&facts.layout, "node/web", Reach::Needed(None));
-    launch_plan(&Request { spec, rootfs: &rootfs, user: None, group, mountpoint }, &facts)
+    launch_plan(&Request { spec, rootfs: &rootfs, user: None, group, mountpoint, no_pivot: false }, &facts)
 }
 
 fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {
@@ -51,10 +51,10 @@ fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {
 fn a_default_launch_goes_in_this_order() {
     let expected = "\
 protecting the process against tracing
-making a cgroup namespace
 making a session
 detaching mounts from the host's
 mounting root /images/web
+making a cgroup namespace
 mounting proc on /proc
 mounting tmpfs on /dev
 mounting devpts on /dev/pts
@@ -106,14 +106,18 @@ executing nginx";
 fn on_v1_the_process_joins_by_itself_and_sees_a_folder_per_controller() {
     let steps = steps(&settings(), true);
     assert_eq!(steps[1], "joining the control groups");
-    let cgroups: Vec<&String> = steps.iter().filter(|step| step.contains("/sys/fs/cgroup")).collect();
+    let cgroups: Vec<&String> = steps
+        .iter()
+        .filter(|step| step.contains("/sys/fs/cgroup") || step.contains("mounts read-only"))
+        .collect();
     assert_eq!(
         cgroups,
         [
             "mounting tmpfs on /sys/fs/cgroup",
+            "mounting /sys/fs/cgroup/unified/node/web on /sys/fs/cgroup/unified",
             "mounting /sys/fs/cgroup/memory/node/web on /sys/fs/cgroup/memory",
             "mounting /sys/fs/cgroup/devices/node/web on /sys/fs/cgroup/devices",
-            "making /sys/fs/cgroup read-only",
+            "making mounts read-only",
         ]
     );
 }

@@ -16,6 +16,8 @@
 
 mod channel;
 pub(crate) mod groups;
+mod maps;
+mod prepare;
 
 use std::fs::File;
 use std::io;
@@ -26,7 +28,7 @@ pub(crate) use channel::{Ask, Channel, channel, send};
 
 use crate::cgroup::explain_join;
 use crate::init::{self, Failure, Fds, Stdio};
-use crate::plan::Step;
+use crate::plan::{IdMaps, Prepared, Step};
 use crate::sys;
 
 /// What is to be made.
@@ -37,6 +39,12 @@ pub(crate) struct Child<'a> {
     /// The cgroup2 directory to be born in.
     pub(crate) unified: Option<&'a Path>,
     pub(crate) steps: &'a [Step],
+    /// Mounts to be made before.
+    pub(crate) prepared: &'a [Prepared],
+    /// The ids of a new user namespace.
+    pub(crate) maps: Option<&'a IdMaps>,
+    /// Whether we may write mappings and reach everything; see [`crate::plan::Facts`].
+    pub(crate) privileged: bool,
     pub(crate) stdio: Stdio,
     /// A listening socket on which it waits until it is started.
     pub(crate) start: Option<OwnedFd>,
@@ -60,13 +68,14 @@ pub(crate) fn first_process(
     mut answer: impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
 ) -> Result<i32, Failure> {
     let (ours, theirs) = channel().map_err(|error| Failure::step("making a channel", &error))?;
+    let mounts = prepare::prepare(child.prepared)?;
     let group = match child.unified {
         Some(dir) => {
             Some(File::open(dir).map_err(|error| Failure::step("opening the control group", &error))?)
         }
         None => None,
     };
-    let fds = Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target };
+    let fds = Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target, mounts };
     let mut pid = match sys::clone3(child.namespaces, group.as_ref().map(AsFd::as_fd)) {
         Ok(None) => {
             // Else it would not see our end.
@@ -81,6 +90,10 @@ pub(crate) fn first_process(
         }
     };
     drop(fds);
+    let mut answer = |ask: &Ask, pid: i32, fd| match (ask, child.maps) {
+        (Ask::MapIds, Some(ids)) => maps::write(pid, ids, child.privileged).map(|()| Flow::GoOn),
+        _ => answer(ask, pid, fd),
+    };
     match serve(&ours, &mut pid, &mut answer) {
         Ok(()) => Ok(pid),
         Err(failure) => {

@@ -15,11 +15,22 @@ const MOVE_MOUNT_T_EMPTY_PATH: u32 = 0x40;
 const FSCONFIG_SET_FLAG: u32 = 0;
 const FSCONFIG_SET_STRING: u32 = 1;
 const FSCONFIG_CMD_CREATE: u32 = 6;
+const FSCONFIG_CMD_RECONFIGURE: u32 = 7;
+const FSPICK_CLOEXEC: u32 = 1;
+const FSPICK_EMPTY_PATH: u32 = 8;
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
 /// Opens a file system for mounting.
 pub(crate) fn fsopen(fstype: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name lives through the call.
     check_fd(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) })
+}
+
+/// Opens the file system of a mount for being configured anew.
+pub(crate) fn fspick(mount: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+    // SAFETY: the empty path is static.
+    check_fd(unsafe { libc::syscall(libc::SYS_fspick, mount.as_raw_fd(), c"".as_ptr(), flags) })
 }
 
 /// Sets an option of a file system that is being made: a flag, or a key with a value.
@@ -36,10 +47,24 @@ pub(crate) fn fsconfig_create(fs: BorrowedFd<'_>) -> io::Result<()> {
     fsconfig_command(fs, FSCONFIG_CMD_CREATE)
 }
 
+/// Gives a file system that exists its new options.
+pub(crate) fn fsconfig_reconfigure(fs: BorrowedFd<'_>) -> io::Result<()> {
+    fsconfig_command(fs, FSCONFIG_CMD_RECONFIGURE)
+}
+
 fn fsconfig_command(fs: BorrowedFd<'_>, command: u32) -> io::Result<()> {
     let null = ptr::null::<libc::c_char>();
     // SAFETY: the commands take neither key nor value.
     check(unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, null, null, 0) }).map(drop)
+}
+
+/// What the kernel has to say about a file system that it did not make or change, if it says anything.
+pub(crate) fn fs_message(fs: BorrowedFd<'_>) -> Option<String> {
+    let mut buffer = [0; 512];
+    let count = nix::unistd::read(fs, &mut buffer).ok()?;
+    // `e `, `w ` or `i ` stand in front.
+    let text = String::from_utf8_lossy(&buffer[..count]);
+    Some(text.get(2..)?.trim_end().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// A mount of the file system, attached nowhere yet. `attributes`: MOUNT_ATTR_*.
@@ -90,6 +115,17 @@ pub(crate) fn mount_setattr(
     recursive: bool,
 ) -> io::Result<()> {
     setattr(mount, &MountAttr { set, clear, propagation, userns: 0 }, recursive)
+}
+
+/// Shows the files of a mount (tree) that is attached nowhere yet with the owners that a user namespace maps them to.
+pub(crate) fn mount_idmap(
+    mount: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let userns = user_namespace.as_raw_fd() as u64;
+    let attr = MountAttr { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, userns };
+    setattr(mount, &attr, recursive)
 }
 
 fn setattr(mount: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> io::Result<()> {

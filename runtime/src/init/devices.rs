@@ -1,0 +1,68 @@
+//! Makes /dev: the nodes, and the links that every container has.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::files::{self, BENEATH, IN_ROOT, NO_SYMLINKS, check_null, make_dirs, split};
+use crate::plan::{DEV_LINKS, Device};
+use crate::sys;
+
+/// Makes the devices, and the links of /dev. Returns the null device.
+pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], bind: bool) -> io::Result<OwnedFd> {
+    sys::umask(0);
+    for device in devices {
+        let made = if bind { bind_host(root, device) } else { make_node(root, device) };
+        made.map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", device.path.to_string_lossy()))
+        })?;
+    }
+    let dev = make_dirs(root, c"dev", IN_ROOT | NO_SYMLINKS)?;
+    for (name, target) in DEV_LINKS {
+        match nix::unistd::symlinkat(target, &dev, name) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let null =
+        sys::openat2(dev.as_raw_fd(), c"null", libc::O_PATH | libc::O_NOFOLLOW, 0, NO_SYMLINKS | BENEATH)?;
+    check_null(null.as_fd())?;
+    Ok(null)
+}
+
+fn make_node(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
+    let (parent, name) = split(&device.path)?;
+    let parent = make_dirs(root, &parent, IN_ROOT | NO_SYMLINKS)?;
+    match sys::mknodat(parent.as_fd(), &name, device.mode, device.major, device.minor) {
+        Ok(()) if device.uid == 0 && device.gid == 0 => Ok(()),
+        Ok(()) => sys::fchownat(parent.as_fd(), &name, device.uid, device.gid),
+        // A /dev that was brought along, in which they are already; null is looked at below.
+        Err(error) if device.default && error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A FIFO is no device, and can be made. Else the host's node, which has to be the one that is asked for.
+fn bind_host(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
+    if device.mode & libc::S_IFMT == libc::S_IFIFO {
+        return make_node(root, device);
+    }
+    let host = [c"/".to_bytes(), device.path.to_bytes(), b"\0"].concat();
+    let host = CStr::from_bytes_with_nul(&host).map_err(io::Error::other)?;
+    let node = sys::open_tree(sys::CWD, host, false)?;
+    let stat = sys::fstat(node.as_fd())?;
+    let number = libc::makedev(device.major, device.minor);
+    if stat.st_mode & libc::S_IFMT != device.mode & libc::S_IFMT || stat.st_rdev != number {
+        return Err(io::Error::other(format!(
+            "the host's is another device than {}:{}, and a user namespace can have no other",
+            device.major, device.minor
+        )));
+    }
+    let target = files::make_file(root, &device.path, IN_ROOT | NO_SYMLINKS)?;
+    let there = sys::fstat(target.as_fd())?;
+    // A /dev that was brought along has it already.
+    if there.st_mode & libc::S_IFMT == device.mode & libc::S_IFMT && there.st_rdev == number {
+        return Ok(());
+    }
+    sys::move_mount(node.as_fd(), target.as_fd())
+}

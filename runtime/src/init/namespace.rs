@@ -1,0 +1,73 @@
+//! Gets into namespaces: those that exist, and those that have to be made by and by.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::{Fds, files};
+use crate::plan::Join;
+use crate::spawn::Ask;
+use crate::sys;
+
+fn open(join: &Join, fds: &Fds) -> io::Result<OwnedFd> {
+    match join {
+        Join::Path { path, .. } => sys::openat2(sys::CWD, path, libc::O_RDONLY, 0, 0),
+        Join::Target { .. } => {
+            let target = fds.target.as_ref().ok_or_else(|| io::Error::other("no process to join"))?;
+            Ok(target.try_clone()?)
+        }
+    }
+}
+
+/// Joins a namespace that counts for this process at once.
+pub(super) fn join(join: &Join, fds: &Fds) -> io::Result<()> {
+    sys::setns(open(join, fds)?.as_fd(), join.kinds())
+}
+
+/// Enters namespaces that exist, and makes the process that goes on in them and in new ones. Returns only in that one.
+pub(super) fn enter(joins: &[Join], new: u64, fds: &Fds) -> io::Result<()> {
+    // All are opened before one is entered: behind it the paths may mean something else.
+    let opened = joins.iter().map(|join| Ok((open(join, fds)?, join.kinds())));
+    enter_opened(&opened.collect::<io::Result<Vec<_>>>()?)?;
+    match sys::clone3(new | libc::CLONE_PARENT as u64, None)? {
+        None => Ok(()),
+        Some(pid) => {
+            // If it cannot be told, the parent is gone, which the new one will see as well.
+            let told = fds.channel.tell(&Ask::Born(pid));
+            sys::exit_now(i32::from(told.is_err()))
+        }
+    }
+}
+
+/// First with the privileges that we have, then with those of the user namespace: some of the others belong to it, some
+/// to ours (a network that was made for it, say), and only the kernel knows which.
+fn enter_opened(opened: &[(OwnedFd, i32)]) -> io::Result<()> {
+    let user = |kind: i32| kind & libc::CLONE_NEWUSER != 0;
+    let Some((namespace, kinds)) = opened.iter().find(|(_, kind)| user(*kind)) else {
+        return opened.iter().try_for_each(|(namespace, kind)| sys::setns(namespace.as_fd(), *kind));
+    };
+    let mut later: Vec<(BorrowedFd<'_>, i32)> = Vec::new();
+    for (namespace, kind) in opened.iter().filter(|(_, kind)| !user(*kind)) {
+        match sys::setns(namespace.as_fd(), *kind) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                later.push((namespace.as_fd(), *kind));
+            }
+            other => other?,
+        }
+    }
+    match sys::setns(namespace.as_fd(), *kinds) {
+        // The kernel refuses the user namespace that one is in already.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && *kinds == libc::CLONE_NEWUSER => {}
+        other => other?,
+    }
+    later.iter().try_for_each(|(namespace, kind)| sys::setns(*namespace, *kind))
+}
+
+/// A new time namespace is entered by children only, or by joining it: once in it, its offsets are fixed.
+pub(super) fn new_time(offsets: &str) -> io::Result<()> {
+    sys::unshare(sys::CLONE_NEWTIME)?;
+    if !offsets.is_empty() {
+        files::write(sys::CWD, c"/proc/self/timens_offsets", offsets.as_bytes())?;
+    }
+    let namespace = sys::openat2(sys::CWD, c"/proc/self/ns/time_for_children", libc::O_RDONLY, 0, 0)?;
+    sys::setns(namespace.as_fd(), sys::CLONE_NEWTIME)
+}
