@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::sys::stat::Mode;
+
 use crate::sys;
 
 pub(super) const NO_XDEV: u64 = 0x01;
@@ -68,27 +70,43 @@ pub(super) fn make_dirs(root: BorrowedFd<'_>, path: &CStr, resolve: u64) -> io::
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
         other => return other,
     }
-    let bytes = path.to_bytes();
+    make_missing(root, path.to_bytes(), resolve, LINKS)
+}
+
+/// As many links as the kernel follows in one path.
+const LINKS: usize = 40;
+
+fn make_missing(root: BorrowedFd<'_>, bytes: &[u8], resolve: u64, links: usize) -> io::Result<OwnedFd> {
+    let missing = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
     let mut parent = root.try_clone_to_owned()?;
     let mut end = 0;
     for name in bytes.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-        end = bytes[end..].iter().position(|byte| *byte != b'/').map_or(end, |skip| end + skip) + name.len();
+        let start = bytes[end..].iter().position(|byte| *byte != b'/').map_or(end, |skip| end + skip);
+        end = start + name.len();
         let prefix = CString::new(&bytes[..end])?;
         let open = || sys::openat2(root.as_raw_fd(), &prefix, libc::O_PATH | libc::O_DIRECTORY, 0, resolve);
-        parent = match open() {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+        let opened = match open() {
+            Err(error) if missing(&error) => {
                 let name = CString::new(name)?;
-                match nix::sys::stat::mkdirat(
-                    &parent,
-                    name.as_c_str(),
-                    nix::sys::stat::Mode::from_bits_truncate(0o755),
-                ) {
-                    Ok(()) | Err(nix::errno::Errno::EEXIST) => open()?,
-                    Err(errno) => return Err(errno.into()),
+                match nix::sys::stat::mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
+                    Ok(()) => open(),
+                    Err(nix::errno::Errno::EEXIST) => match open() {
+                        // A link to something that is not there: that is made (`/var/run` of an image without `/run`).
+                        Err(error) if missing(&error) && links > 0 => {
+                            let target = nix::fcntl::readlinkat(&parent, name.as_c_str())?;
+                            let target = target.as_encoded_bytes();
+                            let above: &[u8] = if target.starts_with(b"/") { b"" } else { &bytes[..start] };
+                            let whole = [above, target, &bytes[end..]].concat();
+                            return make_missing(root, &whole, resolve, links - 1);
+                        }
+                        other => other,
+                    },
+                    Err(errno) => Err(errno.into()),
                 }
             }
-            other => other?,
+            other => other,
         };
+        parent = opened?;
     }
     Ok(parent)
 }

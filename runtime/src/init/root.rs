@@ -92,11 +92,13 @@ fn classic_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, mountpoint: &C
 
 /// Makes the mounted root the root of the namespace, and the old one go.
 pub(super) fn pivot(root: BorrowedFd<'_>, shared: bool) -> io::Result<()> {
+    let old =
+        shared.then(|| sys::openat2(sys::CWD, c"/", libc::O_PATH | libc::O_DIRECTORY, 0, 0)).transpose()?;
     nix::unistd::fchdir(root)?;
     sys::pivot_root_here()?;
-    if shared {
-        // It lies on top; what is unmounted in it would be unmounted on the host.
-        sys::mount(c"", c".", c"", libc::MS_REC | libc::MS_SLAVE, c"")?;
+    if let Some(old) = old {
+        // What is unmounted in it would be unmounted on the host.
+        sys::mount_setattr(old.as_fd(), 0, 0, libc::MS_SLAVE, true)?;
     }
     sys::detach_here()?;
     nix::unistd::chdir(c"/")?;
