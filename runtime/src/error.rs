@@ -101,6 +101,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// systemd did not do what was asked of it.
+    #[error("cannot {operation}")]
+    Systemd {
+        /// What was asked.
+        operation: String,
+        /// Its answer, or what the connection to it says.
+        #[source]
+        source: io::Error,
+    },
     /// A change of limits that makes no sense, or that this container cannot have.
     #[error("{field}: {reason}")]
     InvalidLimit {

@@ -446,6 +446,22 @@ pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     check_fd(unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const load, mem::size_of::<Load>()) })
 }
 
+/// A counter that the kernel adds to; reading it never waits.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    check_fd(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())
+}
+
+/// What has been added to an eventfd since the last call.
+pub(crate) fn take_events(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count = 0u64;
+    // SAFETY: an eventfd writes eight bytes, for which there is room.
+    match check(unsafe { libc::read(eventfd.as_raw_fd(), (&raw mut count).cast(), 8) } as libc::c_long) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other.map(|_| count),
+    }
+}
+
 const BPF_CGROUP_DEVICE: u32 = 6;
 
 /// Attaches a device program to a cgroup2 directory; it goes when the directory goes. `old`, if given, is replaced at

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Group, file};
+use super::{Group, file, systemd};
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -85,6 +85,11 @@ impl Group {
     /// Goes on after an error, and returns all.
     pub(crate) fn remove(&self, id: &str, wait: Duration) -> Vec<Error> {
         let mut errors = Vec::new();
+        if let Some(unit) = &self.unit
+            && let Err(error) = systemd::stop(unit)
+        {
+            errors.push(error);
+        }
         for dir in self.dirs() {
             match remove_tree(dir, wait) {
                 Ok(()) => {}

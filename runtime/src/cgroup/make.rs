@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{Group, file};
+use super::{Group, file, systemd};
 use crate::error::{Error, Result};
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::sys;
@@ -14,8 +14,19 @@ use crate::sys;
 /// Controllers that a group is given whenever they can be had: for limits that come later, and for figures.
 const WELCOME: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// Groups that have been made. Kept until the container's first process is in them.
+#[derive(Debug)]
+#[must_use = "systemd takes a group away as soon as it is empty"]
+pub(crate) struct Made {
+    _placeholder: Option<systemd::Placeholder>,
+}
+
 /// Makes the groups and writes the limits. After an error the groups may be there in part: `Group::remove`.
-pub(crate) fn make(plan: &CgroupPlan) -> Result<()> {
+pub(crate) fn make(plan: &CgroupPlan) -> Result<Made> {
+    let placeholder = match &plan.group.unit {
+        Some(unit) => Some(systemd::start(unit, plan.properties.clone())?),
+        None => None,
+    };
     if let Some(dir) = &plan.group.unified {
         unified(plan, dir)?;
     }
@@ -32,7 +43,7 @@ pub(crate) fn make(plan: &CgroupPlan) -> Result<()> {
     if let Some(owner) = plan.owner {
         delegate(&plan.group, owner)?;
     }
-    Ok(())
+    Ok(Made { _placeholder: placeholder })
 }
 
 /// Makes a directory with those above it.

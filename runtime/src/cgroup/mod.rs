@@ -10,8 +10,12 @@
 mod end;
 mod freeze;
 mod layout;
+mod locate;
 mod make;
 mod node;
+mod oom;
+mod stats;
+pub(crate) mod systemd;
 mod update;
 mod usage;
 
@@ -24,7 +28,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 
 pub(crate) use layout::{Hierarchy, Layout};
-pub(crate) use make::{explain_join, make};
+pub(crate) use locate::{Wanted, locate};
+pub(crate) use make::{Made, explain_join, make};
+pub(crate) use oom::{Oom, OomWatch};
+pub(crate) use stats::Stats;
 
 /// The controllers whose v1 hierarchies each container joins, whatever its limits: for what is told of it, and for what
 /// is enforced always. One hierarchy more costs some 50 µs a container.
@@ -38,6 +45,9 @@ pub(crate) struct Group {
     pub(crate) unified: Option<PathBuf>,
     /// In v1 hierarchies.
     pub(crate) v1: Vec<Member>,
+    /// Whose groups they are, if systemd makes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: Option<systemd::Unit>,
 }
 
 /// A group in a v1 hierarchy.
@@ -76,6 +86,7 @@ impl Group {
         Group {
             unified: layout.unified.as_ref().map(|mount| mount.join(path)),
             v1: layout.v1.iter().filter(wanted).chain(named).map(member).collect(),
+            unit: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxResources;
 
-use super::{Group, Layout, make};
+use super::{Group, Layout, make, systemd};
 use crate::error::{Error, Result};
 use crate::plan::cgroup::{self, List, Now};
 
@@ -20,6 +20,10 @@ impl Group {
         {
             // A controller that nothing needed when the group was made.
             make::hand_down(mount, parent, &layout.unified_controllers, &plan.required)?;
+        }
+        if let Some(unit) = &self.unit {
+            // First: what systemd writes by itself then, the exact values come after.
+            systemd::set(unit, plan.properties)?;
         }
         make::write_all(&plan.writes)?;
         match (&plan.device_program, &self.unified) {

@@ -113,7 +113,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         errno: None,
         detail: wrong.reason,
     })?;
-    let started = groups::make(&plan.cgroup).and_then(|()| first_process(files, &plan, &record));
+    let started = groups::make(&plan.cgroup).and_then(|_made| first_process(files, &plan, &record));
     match started {
         Ok((state, stdout, stderr, listener)) => {
             Ok(Container { record, state, stdout, stderr, listener, lock })

@@ -93,8 +93,13 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
     check::supported(spec, linux, process)?;
 
-    let cgroup = cgroup::plan(&facts.layout, request.group, linux.resources().as_ref(), None)?;
     let namespaces = Namespaces::of(linux, facts)?;
+    let options = cgroup::Options {
+        owner: group_owner(spec, &namespaces),
+        rootless: facts.user_namespace || !facts.privileged,
+        annotations: spec.annotations().as_ref(),
+    };
+    let cgroup = cgroup::plan(&facts.layout, request.group, linux.resources().as_ref(), options)?;
     let mut plan = Plan {
         cgroup,
         namespaces: if namespaces.needs_enter() { 0 } else { namespaces.at_birth() },
@@ -314,6 +319,17 @@ fn become_the_container(
         steps.push(credentials);
     }
     Ok(())
+}
+
+/// Who gets the container's control group: root of its user namespace, if it can see no other group and may write to
+/// this one.
+fn group_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
+    let writable = spec.mounts().iter().flatten().any(|mount| {
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && !mount.options().iter().flatten().any(|option| option == "ro")
+    });
+    let maps = namespaces.maps.as_ref().filter(|_| writable && namespaces.is_new(libc::CLONE_NEWCGROUP))?;
+    maps.uids.iter().find(|range| range.inside == 0).map(|range| range.outside)
 }
 
 /// The container's control group below each hierarchy: the one that the specification names, else its id, in `parent`.

@@ -122,7 +122,7 @@ fn access(text: &str, field: &str) -> Result<u8> {
     }
 }
 
-fn letters(access: u8) -> String {
+pub(crate) fn letters(access: u8) -> String {
     [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
         .iter()
         .filter(|(bit, _)| access & bit != 0)

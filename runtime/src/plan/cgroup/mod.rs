@@ -5,17 +5,19 @@
 //! one kind each, and are asked controller by controller.
 
 mod devices;
-mod numbers;
+pub(crate) mod numbers;
 mod v1;
 mod v2;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
 use super::{Result, invalid};
+use crate::cgroup::systemd::{self, Property};
 use crate::cgroup::{Group, Layout};
-pub(crate) use devices::List;
+pub(crate) use devices::{List, letters};
 
 /// The container's groups, to be made before its first process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +35,20 @@ pub(crate) struct CgroupPlan {
     pub(crate) device_program: Option<Vec<u64>>,
     /// Who gets the group, so that the container can make groups below it.
     pub(crate) owner: Option<u32>,
+    /// Those of systemd's unit, if there is one.
+    pub(crate) properties: Vec<Property>,
+}
+
+/// What a plan depends on beside the resources.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Options<'a> {
+    /// The user, as the host sees it, who is root in the container's user namespace and gets the group.
+    pub(crate) owner: Option<u32>,
+    /// Without the rights of the machine's root: devices are not restricted, which takes such rights. Nobody can make a
+    /// device node in a user namespace, and those that are there have their owners.
+    pub(crate) rootless: bool,
+    /// Those of the specification, for systemd's properties.
+    pub(crate) annotations: Option<&'a HashMap<String, String>>,
 }
 
 /// One write into a control group.
@@ -67,13 +83,21 @@ pub(crate) fn plan(
     layout: &Layout,
     group: &Group,
     resources: Option<&LinuxResources>,
-    owner: Option<u32>,
+    options: Options<'_>,
 ) -> Result<CgroupPlan> {
     let empty = LinuxResources::default();
     let resources = resources.unwrap_or(&empty);
     let mut limits = Limits::new(layout, group, Now::default());
     limits.all(resources)?;
-    limits.devices(resources.devices().as_deref().unwrap_or_default())?;
+    if !options.rootless {
+        limits.devices(resources.devices().as_deref().unwrap_or_default())?;
+    }
+    let mut properties = Vec::new();
+    if let Some(unit) = &group.unit {
+        properties = systemd::properties(unit, group.is_v2(), resources, limits.list.as_ref());
+        let annotated = options.annotations.map_or(Ok(Vec::new()), systemd::annotated);
+        properties.extend(annotated.map_err(|(field, reason)| invalid(&field, &reason))?);
+    }
     Ok(CgroupPlan {
         group: group.clone(),
         unified_mount: layout.unified.clone(),
@@ -81,7 +105,8 @@ pub(crate) fn plan(
         unified_required: limits.required,
         writes: limits.writes,
         device_program: limits.program,
-        owner,
+        owner: options.owner,
+        properties,
     })
 }
 
@@ -91,6 +116,7 @@ pub(crate) struct Update {
     pub(crate) writes: Vec<Write>,
     pub(crate) required: Vec<(String, String)>,
     pub(crate) device_program: Option<Vec<u64>>,
+    pub(crate) properties: Vec<Property>,
 }
 
 /// Plans a change.
@@ -100,7 +126,16 @@ pub(crate) fn update(layout: &Layout, group: &Group, resources: &LinuxResources,
     if let Some(devices) = resources.devices() {
         limits.devices(devices)?;
     }
-    Ok(Update { writes: limits.writes, required: limits.required, device_program: limits.program })
+    let properties = match &group.unit {
+        Some(_) => systemd::changes(group.is_v2(), resources, limits.list.as_ref()),
+        None => Vec::new(),
+    };
+    Ok(Update {
+        writes: limits.writes,
+        required: limits.required,
+        device_program: limits.program,
+        properties,
+    })
 }
 
 /// Whether resources set something of a controller (in v1's names).
@@ -133,11 +168,13 @@ struct Limits<'a> {
     writes: Vec<Write>,
     required: Vec<(String, String)>,
     program: Option<Vec<u64>>,
+    /// The device rules as v1 has them, if it can have them.
+    list: Option<List>,
 }
 
 impl<'a> Limits<'a> {
     fn new(layout: &'a Layout, group: &'a Group, now: Now) -> Limits<'a> {
-        Limits { layout, group, now, writes: Vec::new(), required: Vec::new(), program: None }
+        Limits { layout, group, now, writes: Vec::new(), required: Vec::new(), program: None, list: None }
     }
 
     fn all(&mut self, resources: &LinuxResources) -> Result<()> {
@@ -374,6 +411,7 @@ impl<'a> Limits<'a> {
     fn devices(&mut self, spec: &[oci_spec::runtime::LinuxDeviceCgroup]) -> Result<()> {
         const FIELD: &str = "linux.resources.devices";
         let rules = devices::rules(spec)?;
+        self.list = List::of(&rules).ok();
         if let Some(dir) = self.group.v1_of("devices") {
             let list = List::of(&rules).map_err(|rule| {
                 let reason = format!(

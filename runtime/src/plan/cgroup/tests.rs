@@ -61,7 +61,7 @@ fn lines(writes: &[Write]) -> Vec<String> {
 }
 
 fn planned(layout: &Layout, json: Value) -> Result<CgroupPlan> {
-    plan(layout, &Group::below(layout, "node/web", Reach::All), Some(&resources(json)), None)
+    plan(layout, &Group::below(layout, "node/web", Reach::All), Some(&resources(json)), Options::default())
 }
 
 fn written(layout: &Layout, json: Value) -> Vec<String> {
