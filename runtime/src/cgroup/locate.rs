@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "for the OCI command line")]
 pub(crate) struct Wanted<'a> {
     pub(crate) cgroups_path: Option<&'a str>,
     pub(crate) id: &'a str,
@@ -26,6 +27,7 @@ pub(crate) struct Wanted<'a> {
 
 /// Where the groups of a container belong. Reads this process' own groups if they matter, and asks the user's systemd
 /// where it is.
+#[allow(dead_code, reason = "for the OCI command line")]
 pub(crate) fn locate(layout: &Layout, wanted: &Wanted<'_>) -> Result<Group> {
     let path = wanted.cgroups_path.filter(|path| !path.is_empty());
     if wanted.systemd {
@@ -74,7 +76,8 @@ fn below(layout: &Layout, path: &Path, absolute: bool, own: &str) -> Group {
         let root = layout.root_of(controllers);
         let own = own_group(own, controllers).unwrap_or(Path::new("/"));
         // What is seen at the mount point may itself be a group below the root.
-        let own = own.strip_prefix(root).or_else(|_| own.strip_prefix("/")).unwrap_or(own);
+        let own = own.strip_prefix(root).unwrap_or(own);
+        let own = own.strip_prefix("/").unwrap_or(own);
         let base = if controllers.is_empty() { own.parent().unwrap_or(Path::new("")) } else { own };
         mount.join(base).join(path)
     })
@@ -126,10 +129,12 @@ impl Layout {
 
     /// The cgroup2 directory in which a process is. For a process that is to join a container whose own group has handed
     /// its controllers down, and so takes none itself: it goes where the container's first process is.
+    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn unified_of(&self, pid: i32) -> Option<PathBuf> {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let group = own_group(&text, &[])?;
-        let relative = group.strip_prefix(&self.unified_root).or_else(|_| group.strip_prefix("/")).ok()?;
+        let relative = group.strip_prefix(&self.unified_root).ok()?;
+        let relative = relative.strip_prefix("/").unwrap_or(relative);
         Some(self.unified.as_ref()?.join(relative))
     }
 }
@@ -137,6 +142,7 @@ impl Layout {
 impl Group {
     /// The groups for a further process of a container: those below the container's that are named, each as `path` or
     /// as `controller,controller:path`. They have to be there.
+    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn sub(&self, paths: &[String]) -> Result<Group> {
         let mut group = self.clone();
         for given in paths {
@@ -171,7 +177,8 @@ impl Group {
                 )));
             }
         }
-        match group.dirs().find(|dir| !dir.is_dir()) {
+        let absent = group.dirs().find(|dir| !dir.is_dir()).map(Path::to_owned);
+        match absent {
             Some(dir) => Err(Error::InvalidLimit {
                 field: "cgroup".to_owned(),
                 reason: format!("{} is not there: make it in the container first", dir.display()),

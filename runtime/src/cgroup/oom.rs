@@ -11,6 +11,7 @@ use crate::sys;
 
 /// What a look at the watch gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "for the OCI command line")]
 pub(crate) enum Oom {
     /// Nothing new.
     Quiet,
@@ -38,6 +39,7 @@ enum Source {
 
 impl Group {
     /// Starts a watch.
+    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn oom_watch(&self) -> Result<OomWatch> {
         if let Some(dir) = self.v1_of("memory") {
             let path = dir.join("memory.oom_control");
@@ -67,6 +69,7 @@ impl Group {
 
 impl OomWatch {
     /// What to poll for before the next look.
+    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn poll_fds(&self) -> Vec<libc::pollfd> {
         let interest = |fd, events| libc::pollfd { fd, events, revents: 0 };
         match &self.source {

@@ -329,7 +329,7 @@ fn group_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
             && !mount.options().iter().flatten().any(|option| option == "ro")
     });
     let maps = namespaces.maps.as_ref().filter(|_| writable && namespaces.is_new(libc::CLONE_NEWCGROUP))?;
-    maps.uids.iter().find(|range| range.inside == 0).map(|range| range.outside)
+    maps.uids.iter().find(|(inside, ..)| *inside == 0).map(|(_, outside, _)| *outside)
 }
 
 /// The container's control group below each hierarchy: the one that the specification names, else its id, in `parent`.

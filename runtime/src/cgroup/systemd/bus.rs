@@ -39,14 +39,16 @@ pub(crate) enum BusError {
 impl Bus {
     /// Connects to the first socket that answers. `is_bus`: whether it is a bus, on which one has to say hello.
     pub(crate) fn open(sockets: &[(PathBuf, bool)]) -> Result<Bus, BusError> {
-        let mut first = None;
+        let mut error = BusError::from(io::Error::from(io::ErrorKind::NotFound));
         for (path, is_bus) in sockets {
             match Bus::connect(path, *is_bus) {
                 Ok(bus) => return Ok(bus),
-                Err(error) => first = first.or(Some(error)),
+                // Of a socket that is there, rather than of one that is not.
+                Err(BusError::Io(absent)) if absent.kind() == io::ErrorKind::NotFound => {}
+                Err(other) => error = other,
             }
         }
-        Err(first.unwrap_or_else(|| io::Error::from(io::ErrorKind::NotFound).into()))
+        Err(error)
     }
 
     fn connect(path: &PathBuf, is_bus: bool) -> Result<Bus, BusError> {
@@ -172,7 +174,7 @@ mod tests {
             let config = format!(
                 "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \"\">\
                  <busconfig><listen>unix:path={}/bus</listen><auth>EXTERNAL</auth><policy context=\"default\">\
-                 <allow send_destination=\"*\" eavesdrop=\"true\"/><allow own=\"*\"/><allow user=\"*\"/></policy></busconfig>",
+                 <allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/><allow own=\"*\"/><allow user=\"*\"/></policy></busconfig>",
                 dir.path().display()
             );
             fs::write(dir.path().join("bus.conf"), config).unwrap();

@@ -20,7 +20,7 @@ use crate::cgroup::{Group, Layout};
 pub(crate) use devices::{List, letters};
 
 /// The container's groups, to be made before its first process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CgroupPlan {
     pub(crate) group: Group,
     /// Where the cgroup2 is mounted.
@@ -111,7 +111,7 @@ pub(crate) fn plan(
 }
 
 /// A change of a running container's limits. What `resources` does not name stays as it is, devices included.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Update {
     pub(crate) writes: Vec<Write>,
     pub(crate) required: Vec<(String, String)>,
