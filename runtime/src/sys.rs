@@ -5,6 +5,7 @@
 //! descriptor: nobody can put a link between the check of a target and its use.
 
 mod mount;
+mod task;
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -13,6 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 pub(crate) use mount::*;
+pub(crate) use task::*;
 
 /// The current directory, for calls that take a directory descriptor.
 pub(crate) const CWD: RawFd = libc::AT_FDCWD;

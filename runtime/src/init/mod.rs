@@ -4,6 +4,7 @@
 mod copyup;
 mod devices;
 mod files;
+mod label;
 mod mount;
 mod namespace;
 mod root;
@@ -169,6 +170,18 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             files::write(sys::CWD, c"/proc/self/oom_score_adj", score.to_string().as_bytes())
         }
         Step::ResourceLimit { resource, soft, hard, .. } => sys::setrlimit(*resource, *soft, *hard),
+        Step::IoPriority(priority) => sys::ioprio_set(*priority),
+        Step::Scheduler(attr) => sys::sched_setattr(attr),
+        Step::CpuAffinity(mask) => sys::sched_setaffinity(mask),
+        Step::MemoryPolicy { mode, nodes } => sys::set_mempolicy(*mode, nodes),
+        Step::Personality(persona) => sys::personality(*persona),
+        Step::AppArmor(text) => label::apparmor(text),
+        Step::SeLinux { label, keyring } => label::selinux(label, *keyring),
+        Step::Keyring(name) => match sys::join_session_keyring(name) {
+            // A kernel without keys has none to hide.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            other => other,
+        },
         Step::JoinNamespace(join) => namespace::join(join, fds),
         Step::NewTimeNamespace { offsets } => namespace::new_time(offsets),
         Step::BecomeRoot { setgroups } => {

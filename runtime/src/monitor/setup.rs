@@ -106,6 +106,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         group: &record.group,
         mountpoint: &mountpoint,
         no_pivot: false,
+        keyring: Some(&record.id),
     };
     let plan = plan::launch_plan(&request, &record.facts).map_err(|wrong| Failure {
         kind: Kind::Spec,

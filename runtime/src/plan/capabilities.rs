@@ -1,5 +1,6 @@
 //! Capability names and bit sets.
 
+use super::{Result, invalid};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
 /// Every capability, its position being its number (capability.h).
@@ -82,6 +83,25 @@ impl Sets {
     }
 }
 
+impl Sets {
+    /// What the kernel would refuse (capabilities(7)), by its field.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |extra: u64, set: &str, other: &str| {
+            let name = NAMES.get(extra.trailing_zeros() as usize).copied().unwrap_or("?");
+            let field = format!("process.capabilities.{set}");
+            Err(invalid(&field, &format!("CAP_{name} has to be in {other}, too")))
+        };
+        if self.effective & !self.permitted != 0 {
+            return wrong(self.effective & !self.permitted, "effective", "permitted");
+        }
+        let raisable = self.permitted & self.inheritable;
+        if self.ambient & !raisable != 0 {
+            return wrong(self.ambient & !raisable, "ambient", "permitted and inheritable");
+        }
+        Ok(())
+    }
+}
+
 fn bit(capability: Capability) -> u64 {
     number(&capability.to_string()).map_or(0, |number| 1 << number)
 }
@@ -99,6 +119,15 @@ mod tests {
         }
         assert_eq!(number("cap_sys_admin"), Some(21));
         assert_eq!(number("SYS_ADMINN"), None);
+    }
+
+    #[test]
+    fn sets_that_the_kernel_would_refuse_are_named() {
+        let sets = Sets { permitted: 3, effective: 1, inheritable: 2, ambient: 2, bounding: 0 };
+        assert!(sets.check().is_ok());
+        let field = |sets: Sets| sets.check().unwrap_err().field;
+        assert_eq!(field(Sets { effective: 4, ..sets }), "process.capabilities.effective");
+        assert_eq!(field(Sets { ambient: 1, ..sets }), "process.capabilities.ambient");
     }
 
     #[test]

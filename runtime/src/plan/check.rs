@@ -12,14 +12,7 @@ pub(super) fn supported(spec: &Spec, linux: &Linux, process: &Process) -> Result
     let unsupported = [
         ("hooks", spec.hooks().is_some()),
         ("process.terminal", process.terminal() == Some(true)),
-        ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty())),
-        ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|label| !label.is_empty())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        ("linux.personality", linux.personality().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
         ("vm", spec.vm().is_some()),
         ("windows", spec.windows().is_some()),
@@ -103,50 +96,60 @@ pub(super) fn devices(linux: &Linux) -> Result<Vec<Device>> {
 
 /// Only what belongs to a namespace of the container's own: everything else would change the host.
 pub(super) fn sysctls(linux: &Linux, namespaces: &Namespaces, steps: &mut Vec<Step>) -> Result<()> {
+    const FIELD: &str = "linux.sysctl";
+    const OF_IPC: [&str; 8] = [
+        "kernel/msgmax",
+        "kernel/msgmnb",
+        "kernel/msgmni",
+        "kernel/sem",
+        "kernel/shmall",
+        "kernel/shmmax",
+        "kernel/shmmni",
+        "kernel/shm_rmid_forced",
+    ];
     let mut sorted: Vec<_> = linux.sysctl().iter().flatten().collect();
     sorted.sort();
     for (name, value) in sorted {
-        let field = "linux.sysctl";
-        let path = name.replace('.', "/");
-        let parts_fine = path.split('/').all(|part| !part.is_empty() && part != "..");
-        let clean = parts_fine && !path.contains('\0');
-        let ipc = [
-            "kernel/msgmax",
-            "kernel/msgmnb",
-            "kernel/msgmni",
-            "kernel/sem",
-            "kernel/shmall",
-            "kernel/shmmax",
-            "kernel/shmmni",
-            "kernel/shm_rmid_forced",
-        ]
-        .contains(&path.as_str())
-            || path.starts_with("fs/mqueue/");
-        let (namespace, flag) = if path.starts_with("net/") {
-            ("network", libc::CLONE_NEWNET)
-        } else if ipc {
-            ("ipc", libc::CLONE_NEWIPC)
-        } else {
-            ("", 0)
+        let field = format!("{FIELD}.{name}");
+        let path = sysctl_path(name);
+        let clean = path.split('/').all(|part| !part.is_empty() && part != ".." && part != ".");
+        let (namespace, flag) = match path.as_str() {
+            path if path.starts_with("net/") => ("network", libc::CLONE_NEWNET),
+            path if path.starts_with("fs/mqueue/") || OF_IPC.contains(&path) => ("ipc", libc::CLONE_NEWIPC),
+            path if path.starts_with("user/") => ("user", libc::CLONE_NEWUSER),
+            "kernel/domainname" => ("uts", libc::CLONE_NEWUTS),
+            "kernel/hostname" => return Err(invalid(&field, "has a field of its own: set hostname")),
+            _ => ("", 0),
         };
         if !clean || namespace.is_empty() {
-            let reason = format!(
-                "{name:?} does not belong to a container: net.*, fs.mqueue.* and kernel.{{msg*,sem,shm*}} do"
-            );
-            return Err(invalid(field, &reason));
-        }
-        if !namespaces.is_own(flag) {
             return Err(invalid(
-                field,
-                &format!("{name:?} would change the host: it needs a {namespace} namespace of its own"),
+                &field,
+                "does not belong to a container: net.*, fs.mqueue.*, user.*, kernel.domainname and \
+                 kernel.{msg*,sem,shm*} do",
             ));
         }
-        steps.push(Step::Sysctl {
-            path: text(&format!("sys/{path}"), field)?,
-            value: value.clone().into_bytes(),
-        });
+        if !namespaces.is_own(flag) {
+            let reason = format!("would change the host: it needs a {namespace} namespace of its own");
+            return Err(invalid(&field, &reason));
+        }
+        let path = text(&format!("sys/{path}"), &field)?;
+        steps.push(Step::Sysctl { path, value: value.clone().into_bytes() });
     }
     Ok(())
+}
+
+/// As sysctl(8) has it: the first separator is the one that counts, and the other one is a part of names
+/// (`net.ipv4.conf.eth0/1.rp_filter`).
+fn sysctl_path(name: &str) -> String {
+    if name.find(['.', '/']).is_some_and(|at| name.as_bytes()[at] == b'/') {
+        return name.to_owned();
+    }
+    let swap = |letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    name.chars().map(swap).collect()
 }
 
 /// The filter: the one of the specification, or the built-in one if the annotation asks for it.

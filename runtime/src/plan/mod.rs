@@ -11,6 +11,7 @@ mod identity;
 mod mounts;
 mod namespaces;
 mod options;
+pub(crate) mod process;
 mod step;
 
 use std::ffi::CString;
@@ -57,6 +58,8 @@ pub(crate) struct Request<'a> {
     pub(crate) mountpoint: &'a Path,
     /// The root is moved instead of pivoted into: for an initramfs as the host's root.
     pub(crate) no_pivot: bool,
+    /// The id that its session keyring is named after; `None`: it keeps that of the process that makes it.
+    pub(crate) keyring: Option<&'a str>,
 }
 
 /// A field of the specification that cannot be used.
@@ -107,7 +110,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         prepared: Vec::new(),
         maps: namespaces.maps.clone(),
     };
-    enter_namespaces(request, process, facts, &namespaces, &mut plan)?;
+    enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
     file_system(request, linux, facts, &namespaces, &mut plan)?;
     let steps = &mut plan.steps;
     check::sysctls(linux, &namespaces, steps)?;
@@ -137,6 +140,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
 /// What still takes the host's privileges, then the namespaces.
 fn enter_namespaces(
     request: &Request<'_>,
+    linux: &oci_spec::runtime::Linux,
     process: &Process,
     facts: &Facts,
     namespaces: &Namespaces,
@@ -152,10 +156,11 @@ fn enter_namespaces(
         let tasks = v1.map(|member| path(&member.dir.join("tasks"), "linux.cgroupsPath"));
         steps.push(Step::JoinCgroups(tasks.collect::<Result<_>>()?));
     }
-    if let Some(score) = process.oom_score_adj() {
-        steps.push(Step::OomScore(score));
+    process::limits(process, steps)?;
+    if namespaces.user {
+        process::scheduling(process, linux, steps)?;
     }
-    resource_limits(process, steps)?;
+    process::labels(process, request.keyring.is_some(), steps)?;
     let joins = namespaces.joined.clone();
     if namespaces.needs_enter() {
         steps.push(Step::Enter { joins, new: namespaces.at_birth() });
@@ -214,6 +219,9 @@ fn file_system(
     }
     if namespaces.is_new(libc::CLONE_NEWCGROUP) {
         plan.steps.push(Step::NewCgroupNamespace);
+    }
+    if let Some(id) = request.keyring {
+        plan.steps.push(process::keyring(id)?);
     }
     let private = Change { propagation: libc::MS_PRIVATE, recursive: true, ..Change::default() };
     let mut mounts = Mounts {
@@ -301,7 +309,12 @@ fn become_the_container(
         _ => User::Ids { uid: user.uid(), gid: user.gid(), groups },
     }));
     steps.push(Step::Stdio);
+    if !namespaces.user {
+        process::scheduling(process, linux, steps)?;
+    }
+    process::personality(linux, steps)?;
     let sets = Sets::of(process.capabilities().as_ref(), facts.last_capability);
+    sets.check()?;
     let credentials = Step::Credentials {
         sets,
         last_capability: facts.last_capability,
@@ -349,17 +362,6 @@ pub(crate) fn group(spec: &Spec, id: &str, parent: &str) -> Result<String> {
         ));
     }
     Ok(format!("{parent}/{name}"))
-}
-
-fn resource_limits(process: &Process, steps: &mut Vec<Step>) -> Result<()> {
-    for limit in process.rlimits().iter().flatten() {
-        let (resource, name) = check::resource(limit.typ());
-        if limit.soft() > limit.hard() {
-            return Err(invalid("process.rlimits", &format!("{name}: the soft limit is above the hard one")));
-        }
-        steps.push(Step::ResourceLimit { resource, name, soft: limit.soft(), hard: limit.hard() });
-    }
-    Ok(())
 }
 
 fn names(spec: &Spec, namespaces: &Namespaces, steps: &mut Vec<Step>) -> Result<()> {

@@ -7,7 +7,7 @@ use super::MountPlan;
 use super::capabilities::Sets;
 use crate::api::Rootfs;
 use crate::spawn::Ask;
-use crate::sys::Instruction;
+use crate::sys::{Instruction, SchedAttr};
 
 /// One thing that the container's first process does.
 #[derive(Clone)]
@@ -23,6 +23,26 @@ pub(crate) enum Step {
         soft: u64,
         hard: u64,
     },
+    /// As ioprio_set(2) has it.
+    IoPriority(i32),
+    Scheduler(SchedAttr),
+    /// A mask of CPUs.
+    CpuAffinity(Vec<u64>),
+    /// MPOL_* with its flags, and a mask of nodes.
+    MemoryPolicy {
+        mode: i32,
+        nodes: Vec<u64>,
+    },
+    Personality(u32),
+    /// What is written to become another profile at exec.
+    AppArmor(String),
+    /// The label from exec on; `keyring`: also of the keyring that is made.
+    SeLinux {
+        label: String,
+        keyring: bool,
+    },
+    /// A session keyring of this name: the host's keys stay there.
+    Keyring(CString),
     JoinNamespace(Join),
     /// After the group is joined, since it becomes the root of what the container sees.
     NewCgroupNamespace,
@@ -199,6 +219,18 @@ impl fmt::Display for Step {
                     "setting rlimit {name} to {soft}:{hard} (raising a hard limit needs CAP_SYS_RESOURCE)"
                 )
             }
+            Step::IoPriority(_) => write!(f, "setting ioPriority"),
+            Step::Scheduler(_) => {
+                write!(f, "setting the scheduler (what others are not to have needs CAP_SYS_NICE)")
+            }
+            Step::CpuAffinity(_) => write!(f, "setting the CPUs to run on"),
+            Step::MemoryPolicy { .. } => {
+                write!(f, "setting the memory policy (needs CONFIG_NUMA; some modes Linux 5.15 or 6.9)")
+            }
+            Step::Personality(_) => write!(f, "setting the personality"),
+            Step::AppArmor(_) => write!(f, "setting the AppArmor profile (needs AppArmor in the kernel)"),
+            Step::SeLinux { .. } => write!(f, "setting the SELinux label (needs SELinux in the kernel)"),
+            Step::Keyring(_) => write!(f, "making a session keyring"),
             Step::JoinNamespace(Join::Path { path, .. }) => write!(f, "joining namespace {}", s(path)),
             Step::JoinNamespace(Join::Target { .. }) => write!(f, "joining the container's namespaces"),
             Step::NewCgroupNamespace => write!(f, "making a cgroup namespace"),

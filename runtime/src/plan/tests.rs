@@ -39,7 +39,18 @@ fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
     let mountpoint = Path::new("/run/node/web/rootfs");
     let facts = facts(v1);
     let group = &Group::below(&facts.layout, "node/web", Reach::Needed(None));
-    launch_plan(&Request { spec, rootfs: &rootfs, user: None, group, mountpoint, no_pivot: false }, &facts)
+    launch_plan(
+        &Request {
+            spec,
+            rootfs: &rootfs,
+            user: None,
+            group,
+            mountpoint,
+            no_pivot: false,
+            keyring: Some("web"),
+        },
+        &facts,
+    )
 }
 
 fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {
@@ -55,6 +66,7 @@ making a session
 detaching mounts from the host's
 mounting root /images/web
 making a cgroup namespace
+making a session keyring
 mounting proc on /proc
 mounting tmpfs on /dev
 mounting devpts on /dev/pts

@@ -1,0 +1,74 @@
+//! What a process has beside its memory and files: its scheduling, its memory policy, its personality, its keys.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem;
+use std::ptr;
+
+use super::check;
+
+const IOPRIO_WHO_PROCESS: i32 = 1;
+const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+const KEYCTL_SETPERM: i32 = 5;
+
+/// What sched_setattr(2) takes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SchedAttr {
+    /// Filled in when it is set.
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+/// Sets this process' scheduling.
+pub(crate) fn sched_setattr(attr: &SchedAttr) -> io::Result<()> {
+    let attr = SchedAttr { size: mem::size_of::<SchedAttr>() as u32, ..*attr };
+    // SAFETY: attr lives through the call and says its size.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
+}
+
+/// Sets the CPUs that this process may run on, as a mask of machine words.
+pub(crate) fn sched_setaffinity(mask: &[u64]) -> io::Result<()> {
+    let size = mem::size_of_val(mask);
+    // SAFETY: pointer and size describe `mask`.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, mask.as_ptr()) }).map(drop)
+}
+
+/// Sets this process' priority for disks: class and level as ioprio_set(2) packs them.
+pub(crate) fn ioprio_set(priority: i32) -> io::Result<()> {
+    // SAFETY: takes integers only.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) }).map(drop)
+}
+
+/// Sets where this process' memory comes from: MPOL_* with its flags, and a mask of nodes.
+pub(crate) fn set_mempolicy(mode: i32, nodes: &[u64]) -> io::Result<()> {
+    // The kernel takes one bit less than it is told.
+    let bits = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    let nodes = if nodes.is_empty() { ptr::null() } else { nodes.as_ptr() };
+    // SAFETY: the pointer is null, or to as many bits as are given.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes, bits) }).map(drop)
+}
+
+/// Sets this process' execution domain.
+pub(crate) fn personality(persona: u32) -> io::Result<()> {
+    // SAFETY: takes an integer only.
+    check(unsafe { libc::personality(persona.into()) }.into()).map(drop)
+}
+
+/// Gives this process a session keyring of its own, of that name, in which its user may search (else only those who
+/// have the keyring as theirs find a key by its name).
+pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
+    // What a new session keyring has (all for its possessor; view, read and link for its user), and search.
+    const PERMISSIONS: u32 = 0x3f1b_0000;
+    // SAFETY: the name lives through the call.
+    let ring = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    let ring = check(ring)?;
+    // SAFETY: takes integers only.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, ring, PERMISSIONS) }).map(drop)
+}
