@@ -128,8 +128,10 @@ fn the_scheduler_is_the_given_one() {
     };
     assert_eq!(with(LinuxSchedulerPolicy::SchedBatch, Some(7), None), "7 0 3\n");
     assert_eq!(with(LinuxSchedulerPolicy::SchedIdle, None, None), "0 0 5\n");
-    let rr = with(LinuxSchedulerPolicy::SchedRr, None, Some(3));
-    assert_eq!(rr, "0 3 2\n");
+    // A v1 group has no time for such processes until it is given some.
+    if !std::path::Path::new("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists() {
+        assert_eq!(with(LinuxSchedulerPolicy::SchedRr, None, Some(3)), "0 3 2\n");
+    }
 }
 
 #[test]

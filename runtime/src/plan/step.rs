@@ -221,7 +221,11 @@ impl fmt::Display for Step {
             }
             Step::IoPriority(_) => write!(f, "setting ioPriority"),
             Step::Scheduler(_) => {
-                write!(f, "setting the scheduler (what others are not to have needs CAP_SYS_NICE)")
+                write!(
+                    f,
+                    "setting the scheduler (real time needs CAP_SYS_NICE, and time of a v1 cpu group: \
+                     linux.resources.cpu.realtimeRuntime)"
+                )
             }
             Step::CpuAffinity(_) => write!(f, "setting the CPUs to run on"),
             Step::MemoryPolicy { .. } => {
