@@ -18,18 +18,17 @@
 mod api;
 mod cgroup;
 mod error;
+mod hooks;
 mod host;
-#[allow(dead_code, reason = "what the OCI commands use comes with them")]
 mod init;
 mod launch;
 pub mod log;
 pub mod monitor;
-#[allow(dead_code, reason = "what the OCI commands use comes with them")]
+pub mod oci;
 mod plan;
 mod record;
 mod runtime;
 mod seccomp;
-#[allow(dead_code, unused_imports, reason = "what the OCI commands use comes with them")]
 mod spawn;
 pub mod spec;
 mod sys;

@@ -6,6 +6,7 @@
 
 mod mount;
 mod task;
+mod terminal;
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -15,6 +16,7 @@ use std::ptr;
 
 pub(crate) use mount::*;
 pub(crate) use task::*;
+pub(crate) use terminal::*;
 
 /// The current directory, for calls that take a directory descriptor.
 pub(crate) const CWD: RawFd = libc::AT_FDCWD;
@@ -571,4 +573,23 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             other => return other,
         }
     }
+}
+
+/// Locks a file for this process and no child of it, however long another one holds the lock. It is lost when the file is
+/// closed, or opened again and closed.
+pub(crate) fn wait_for_lock(file: BorrowedFd<'_>) -> io::Result<()> {
+    let lock = whole_file();
+    loop {
+        // SAFETY: the lock lives through the call.
+        match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLKW, &raw const lock) }.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Whether a descriptor is open.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD only reads the descriptor table.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }

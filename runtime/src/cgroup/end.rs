@@ -13,7 +13,6 @@ use crate::sys;
 impl Group {
     /// All processes of the group and of the groups that the container has made below it, as this process sees them;
     /// ordered.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids = self.witness().map(pids_below).unwrap_or_default();
         pids.sort_unstable();
@@ -34,7 +33,6 @@ impl Group {
 
     /// Sends a signal to every process. Frozen meanwhile, so that none is born behind our back; SIGKILL goes by
     /// `cgroup.kill` where there is one.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn signal_all(&self, signal: i32) -> Result<()> {
         if signal == libc::SIGKILL {
             return self.kill();

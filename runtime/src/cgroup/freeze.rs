@@ -55,7 +55,6 @@ impl Group {
     }
 
     /// Whether it has been frozen, by whomever.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn is_frozen(&self) -> bool {
         let v2 = self.unified.as_ref().is_some_and(|dir| {
             fs::read_to_string(dir.join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")

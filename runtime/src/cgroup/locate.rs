@@ -15,7 +15,6 @@ use crate::error::{Error, Result};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code, reason = "for the OCI command line")]
 pub(crate) struct Wanted<'a> {
     pub(crate) cgroups_path: Option<&'a str>,
     pub(crate) id: &'a str,
@@ -27,7 +26,6 @@ pub(crate) struct Wanted<'a> {
 
 /// Where the groups of a container belong. Reads this process' own groups if they matter, and asks the user's systemd
 /// where it is.
-#[allow(dead_code, reason = "for the OCI command line")]
 pub(crate) fn locate(layout: &Layout, wanted: &Wanted<'_>) -> Result<Group> {
     let path = wanted.cgroups_path.filter(|path| !path.is_empty());
     if wanted.systemd {

@@ -7,17 +7,21 @@ mod files;
 mod label;
 mod mount;
 mod namespace;
+mod program;
 mod root;
+mod terminal;
 mod user;
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks;
+use crate::plan::Step;
 use crate::plan::capabilities::Sets;
-use crate::plan::{Execute, Step};
 use crate::spawn::{Ask, Channel};
 use crate::sys;
 
@@ -151,7 +155,9 @@ fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
             }
             Step::Ask(ask) => fds.channel.ask(ask, None)?,
             Step::Created => wait_for_start(fds)?,
-            Step::Execute(program) => return Err(exec(program, &state)),
+            Step::Hooks { point, hooks, state } => run_hooks(point, hooks, state)?,
+            Step::LookUp(program) => program::look_up(program, &state)?,
+            Step::Execute(program) => return Err(program::exec(program, &state)),
             other => perform(other, &mut state, fds).map_err(|error| Failure::step(other, &error))?,
         }
     }
@@ -237,12 +243,15 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
         Step::NoNewPrivileges => sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
         Step::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
         Step::DieWithMonitor => die_with_monitor(fds),
+        Step::Terminal(wanted) => terminal::make(wanted, state.root()?, &fds.channel),
         Step::Enter { joins, new } => namespace::enter(joins, *new, fds),
         Step::FindUser(_)
         | Step::MakeDirectory(_)
         | Step::WorkingDirectory(_)
         | Step::Ask(_)
         | Step::Created
+        | Step::Hooks { .. }
+        | Step::LookUp(_)
         | Step::Execute(_) => Ok(()),
     }
 }
@@ -283,9 +292,11 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
         }
         Stdio::Inherited => {
             for fd in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
-                // Pipes and sockets of the caller, made for this; a null device or a file is everybody's.
-                let kind = sys::fstat(fd)?.st_mode & libc::S_IFMT;
-                if kind == libc::S_IFIFO || kind == libc::S_IFSOCK {
+                // Pipes and sockets of the caller, made for this, or the container's terminal; a null device or a
+                // file is everybody's.
+                let stat = sys::fstat(fd)?;
+                let kind = stat.st_mode & libc::S_IFMT;
+                if kind == libc::S_IFIFO || kind == libc::S_IFSOCK || terminal::is_slave(&stat) {
                     match own(fd) {
                         // Not ours to give away (rootless, read-only): it stays usable as it is open.
                         Err(error)
@@ -344,34 +355,11 @@ fn die_with_monitor(fds: &Fds) -> io::Result<()> {
     Ok(())
 }
 
-fn exec(program: &Execute, state: &State) -> Failure {
-    let mut env = program.env.clone();
-    if program.needs_home
-        && let Ok(home) = CString::new(format!("HOME={}", state.user.home))
-    {
-        env.push(home);
-    }
-    let ready = sys::reset_signals().and_then(|()| sys::close_range(3, true));
-    if let Err(error) = ready {
-        return Failure::step("preparing to execute", &error);
-    }
-    let errors = sys::execve(&program.candidates, &program.args, &env);
-    let command = program.args.first().map(|arg| arg.to_string_lossy().into_owned()).unwrap_or_default();
-    // The most telling answer: a file that is there and cannot be run, rather than one that is not there.
-    for (path, error) in program.candidates.iter().zip(&errors) {
-        let absent = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
-        if !absent {
-            return Failure::new(Kind::CommandNotExecutable, command, error);
-        }
-        if std::path::Path::new(path.to_string_lossy().as_ref()).exists() {
-            let detail = "the file is there, but the interpreter or loader that it names is not".to_owned();
-            return Failure { kind: Kind::CommandNotExecutable, subject: command, errno: None, detail };
-        }
-    }
-    Failure {
-        kind: Kind::CommandNotFound,
-        subject: command,
-        errno: Some(libc::ENOENT),
-        detail: String::new(),
-    }
+fn run_hooks(point: &str, hooks: &[Hook], state: &str) -> Result<(), Failure> {
+    // As it is seen from in here.
+    let state = state.replacen("\"pid\":0", &format!("\"pid\":{}", std::process::id()), 1);
+    hooks::run(hooks, &state, hooks::Environment::Empty).map_err(|failed| {
+        let step = format!("error running {point} hook #{}", failed.index);
+        Failure::step(step, &io::Error::other(failed.reason))
+    })
 }

@@ -14,7 +14,7 @@ use oci_spec::runtime::Spec;
 
 use super::SERVE;
 use crate::init::{Failure, Kind, Stdio};
-use crate::plan::{self, Plan, Request};
+use crate::plan::{self, Keeper, Plan, Request};
 use crate::record::{self, Files, Record, Report, SOCKET, State};
 use crate::spawn::{self, Child, groups};
 use crate::sys;
@@ -107,6 +107,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         mountpoint: &mountpoint,
         no_pivot: false,
         keyring: Some(&record.id),
+        keeper: Keeper::Monitor,
     };
     let plan = plan::launch_plan(&request, &record.facts).map_err(|wrong| Failure {
         kind: Kind::Spec,

@@ -73,12 +73,14 @@ impl Sets {
         let bits = |set: &Option<Capabilities>| {
             set.iter().flatten().fold(0, |bits, capability| bits | bit(*capability)) & known
         };
+        let (permitted, inheritable) = (bits(spec.permitted()), bits(spec.inheritable()));
         Sets {
             bounding: bits(spec.bounding()),
             effective: bits(spec.effective()),
-            permitted: bits(spec.permitted()),
-            inheritable: bits(spec.inheritable()),
-            ambient: bits(spec.ambient()),
+            permitted,
+            inheritable,
+            // The kernel lets no other be ambient (capabilities(7)); `runc spec` names them nevertheless.
+            ambient: bits(spec.ambient()) & permitted & inheritable,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The smaller parts of a specification: what is refused, devices, sysctls, the filter, names of limits.
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSeccompFilterFlag, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSeccompFilterFlag, PosixRlimitType, Spec};
 
 use super::namespaces::Namespaces;
 use super::{Device, Result, Step, below_root, invalid, text};
@@ -8,10 +8,8 @@ use crate::seccomp;
 use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
 
 /// Refuses what this runtime does not do: a field that is passed over in silence would be a promise broken.
-pub(super) fn supported(spec: &Spec, linux: &Linux, process: &Process) -> Result<()> {
+pub(super) fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
     let unsupported = [
-        ("hooks", spec.hooks().is_some()),
-        ("process.terminal", process.terminal() == Some(true)),
         ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
         ("vm", spec.vm().is_some()),

@@ -8,6 +8,7 @@ pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
 mod identity;
+mod keeper;
 mod mounts;
 mod namespaces;
 mod options;
@@ -26,11 +27,12 @@ use crate::spawn::Ask;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
 pub(crate) use identity::{IdMaps, Range};
+pub(crate) use keeper::{Keeper, of_the_host};
 use mounts::Mounts;
 pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source};
 use namespaces::{Namespaces, Propagation};
 pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
-pub(crate) use step::{Device, Execute, Join, RootSource, Step, User};
+pub(crate) use step::{Device, Execute, Join, RootSource, Step, Terminal, User};
 
 /// What the host offers, as far as a plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,7 @@ pub(crate) struct Request<'a> {
     pub(crate) no_pivot: bool,
     /// The id that its session keyring is named after; `None`: it keeps that of the process that makes it.
     pub(crate) keyring: Option<&'a str>,
+    pub(crate) keeper: Keeper<'a>,
 }
 
 /// A field of the specification that cannot be used.
@@ -94,7 +97,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     let spec = request.spec;
     let linux = spec.linux().as_ref().ok_or_else(|| invalid("linux", "is missing"))?;
     let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
-    check::supported(spec, linux, process)?;
+    check::supported(spec, linux)?;
 
     let namespaces = Namespaces::of(linux, facts)?;
     let options = cgroup::Options {
@@ -129,11 +132,11 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         steps.push(Step::ReadOnlyRoot);
     }
     become_the_container(request, linux, process, facts, &namespaces, steps)?;
-    steps.push(Step::DieWithMonitor);
     let workdir =
         steps.iter().position(|step| matches!(step, Step::Credentials { .. })).unwrap_or(steps.len());
     steps.insert(workdir, Step::WorkingDirectory(cwd));
     steps.push(Step::Execute(execute(process)?));
+    keeper::add(request.keeper, spec, process, steps)?;
     Ok(plan)
 }
 
@@ -413,6 +416,7 @@ fn execute(process: &Process) -> Result<Execute> {
         args: args.iter().map(|arg| text(arg, "process.args")).collect::<Result<_>>()?,
         env: env.iter().map(|entry| text(entry, "process.env")).collect::<Result<_>>()?,
         needs_home: !env.iter().any(|entry| entry.starts_with("HOME=")),
+        preserved_fds: 0,
     })
 }
 

@@ -3,6 +3,8 @@
 use std::ffi::CString;
 use std::fmt;
 
+use oci_spec::runtime::Hook;
+
 use super::MountPlan;
 use super::capabilities::Sets;
 use crate::api::Rootfs;
@@ -27,6 +29,7 @@ pub(crate) enum Step {
     IoPriority(i32),
     Scheduler(SchedAttr),
     /// A mask of CPUs.
+    #[allow(dead_code, reason = "for exec, which comes next")]
     CpuAffinity(Vec<u64>),
     /// MPOL_* with its flags, and a mask of nodes.
     MemoryPolicy {
@@ -131,7 +134,28 @@ pub(crate) enum Step {
     Ask(Ask),
     /// Everything is made: the parent is told, and the rest waits until the container is started.
     Created,
+    /// Hooks that run in here.
+    Hooks {
+        /// What the specification calls their point in time.
+        point: &'static str,
+        hooks: Vec<Hook>,
+        /// The container's state as JSON, with a `pid` of 0.
+        state: String,
+    },
+    /// Makes a terminal of the container's own and hands the other end out.
+    Terminal(Terminal),
+    /// Whether the program is there, before the container is said to be made.
+    LookUp(Execute),
     Execute(Execute),
+}
+
+/// A terminal for standard input, output and error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terminal {
+    /// (rows, columns)
+    pub(crate) size: Option<(u16, u16)>,
+    /// Whether it is the container's /dev/console, too.
+    pub(crate) console: bool,
 }
 
 /// Namespaces to enter.
@@ -143,6 +167,7 @@ pub(crate) enum Join {
         kind: i32,
     },
     /// Those of the process that the parent gives a pidfd of; CLONE_NEW* flags.
+    #[allow(dead_code, reason = "for exec, which comes next")]
     Target { kinds: i32 },
 }
 
@@ -195,6 +220,8 @@ pub(crate) struct Execute {
     pub(crate) env: Vec<CString>,
     /// Whether HOME is to be added from the user's entry.
     pub(crate) needs_home: bool,
+    /// So many descriptors from 3 on are the program's.
+    pub(crate) preserved_fds: u32,
 }
 
 impl fmt::Debug for Step {
@@ -291,6 +318,11 @@ impl fmt::Display for Step {
             Step::Ask(Ask::MapIds) => write!(f, "mapping users and groups"),
             Step::Ask(Ask::Hooks) => write!(f, "running hooks"),
             Step::Ask(_) => write!(f, "asking the runtime"),
+            Step::Hooks { point, .. } => write!(f, "running {point} hooks"),
+            Step::Terminal(_) => write!(f, "making a terminal"),
+            Step::LookUp(execute) => {
+                write!(f, "looking for {}", execute.args.first().map(s).unwrap_or_default())
+            }
             Step::Created => write!(f, "waiting to be started"),
             Step::Execute(execute) => {
                 write!(f, "executing {}", execute.args.first().map(s).unwrap_or_default())

@@ -48,6 +48,7 @@ fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
             mountpoint,
             no_pivot: false,
             keyring: Some("web"),
+            keeper: Keeper::Monitor,
         },
         &facts,
     )

@@ -1,0 +1,311 @@
+//! `create`, and what it has in common with `run`: from a bundle to a first process that waits.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+
+use super::args::Matches;
+use super::config::{self, Bundle};
+use super::console::ConsoleSocket;
+use super::context::{Context, Manager};
+use super::error::{Error, Result};
+use super::log;
+use super::state::{Lock, Place, Record, State, Status};
+use super::{delete, start};
+use crate::api::Rootfs;
+use crate::cgroup::{self, Group, Layout, Wanted};
+use crate::hooks::{self, Environment};
+use crate::host;
+use crate::init::{Failure, Kind, Stdio};
+use crate::plan::{self, Facts, Keeper, Plan, Request};
+use crate::record;
+use crate::spawn::{self, Ask, Child, Flow, groups};
+use crate::sys;
+
+/// What the options of `create` and `run` ask for.
+#[derive(Debug)]
+pub(super) struct Options {
+    pub(super) pid_file: Option<PathBuf>,
+    pub(super) console: Option<ConsoleSocket>,
+    /// So many descriptors from 3 on are the program's; how many of them are LISTEN_FDS'.
+    preserved: Preserved,
+    no_pivot: bool,
+    no_new_keyring: bool,
+}
+
+/// Descriptors for the program.
+#[derive(Clone, Copy, Debug)]
+struct Preserved {
+    all: u32,
+    listening: u32,
+}
+
+impl Options {
+    pub(super) fn new(matches: &Matches) -> Result<Options> {
+        let console = matches.value("console-socket").filter(|path| !path.is_empty());
+        Ok(Options {
+            pid_file: matches.value("pid-file").filter(|path| !path.is_empty()).map(PathBuf::from),
+            console: console.map(|path| ConsoleSocket::connect(Path::new(path))).transpose()?,
+            preserved: preserved(matches.number("preserve-fds")?.unwrap_or(0))?,
+            no_pivot: matches.is_set("no-pivot"),
+            no_new_keyring: matches.is_set("no-new-keyring"),
+        })
+    }
+}
+
+/// Descriptors that are passed on: those of socket activation (sd_listen_fds(3)) and `more`. All have to be open.
+fn preserved(more: u32) -> Result<Preserved> {
+    let text = std::env::var("LISTEN_FDS").unwrap_or_default();
+    let listening = if text.is_empty() {
+        0
+    } else {
+        text.parse().map_err(|_| Error::Usage(format!("LISTEN_FDS is {text:?}, which is not a number")))?
+    };
+    let all: u32 = more.saturating_add(listening);
+    for fd in (3..).take(all as usize) {
+        if !sys::is_open(fd) {
+            return Err(Error::Usage(format!(
+                "descriptor {fd} is not open, and {all} from 3 on are to be passed on (LISTEN_FDS and --preserve-fds)"
+            )));
+        }
+    }
+    Ok(Preserved { all, listening })
+}
+
+/// A container that is being made. Until it is done, dropping it has to be told to take it away ([`Making::undo`]).
+pub(super) struct Making<'a> {
+    context: &'a Context,
+    pub(super) place: Place,
+    pub(super) record: Record,
+    pub(super) spec: Spec,
+    facts: Facts,
+    options: &'a Options,
+    _lock: Lock,
+}
+
+/// `create`.
+pub(super) fn create(context: &Context, matches: &Matches) -> Result<u8> {
+    let options = Options::new(matches)?;
+    let mut making = Making::begin(context, matches, &options, false)?;
+    let made = start::listen(&making.place).and_then(|listener| {
+        making.first_process(Some(listener), None)?;
+        making.write_pid_file()
+    });
+    if let Err(error) = made {
+        making.undo();
+        return Err(error);
+    }
+    Ok(0)
+}
+
+impl<'a> Making<'a> {
+    /// Reads the bundle and writes down that the container is being made. `attached`: we stay until it ends.
+    pub(super) fn begin(
+        context: &'a Context,
+        matches: &Matches,
+        options: &'a Options,
+        attached: bool,
+    ) -> Result<Making<'a>> {
+        let place = context.place(matches.word(0))?;
+        let Bundle { dir, rootfs, mut spec, text } =
+            config::load(matches.value("bundle").unwrap_or("."), matches.value("config"))?;
+        check_terminal(&spec, options, attached)?;
+        let lock = place.create()?;
+        let making = || -> Result<Making<'a>> {
+            announce_listeners(&mut spec, options.preserved.listening);
+            let facts = host::facts(Layout::discover()?)?;
+            let annotations = spec.annotations().iter().flatten();
+            let record = Record {
+                oci_version: spec.version().clone(),
+                id: place.id.clone(),
+                pid: 0,
+                start_ticks: 0,
+                bundle: dir,
+                rootfs,
+                created: log::now(9),
+                owner: sys::euid(),
+                annotations: annotations
+                    .map(|(key, value)| (key.clone(), value.clone()))
+                    .collect::<BTreeMap<_, _>>(),
+                group: group(context, &facts.layout, &spec, &place.id)?,
+            };
+            place.write(&record)?;
+            let config = place.config();
+            record::write(&config, &text, false).map_err(Error::file("write", &config))?;
+            Ok(Making { context, place: place.clone(), record, spec, facts, options, _lock: lock })
+        };
+        making().inspect_err(|_| {
+            // The failure that counts is the one that is returned.
+            let _ = fs::remove_dir_all(&place.dir);
+        })
+    }
+
+    /// Makes groups and first process. With a `listener` it waits there to be started, and nobody listens to it any
+    /// more; else it goes on at once, and this returns when its program runs. `terminal` gets the master of its
+    /// terminal, if no socket does.
+    pub(super) fn first_process(
+        &mut self,
+        listener: Option<OwnedFd>,
+        mut terminal: Option<&mut Option<OwnedFd>>,
+    ) -> Result<()> {
+        let plan = self.plan()?;
+        // systemd takes a group away as soon as it is empty, so this is kept until somebody is in it.
+        let _made = groups::make(&plan.cgroup)?;
+        let leave = listener.is_some();
+        let unified = self.record.group.unified.clone();
+        let child = Child {
+            namespaces: plan.namespaces,
+            unified: unified.as_deref(),
+            steps: &plan.steps,
+            prepared: &plan.prepared,
+            maps: plan.maps.as_ref(),
+            privileged: self.facts.privileged,
+            stdio: Stdio::Inherited,
+            start: listener,
+            target: None,
+        };
+        let mut created = false;
+        let pid = spawn::first_process(child, |ask, pid, fd| match (ask, fd) {
+            (Ask::Hooks, _) => self.host_hooks(pid).map(|()| Flow::GoOn),
+            (Ask::Terminal, Some(master)) => {
+                match (&self.options.console, &mut terminal) {
+                    (Some(socket), _) => socket.send(&master).map_err(|error| {
+                        Failure::step("sending the terminal to the console socket", &error)
+                    })?,
+                    (None, Some(slot)) => **slot = Some(master),
+                    (None, None) => {}
+                }
+                Ok(Flow::GoOn)
+            }
+            (Ask::Created, _) => {
+                created = true;
+                self.has_process(pid).map(|()| if leave { Flow::Leave } else { Flow::GoOn })
+            }
+            (other, _) => {
+                let unknown = io::Error::other(format!("{other:?} cannot be answered"));
+                Err(Failure::step("answering the first process", &unknown))
+            }
+        })?;
+        if !created {
+            // It was killed before it could say anything.
+            let status = sys::wait_for(pid).unwrap_or(0);
+            let ended = io::Error::other(format!("it ended with wait status {status:#x}"));
+            return Err(Failure::step("waiting for the first process", &ended).into());
+        }
+        Ok(())
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let rootfs = Rootfs::Directory(self.record.rootfs.clone());
+        let state = State::new(&self.record, Status::Creating).json();
+        let request = Request {
+            spec: &self.spec,
+            rootfs: &rootfs,
+            user: None,
+            group: &self.record.group,
+            mountpoint: &self.record.rootfs,
+            no_pivot: self.options.no_pivot,
+            keyring: (!self.options.no_new_keyring).then_some(self.record.id.as_str()),
+            keeper: Keeper::Caller { state: &state, preserved_fds: self.options.preserved.all },
+        };
+        plan::launch_plan(&request, &self.facts).map_err(|wrong| {
+            Failure { kind: Kind::Spec, subject: wrong.field, errno: None, detail: wrong.reason }.into()
+        })
+    }
+
+    fn host_hooks(&self, pid: i32) -> Result<(), Failure> {
+        let Some(hooks) = self.spec.hooks() else { return Ok(()) };
+        let state = State { pid, ..State::new(&self.record, Status::Creating) }.json();
+        for (index, (point, hook)) in plan::of_the_host(hooks).into_iter().enumerate() {
+            hooks::run(std::slice::from_ref(hook), &state, Environment::Ours).map_err(|failed| {
+                Failure::step(
+                    format!("error running {point} hook #{index}"),
+                    &io::Error::other(failed.reason),
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes down the first process. It cannot go on before that, nor outlive us if it is not.
+    fn has_process(&mut self, pid: i32) -> Result<(), Failure> {
+        self.record.pid = pid;
+        // It is our child and not reaped, so it is there, even if it has ended already.
+        self.record.start_ticks = record::start_ticks(pid).unwrap_or(0);
+        self.place.write(&self.record).map_err(|error| {
+            Failure::step("writing the container's state", &io::Error::other(error.to_string()))
+        })
+    }
+
+    pub(super) fn write_pid_file(&self) -> Result<()> {
+        match &self.options.pid_file {
+            Some(path) => write_pid_file(path, self.record.pid),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes away what there is of the container.
+    pub(super) fn undo(&self) {
+        if let Err(error) = delete::take_away(self.context, &self.place, Some(&self.record)) {
+            self.context.log.warn(&format!("taking the half-made container away: {error}"));
+        }
+    }
+}
+
+/// Written under another name and then renamed, so that whoever waits for it finds it whole.
+pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let temporary = path.with_file_name(format!(".{name}"));
+    fs::write(&temporary, pid.to_string())
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(Error::file("write pid file", path))
+}
+
+/// Where the container's control groups are to be.
+fn group(context: &Context, layout: &Layout, spec: &Spec, id: &str) -> Result<Group> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    let wanted = Wanted {
+        cgroups_path: path.and_then(|path| path.to_str()),
+        id,
+        systemd: context.manager == Manager::Systemd,
+        rootless: context.rootless,
+    };
+    match context.manager {
+        Manager::Disabled => Ok(Group::default()),
+        _ => Ok(cgroup::locate(layout, &wanted)?),
+    }
+}
+
+fn check_terminal(spec: &Spec, options: &Options, attached: bool) -> Result<()> {
+    let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
+    match (terminal, options.console.is_some()) {
+        (true, false) if !attached => Err(Error::Usage(
+            "cannot allocate tty if the runtime will detach without setting console socket".to_owned(),
+        )),
+        (false, true) => Err(Error::Usage(
+            "cannot use console socket if the runtime will not detach or allocate tty".to_owned(),
+        )),
+        (true, false) if !sys::is_terminal(io::stdin().as_raw_fd()) => Err(Error::Usage(
+            "process.terminal is true and standard input is not a terminal: use one, or --console-socket"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Tells the program of its sockets, as sd_listen_fds(3) looks for them. It is the first process, or nearly so.
+fn announce_listeners(spec: &mut Spec, listening: u32) {
+    if listening == 0 {
+        return;
+    }
+    if let Some(process) = spec.process_mut() {
+        let mut env = process.env().clone().unwrap_or_default();
+        env.retain(|entry| !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID="));
+        env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
+        process.set_env(Some(env));
+    }
+}

@@ -1,0 +1,107 @@
+//! `run`: makes a container, starts it at once, and (unless detached) waits for its end with the signals passed on.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::args::Matches;
+use super::context::Context;
+use super::create::{Making, Options};
+use super::delete;
+use super::error::{Error, Result};
+use super::relay::Relay;
+use super::start;
+use crate::sys;
+
+/// `run`.
+pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
+    let options = Options::new(matches)?;
+    let detached = matches.is_set("detach");
+    if !detached && !matches.is_set("no-subreaper") {
+        // Orphans of the container come to us and are reaped, not to somebody who does not expect them.
+        sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map_err(Error::system("becoming a subreaper"))?;
+    }
+    // Before there is a process whose end could be missed.
+    let signals = if detached { None } else { Some(Signals::take()?) };
+    let mut making = Making::begin(context, matches, &options, !detached)?;
+    let mut terminal = None;
+    let made = making.first_process(None, Some(&mut terminal)).and_then(|()| making.write_pid_file());
+    if let Err(error) = made {
+        making.undo();
+        return Err(error);
+    }
+    start::after_start(context, &making.place, &making.record);
+    let Some(mut signals) = signals else { return Ok(0) };
+    let relay = terminal.map(Relay::new).transpose();
+    let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay));
+    let code = match code {
+        Ok(code) => code,
+        Err(error) => {
+            making.undo();
+            return Err(error);
+        }
+    };
+    if !matches.is_set("keep") {
+        delete::take_away(context, &making.place, Some(&making.record))?;
+    }
+    Ok(code)
+}
+
+/// Signals that come to us, for the process that we wait for.
+pub(super) struct Signals(File);
+
+/// Not passed on: what the kernel means for us, or what says something about us.
+const OURS: [i32; 6] =
+    [libc::SIGCHLD, libc::SIGPIPE, libc::SIGURG, libc::SIGKILL, libc::SIGSTOP, libc::SIGSEGV];
+
+impl Signals {
+    pub(super) fn take() -> Result<Signals> {
+        let forwarded = (1..=libc::SIGRTMAX()).filter(|signal| !OURS.contains(signal));
+        let wanted: Vec<i32> = forwarded.chain([libc::SIGCHLD]).collect();
+        let fd: OwnedFd = sys::signalfd(&wanted).map_err(Error::system("taking signals"))?;
+        Ok(Signals(File::from(fd)))
+    }
+
+    /// Passes signals on until a child has ended; returns the exit code that stands for how.
+    /// A terminal is served meanwhile.
+    pub(super) fn until_the_end(&mut self, pid: i32, mut relay: Option<Relay>) -> Result<u8> {
+        loop {
+            while let Some((ended, status)) = sys::reap() {
+                if ended == pid {
+                    if let Some(relay) = &mut relay {
+                        relay.drain();
+                    }
+                    return Ok(exit_code(status));
+                }
+            }
+            let mut fds = vec![libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+            fds.extend(relay.iter().flat_map(Relay::interest));
+            sys::poll(&mut fds, -1).map_err(Error::system("waiting"))?;
+            if let Some(relay) = &mut relay {
+                relay.pass_on(&fds[1..]);
+            }
+            while let Some(signal) = self.next() {
+                match (signal, &relay) {
+                    (libc::SIGCHLD, _) => {}
+                    (libc::SIGWINCH, Some(relay)) => relay.resize(),
+                    // Gone meanwhile: the next look finds out.
+                    _ => drop(sys::kill(pid, signal)),
+                }
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<i32> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        self.0.read_exact(&mut info).ok()?;
+        // The number is the first field.
+        Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
+    }
+}
+
+/// As a shell has it.
+pub(super) fn exit_code(status: i32) -> u8 {
+    let code =
+        if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    u8::try_from(code).unwrap_or(255)
+}

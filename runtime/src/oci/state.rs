@@ -1,0 +1,321 @@
+//! What is kept of a container between commands, under `--root`.
+//!
+//! ```text
+//! <root>/<id>/  lock         held by a command that changes the container
+//!               state.json   Record: written before anything is made, and again with the first process' pid
+//!               config.json  the specification as it was when the container was made
+//!               start.sock   on it the first process waits for `start`; gone once it is started
+//! ```
+//!
+//! A container's status is never written down: it follows from its process and these files, so that it is right after
+//! whatever happened.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use crate::cgroup::Group;
+use crate::record;
+use crate::sys;
+
+/// What is known of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) oci_version: String,
+    pub(super) id: String,
+    /// 0 as long as there is no first process.
+    pub(super) pid: i32,
+    /// When the kernel started it, in clock ticks since boot: tells it from a later process of the same number.
+    pub(super) start_ticks: u64,
+    pub(super) bundle: PathBuf,
+    pub(super) rootfs: PathBuf,
+    /// RFC 3339.
+    pub(super) created: String,
+    pub(super) owner: u32,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) group: Group,
+}
+
+/// The state that a container is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+
+    /// Whether there is a process.
+    pub(super) fn is_alive(self) -> bool {
+        matches!(self, Status::Created | Status::Running | Status::Paused)
+    }
+}
+
+/// The files of one container.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) id: String,
+}
+
+impl Place {
+    /// The place of a container, whether it is there or not.
+    pub(super) fn new(root: &Path, id: &str) -> Result<Place> {
+        let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
+        if id.is_empty() || id.len() > 1024 || id == "." || id == ".." || !id.bytes().all(fine) {
+            return Err(Error::InvalidId);
+        }
+        Ok(Place { dir: root.join(id), id: id.to_owned() })
+    }
+
+    pub(super) fn state(&self) -> PathBuf {
+        self.dir.join("state.json")
+    }
+
+    pub(super) fn config(&self) -> PathBuf {
+        self.dir.join("config.json")
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.dir.join(START_SOCKET)
+    }
+
+    /// Makes the place of a new container, and locks it.
+    pub(super) fn create(&self) -> Result<Lock> {
+        let make = |dir: &Path, all| fs::DirBuilder::new().recursive(all).mode(0o700).create(dir);
+        if let Some(root) = self.dir.parent() {
+            make(root, true).map_err(Error::file("mkdir", root))?;
+        }
+        match make(&self.dir, false) {
+            Ok(()) => self.lock(),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists),
+            Err(error) => Err(Error::file("mkdir", &self.dir)(error)),
+        }
+    }
+
+    /// Waits until no other command changes the container.
+    pub(super) fn lock(&self) -> Result<Lock> {
+        let path = self.dir.join("lock");
+        let file = match File::options().write(true).create(true).truncate(false).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound),
+            other => other.map_err(Error::file("open", &path))?,
+        };
+        sys::wait_for_lock(file.as_fd()).map_err(Error::file("lock", &path))?;
+        // Who waited may find that the other command has taken the container away.
+        if path.exists() { Ok(Lock(file)) } else { Err(Error::NotFound) }
+    }
+
+    fn is_locked(&self) -> bool {
+        File::open(self.dir.join("lock")).and_then(|file| sys::is_locked(file.as_fd())).unwrap_or(false)
+    }
+
+    pub(super) fn write(&self, record: &Record) -> Result<()> {
+        let path = self.state();
+        let write = |path: &Path| {
+            let text = serde_json::to_vec(record).map_err(io::Error::other)?;
+            record::write(path, &text, false)
+        };
+        write(&path).map_err(Error::file("write", &path))
+    }
+
+    /// What is known of the container.
+    pub(super) fn read(&self) -> Result<Record> {
+        self.read_any()?.ok_or(Error::NotFound)
+    }
+
+    /// As [`Place::read`]; `None` for a place in which nothing is written down yet.
+    pub(super) fn read_any(&self) -> Result<Option<Record>> {
+        let path = self.state();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(Error::file("read", &path)(error)),
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|error| Error::Invalid { path, reason: error.to_string() })
+    }
+
+    /// The specification that the container was made of.
+    pub(super) fn spec(&self) -> Result<Spec> {
+        let path = self.config();
+        let text = fs::read(&path).map_err(Error::file("read", &path))?;
+        super::config::parse(&text, &path)
+    }
+
+    /// The status, for one who does not hold the lock.
+    pub(super) fn status(&self, record: &Record) -> Status {
+        if record.pid == 0 && self.is_locked() { Status::Creating } else { self.status_now(record) }
+    }
+
+    /// The status, for one who holds the lock: nobody is at work on the container.
+    pub(super) fn status_now(&self, record: &Record) -> Status {
+        if record.pid == 0 {
+            return Status::Stopped;
+        }
+        if !is_alive(record) {
+            return Status::Stopped;
+        }
+        if self.socket().exists() {
+            return Status::Created;
+        }
+        if record.group.is_frozen() { Status::Paused } else { Status::Running }
+    }
+}
+
+/// Held while a command changes a container.
+#[derive(Debug)]
+pub(super) struct Lock(#[allow(dead_code, reason = "closing it is what unlocks")] File);
+
+/// The socket on which a container waits for its start.
+pub(super) const START_SOCKET: &str = "start.sock";
+
+/// Whether the container's first process is there, and has not ended.
+fn is_alive(record: &Record) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{}/stat", record.pid)) else { return false };
+    // The second field, the command, is in brackets and may hold anything.
+    let Some((_, fields)) = text.rsplit_once(") ") else { return false };
+    let mut fields = fields.split_ascii_whitespace();
+    let dead = matches!(fields.next(), Some("Z" | "X"));
+    // Fields 3 and 22 of proc_pid_stat(5).
+    !dead && fields.nth(18).and_then(|text| text.parse().ok()) == Some(record.start_ticks)
+}
+
+/// Every container under a root, ordered by id.
+pub(super) fn all(root: &Path) -> Result<Vec<(Place, Record)>> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(Error::file("list", root))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::file("list", root))?.file_name();
+        let Some(place) = name.to_str().and_then(|id| Place::new(root, id).ok()) else { continue };
+        // One that comes or goes while we look is not there.
+        if let Ok(Some(record)) = place.read_any() {
+            found.push((place, record));
+        }
+    }
+    found.sort_by(|(one, _), (other, _)| one.id.cmp(&other.id));
+    Ok(found)
+}
+
+/// The state of a container as the specification has it, for `state`, `list` and hooks.
+#[derive(Debug, Serialize)]
+pub(super) struct State<'a> {
+    #[serde(rename = "ociVersion")]
+    pub(super) oci_version: &'a str,
+    pub(super) id: &'a str,
+    pub(super) pid: i32,
+    pub(super) status: &'static str,
+    pub(super) bundle: &'a Path,
+    pub(super) rootfs: &'a Path,
+    pub(super) created: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) annotations: &'a BTreeMap<String, String>,
+    pub(super) owner: String,
+}
+
+impl<'a> State<'a> {
+    pub(super) fn new(record: &'a Record, status: Status) -> State<'a> {
+        State {
+            oci_version: &record.oci_version,
+            id: &record.id,
+            pid: if status.is_alive() { record.pid } else { 0 },
+            status: status.name(),
+            bundle: &record.bundle,
+            rootfs: &record.rootfs,
+            created: &record.created,
+            annotations: &record.annotations,
+            owner: owner(record.owner),
+        }
+    }
+
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// A user's name, or else its number.
+fn owner(uid: u32) -> String {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| uid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(pid: i32, start_ticks: u64) -> Record {
+        Record {
+            oci_version: "1.0.2".to_owned(),
+            id: "web".to_owned(),
+            pid,
+            start_ticks,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: "2026-01-02T03:04:05Z".to_owned(),
+            owner: 0,
+            annotations: BTreeMap::new(),
+            group: Group::default(),
+        }
+    }
+
+    #[test]
+    fn ids_are_file_names() {
+        for id in ["a", "a+b_c.d-e", ".x", "-x"] {
+            assert!(Place::new(Path::new("/r"), id).is_ok(), "{id}");
+        }
+        for id in ["", ".", "..", "a/b", "ä", "a b", "a\n"] {
+            assert!(Place::new(Path::new("/r"), id).is_err(), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_status_follows_from_process_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path(), "web").unwrap();
+        assert!(matches!(place.read(), Err(Error::NotFound)));
+        let lock = place.create().unwrap();
+        assert!(matches!(place.create(), Err(Error::Exists)));
+        assert_eq!(place.status_now(&record(0, 0)), Status::Stopped, "its maker died early");
+        drop(lock);
+        assert!(place.read_any().unwrap().is_none());
+        let pid = std::process::id() as i32;
+        let ticks = record::start_ticks(pid).unwrap();
+        assert_eq!(place.status(&record(pid, ticks)), Status::Running);
+        assert_eq!(place.status(&record(pid, ticks + 1)), Status::Stopped, "another process of that number");
+        fs::write(place.socket(), "").unwrap();
+        assert_eq!(place.status(&record(pid, ticks)), Status::Created);
+        place.write(&record(pid, ticks)).unwrap();
+        assert_eq!(all(dir.path()).unwrap()[0].1.pid, pid);
+        fs::write(place.state(), "{").unwrap();
+        assert!(place.read().unwrap_err().to_string().contains("state.json"));
+    }
+}

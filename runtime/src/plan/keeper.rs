@@ -1,0 +1,99 @@
+//! What a plan has beside the container itself, depending on who looks after it: a monitor, or the caller of the OCI
+//! command line, who creates it first and starts it later, has hooks and may want a terminal.
+
+use oci_spec::runtime::{Hook, Hooks, Process, Spec};
+
+use super::{Invalid, Result, Step, Terminal, invalid};
+use crate::spawn::Ask;
+
+/// Who looks after the container.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Keeper<'a> {
+    /// Our own monitor: the container ends with it.
+    Monitor,
+    /// The caller of the OCI commands.
+    Caller {
+        /// The container's state for hooks, as JSON, with a `pid` of 0.
+        state: &'a str,
+        /// So many descriptors from 3 on are the program's.
+        preserved_fds: u32,
+    },
+}
+
+/// Puts the keeper's steps between those of the container.
+pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mut Vec<Step>) -> Result<()> {
+    let hooks = spec.hooks().as_ref();
+    match keeper {
+        Keeper::Monitor => {
+            refuse("hooks", hooks.is_some())?;
+            refuse("process.terminal", process.terminal() == Some(true))?;
+            insert(steps, |step| matches!(step, Step::Execute(_)), vec![Step::DieWithMonitor]);
+        }
+        Keeper::Caller { state, preserved_fds } => {
+            let mut before_pivot = Vec::new();
+            if hooks.is_some_and(|hooks| !of_the_host(hooks).is_empty()) {
+                before_pivot.push(Step::Ask(Ask::Hooks));
+            }
+            let create_container = hooks.and_then(|hooks| hooks.create_container().as_ref());
+            before_pivot.extend(container_hooks("createContainer", create_container, state));
+            insert(steps, is_pivot, before_pivot);
+            if process.terminal() == Some(true) {
+                let size = process.console_size().map(|size| {
+                    let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
+                    (cells(size.height()), cells(size.width()))
+                });
+                let after = steps.iter().position(is_pivot).map_or(0, |at| at + 1);
+                steps.insert(after, Step::Terminal(Terminal { size, console: true }));
+            }
+            // A filter may forbid what waiting and hooks take, so it comes after them.
+            let last = |step: &Step| matches!(step, Step::Seccomp { .. } | Step::Execute(_));
+            let mut waiting = Vec::new();
+            let filter = steps.iter().position(last).unwrap_or(0);
+            let workdir = steps.iter().position(|step| matches!(step, Step::WorkingDirectory(_)));
+            if let Some(at) = workdir.filter(|at| *at > filter) {
+                // The program may be named relative to it.
+                waiting.push(steps.remove(at));
+            }
+            if let Some(Step::Execute(execute)) = steps.last_mut() {
+                execute.preserved_fds = preserved_fds;
+                waiting.push(Step::LookUp(execute.clone()));
+            }
+            waiting.push(Step::Created);
+            let start_container = hooks.and_then(|hooks| hooks.start_container().as_ref());
+            let state = state.replacen("\"status\":\"creating\"", "\"status\":\"created\"", 1);
+            waiting.extend(container_hooks("startContainer", start_container, &state));
+            insert(steps, last, waiting);
+        }
+    }
+    Ok(())
+}
+
+/// The hooks that run on the host before the root file system is entered, in their order.
+#[allow(deprecated, reason = "prestart hooks are what Docker and NVIDIA's toolkit use")]
+pub(crate) fn of_the_host(hooks: &Hooks) -> Vec<(&'static str, &Hook)> {
+    let prestart = hooks.prestart().iter().flatten().map(|hook| ("prestart", hook));
+    let create_runtime = hooks.create_runtime().iter().flatten().map(|hook| ("createRuntime", hook));
+    prestart.chain(create_runtime).collect()
+}
+
+fn container_hooks(point: &'static str, hooks: Option<&Vec<Hook>>, state: &str) -> Option<Step> {
+    let hooks = hooks.filter(|hooks| !hooks.is_empty())?.clone();
+    Some(Step::Hooks { point, hooks, state: state.to_owned() })
+}
+
+fn insert(steps: &mut Vec<Step>, before: impl Fn(&Step) -> bool, new: Vec<Step>) {
+    let at = steps.iter().position(before).unwrap_or(steps.len());
+    steps.splice(at..at, new);
+}
+
+/// The step that enters the root file system.
+fn is_pivot(step: &Step) -> bool {
+    matches!(step, Step::Pivot { .. } | Step::MoveRoot | Step::ChangeRoot)
+}
+
+fn refuse(field: &str, set: bool) -> std::result::Result<(), Invalid> {
+    if set {
+        return Err(invalid(field, "a monitored container has none: leave it out"));
+    }
+    Ok(())
+}
