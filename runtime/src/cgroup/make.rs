@@ -84,22 +84,18 @@ pub(super) fn hand_down(
     if missing(parent, &wanted)?.is_empty() {
         return Ok(());
     }
-    let mut level = mount.to_owned();
     let mut refused = None;
-    for part in std::iter::once(Path::new(""))
-        .chain(parent.strip_prefix(mount).iter().flat_map(|path| path.iter().map(Path::new)))
-    {
-        if !part.as_os_str().is_empty() {
-            level.push(part);
-        }
+    let below = parent.strip_prefix(mount).unwrap_or(Path::new(""));
+    let mut levels: Vec<&Path> = below.ancestors().collect();
+    levels.reverse();
+    for level in levels {
+        let level = mount.join(level);
+        let Err((controller, source)) = enable(&level, &missing(&level, &wanted)?) else { continue };
+        let needed = |name: &str| required.iter().find(|(known, _)| known == name);
+        // Without a name all of them were refused.
+        let needed = controller.map_or_else(|| wanted.iter().find_map(|name| needed(name)), needed);
         let path = level.join("cgroup.subtree_control");
-        for controller in missing(&level, &wanted)? {
-            if let Err(error) = fs::write(&path, format!("+{controller}")) {
-                let needed = required.iter().find(|(name, _)| name == controller);
-                refused = refused
-                    .or(needed.map(|(name, field)| (name.clone(), field.clone(), path.clone(), error)));
-            }
-        }
+        refused = refused.or(needed.map(|(name, field)| (name.clone(), field.clone(), path, source)));
     }
     match refused {
         Some((controller, field, path, source)) => {
@@ -121,6 +117,34 @@ pub(super) fn hand_down(
         }
         None => Ok(()),
     }
+}
+
+/// Enables controllers for the groups below one: all at once, else those that go. The one that does not is told.
+fn enable<'a>(
+    level: &Path,
+    controllers: &[&'a str],
+) -> std::result::Result<(), (Option<&'a str>, io::Error)> {
+    if controllers.is_empty() {
+        return Ok(());
+    }
+    // The root alone has no type, and may have processes. Any other group with processes would, by some controllers, be
+    // made into the top of a tree of threads, in which a new group can take no process at all.
+    let procs = fs::read_to_string(level.join("cgroup.procs")).unwrap_or_default();
+    if !procs.trim().is_empty() && level.join("cgroup.type").exists() {
+        return Err((None, io::Error::from_raw_os_error(libc::EBUSY)));
+    }
+    let path = level.join("cgroup.subtree_control");
+    let all: Vec<String> = controllers.iter().map(|controller| format!("+{controller}")).collect();
+    if fs::write(&path, all.join(" ")).is_ok() {
+        return Ok(());
+    }
+    let mut result = Ok(());
+    for (controller, order) in controllers.iter().zip(&all) {
+        if let Err(error) = fs::write(&path, order) {
+            result = Err((Some(*controller), error));
+        }
+    }
+    result
 }
 
 fn missing<'a>(group: &Path, wanted: &[&'a str]) -> Result<Vec<&'a str>> {

@@ -130,3 +130,6 @@ fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error
     let path = path.to_owned();
     move |source| Error::File { operation, path, source }
 }
+
+#[cfg(test)]
+mod kernel_tests;

@@ -32,7 +32,7 @@ pub(crate) struct OomWatch {
 #[derive(Debug)]
 enum Source {
     /// `memory.events` and `cgroup.events`; the kernel tells changes of both by POLLPRI.
-    V2 { memory: File, events: File },
+    V2 { memory: File, events: File, populated: bool },
     /// An eventfd that is written to upon an OOM, and when the group goes.
     V1 { events: OwnedFd },
 }
@@ -59,7 +59,8 @@ impl Group {
                 }
             })?;
         let open = |name: &str| File::open(dir.join(name)).map_err(file("open", &dir.join(name)));
-        let source = Source::V2 { memory: open("memory.events")?, events: open("cgroup.events")? };
+        let source =
+            Source::V2 { memory: open("memory.events")?, events: open("cgroup.events")?, populated: false };
         let mut watch = OomWatch { dir: dir.clone(), kills: 0, source };
         // What has been before is no news; and the kernel tells changes only of what has been read.
         let _ = watch.look();
@@ -73,7 +74,7 @@ impl OomWatch {
     pub(crate) fn poll_fds(&self) -> Vec<libc::pollfd> {
         let interest = |fd, events| libc::pollfd { fd, events, revents: 0 };
         match &self.source {
-            Source::V2 { memory, events } => {
+            Source::V2 { memory, events, .. } => {
                 vec![interest(memory.as_raw_fd(), libc::POLLPRI), interest(events.as_raw_fd(), libc::POLLPRI)]
             }
             Source::V1 { events } => vec![interest(events.as_fd().as_raw_fd(), libc::POLLIN)],
@@ -83,7 +84,7 @@ impl OomWatch {
     /// Looks what has happened; does not wait.
     pub(crate) fn look(&mut self) -> Oom {
         match &mut self.source {
-            Source::V2 { memory, events } => {
+            Source::V2 { memory, events, populated } => {
                 // Reading fails when the group has gone.
                 let (Ok(text), Ok(state)) = (read_again(memory), read_again(events)) else {
                     return Oom::Gone;
@@ -93,9 +94,13 @@ impl OomWatch {
                 if kills > self.kills {
                     self.kills = kills;
                     Oom::Killed
-                } else if state.lines().any(|line| line == "populated 0") {
+                } else if state.lines().any(|line| line == "populated 1") {
+                    *populated = true;
+                    Oom::Quiet
+                } else if *populated {
                     Oom::Gone
                 } else {
+                    // Made, and not started yet.
                     Oom::Quiet
                 }
             }

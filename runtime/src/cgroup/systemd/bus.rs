@@ -65,18 +65,20 @@ impl Bus {
 
     /// By the credentials that the kernel tells of us. No user id is sent: in a user namespace the other side knows us by
     /// another one.
+    ///
+    /// All of it in one piece, as systemd's own library does: systemd does not look at a call that comes together with
+    /// the end of the handshake until something else comes.
     fn authenticate(&mut self) -> io::Result<()> {
-        self.send(b"\0AUTH EXTERNAL\r\n")?;
+        self.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         let mut line = self.line()?;
         if line.starts_with("DATA") {
-            self.send(b"DATA\r\n")?;
             line = self.line()?;
         }
         if !line.starts_with("OK") {
             let reason = format!("the bus does not accept this user ({})", line.trim_end());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
         }
-        self.send(b"BEGIN\r\n")
+        Ok(())
     }
 
     fn line(&mut self) -> io::Result<String> {

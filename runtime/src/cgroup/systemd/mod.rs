@@ -195,9 +195,13 @@ pub(crate) fn stop(unit: &Unit) -> Result<()> {
 
 /// The group of systemd itself, below which it makes all others.
 pub(crate) fn manager_group(user: bool) -> Result<PathBuf> {
+    manager_group_at(&sockets(user))
+}
+
+pub(super) fn manager_group_at(sockets: &[(PathBuf, bool)]) -> Result<PathBuf> {
     let target = Target { interface: "org.freedesktop.DBus.Properties", ..MANAGER };
     let arguments = [Value::str(MANAGER.interface), Value::str("ControlGroup")];
-    let answer = open(user).and_then(|mut bus| Ok(bus.call(target, "Get", &arguments)?.text()?));
+    let answer = Bus::open(sockets).and_then(|mut bus| Ok(bus.call(target, "Get", &arguments)?.text()?));
     let path = answer.map_err(|error| Error::Systemd {
         operation: "ask systemd for its control group".to_owned(),
         source: error.into(),
@@ -210,8 +214,13 @@ fn list(properties: Vec<Property>) -> Value {
     Value::Array("(sv)".to_owned(), properties.into_iter().map(pair).collect())
 }
 
-/// systemd's own socket first: it is there without a bus, and one hop nearer.
 fn open(user: bool) -> std::result::Result<Bus, BusError> {
+    Bus::open(&sockets(user))
+}
+
+/// Where systemd is reached, and whether that is a bus. Its own socket first: it is there without a bus, and one hop
+/// nearer.
+fn sockets(user: bool) -> Vec<(PathBuf, bool)> {
     let var = |name| std::env::var_os(name).and_then(|value| value.into_string().ok());
     let bus_at = |address: String| {
         let path = address.split(';').find_map(|one| one.strip_prefix("unix:path=").map(str::to_owned))?;
@@ -228,7 +237,7 @@ fn open(user: bool) -> std::result::Result<Bus, BusError> {
         sockets.extend(var("DBUS_SYSTEM_BUS_ADDRESS").and_then(bus_at).map(|path| (path, true)));
         sockets.push((PathBuf::from("/run/dbus/system_bus_socket"), true));
     }
-    Bus::open(&sockets)
+    sockets
 }
 
 fn failed(what: &str, unit: &Unit, error: BusError) -> Error {
