@@ -199,9 +199,8 @@ fn the_hosts_keys_stay_there() {
     let text = run(&world, "cat /proc/keys; exit 0", |spec| {
         spec.linux_mut().as_mut().unwrap().set_masked_paths(None);
     });
-    // The one that it possesses is its own: without it, it would have the session keyring of whoever launched it.
-    let own = text.lines().filter(|line| line.contains("_ses.process-"));
-    assert_eq!(own.count(), 1, "{text}");
+    // Its own (those of other containers of root are seen, too): else it would have that of whoever launched it.
+    assert!(text.contains("_ses.process-"), "{text}");
 }
 
 #[test]

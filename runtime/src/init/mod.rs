@@ -276,7 +276,13 @@ fn mask(state: &mut State, path: &CStr) -> io::Result<()> {
 }
 
 fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
-    let own = |fd: BorrowedFd<'_>| sys::fchown(fd, state.user.uid, state.user.gid);
+    let own = |fd: BorrowedFd<'_>| match sys::fchown(fd, state.user.uid, state.user.gid) {
+        // Not ours to give away (rootless, read-only): it stays usable as it is open.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL | libc::EROFS)) => {
+            Ok(())
+        }
+        other => other,
+    };
     match stdio {
         Stdio::Pipes { stdout, stderr } => {
             // The host's null device would do as well, but its owner and mode could then be changed from inside.
@@ -297,15 +303,7 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
                 let stat = sys::fstat(fd)?;
                 let kind = stat.st_mode & libc::S_IFMT;
                 if kind == libc::S_IFIFO || kind == libc::S_IFSOCK || terminal::is_slave(&stat) {
-                    match own(fd) {
-                        // Not ours to give away (rootless, read-only): it stays usable as it is open.
-                        Err(error)
-                            if matches!(
-                                error.raw_os_error(),
-                                Some(libc::EPERM | libc::EINVAL | libc::EROFS)
-                            ) => {}
-                        other => other?,
-                    }
+                    own(fd)?;
                 }
             }
         }

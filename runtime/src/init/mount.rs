@@ -64,6 +64,21 @@ fn open(root: BorrowedFd<'_>, path: &CStr, resolve: u64) -> io::Result<Option<Ow
 }
 
 fn filesystem(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    let mount = match (make(new, there), &new.or_bind) {
+        (Err(error), Some(host)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let mount = sys::open_tree(sys::CWD, host, true)?;
+            apply(mount.as_fd(), &Change { set: new.attributes, recursive: true, ..Change::default() })?;
+            mount
+        }
+        (made, _) => made?,
+    };
+    if let (true, Some(there)) = (new.copy_up, there) {
+        copyup::copy(there, mount.as_fd())?;
+    }
+    Ok(mount)
+}
+
+fn make(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     let fs = sys::fsopen(&new.fstype).map_err(|error| match error.raw_os_error() {
         Some(libc::ENODEV) => {
             io::Error::other(format!("this kernel has no file system {}", new.fstype.to_string_lossy()))
@@ -77,19 +92,8 @@ fn filesystem(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<Own
         let mode = sys::fstat(there)?.st_mode & 0o7777;
         set(fs.as_fd(), c"mode", Some(&CString::new(format!("{mode:o}"))?))?;
     }
-    let mount = match (sys::fsconfig_create(fs.as_fd()), &new.or_bind) {
-        (Ok(()), _) => sys::fsmount(fs.as_fd(), new.attributes)?,
-        (Err(error), Some(host)) if error.raw_os_error() == Some(libc::EPERM) => {
-            let mount = sys::open_tree(sys::CWD, host, true)?;
-            apply(mount.as_fd(), &Change { set: new.attributes, recursive: true, ..Change::default() })?;
-            mount
-        }
-        (Err(error), _) => return Err(told(fs.as_fd(), error)),
-    };
-    if let (true, Some(there)) = (new.copy_up, there) {
-        copyup::copy(there, mount.as_fd())?;
-    }
-    Ok(mount)
+    sys::fsconfig_create(fs.as_fd()).map_err(|error| told(fs.as_fd(), error))?;
+    sys::fsmount(fs.as_fd(), new.attributes)
 }
 
 fn set(fs: BorrowedFd<'_>, key: &CStr, value: Option<&CStr>) -> io::Result<()> {

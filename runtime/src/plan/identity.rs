@@ -32,6 +32,12 @@ impl IdMaps {
         ranges.iter().any(|(inside, _, size)| id.checked_sub(*inside).is_some_and(|offset| offset < *size))
     }
 
+    /// The id outside that root, or its group, has.
+    pub(crate) fn outside_root(&self, group: bool) -> u32 {
+        let ranges = if group { &self.gids } else { &self.uids };
+        ranges.iter().find(|(inside, ..)| *inside == 0).map_or(0, |(_, outside, _)| *outside)
+    }
+
     /// The lines that are written to uid_map or gid_map.
     pub(crate) fn lines(ranges: &[Range]) -> String {
         let lines = ranges.iter().map(|(inside, outside, size)| format!("{inside} {outside} {size}\n"));
