@@ -147,7 +147,7 @@ impl Agent {
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = Some(membership.cluster_id);
         let found = self.found().await?;
         let mut change = set.as_change();
-        inner.tasks.restore(std::mem::take(&mut change.tasks), &found)?;
+        inner.tasks.restore(std::mem::take(&mut change.tasks), &found).await?;
         if set.number > 0 {
             inner.network.apply(change).await;
         }

@@ -355,7 +355,7 @@ impl Containers {
             drain_ms: 0,
         };
         let sink = Arc::new(ContainerSink { containers: self.clone() });
-        let start = Start { event, goal: Goal::Run, status };
+        let start = Start { event, goal: Goal::Run, status, go: None };
         entry.handle = Some(Driver::spawn(self.inner.executor.clone(), workload, start, sink));
     }
 

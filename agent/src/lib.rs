@@ -24,6 +24,7 @@ mod containers;
 mod engine;
 mod error;
 mod executor;
+mod held;
 mod host;
 mod images;
 mod logs;

@@ -3,7 +3,8 @@
 //! One task (`run`) owns what the fabric was last told: services, blocks and peers of the assignment set, and
 //! which of this node's own tasks are down just now. The latter are left out of the balancer on this node
 //! before any controller hears of it, also while none can be reached. Changes that wait are applied as one;
-//! after an error the whole truth is applied again, later.
+//! after an error the whole truth is applied again, later. Published ports that something else has here are kept
+//! account of ([`HeldPorts`]) and tried again until they are free.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -14,11 +15,14 @@ use rorqual_network::{
     Attach, Attachment, Block, Change, Endpoint, Error, Fabric, HostPort, LOCAL_NETWORK, NetworkOptions,
     Peer, Protocol, PublishedPort, ServiceView,
 };
+use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire::{self, NetworkBlock, NodePeer, ServiceEndpoints};
-use tokio::sync::{RwLock, mpsc};
+use tokio::sync::{RwLock, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::error::one_line;
+use crate::held::{self, HeldPorts};
 use crate::set::SetChange;
 
 /// Changes that may wait; a session that is faster than the kernel waits with them.
@@ -27,6 +31,9 @@ const EVENTS: usize = 256;
 /// After a change that failed, the whole truth is applied again: first so soon, then ever more rarely.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MOST: Duration = Duration::from_secs(30);
+
+/// How often ports that are held are tried again. It costs a look at who listens, and at /proc for who that is.
+const FREE_YET: Duration = Duration::from_secs(2);
 
 /// How long an earlier fabric of this process may take to let go of the resolver's socket.
 const HAND_OVER: Duration = Duration::from_secs(5);
@@ -47,6 +54,7 @@ enum Event {
 pub(crate) struct Network {
     fabric: Arc<RwLock<Option<Fabric>>>,
     events: mpsc::Sender<Event>,
+    held: watch::Receiver<Vec<HeldPort>>,
     /// Ends the task with the last clone.
     _task: Arc<JoinSet<()>>,
 }
@@ -71,9 +79,10 @@ impl Network {
     pub(crate) async fn start(options: NetworkOptions, own: OwnName) -> Result<Self, Error> {
         let fabric = Arc::new(RwLock::new(Some(Fabric::start(options).await?)));
         let (events, inbox) = mpsc::channel(EVENTS);
+        let (told, held) = watch::channel(Vec::new());
         let mut task = JoinSet::new();
-        task.spawn(run(Feeder::new(fabric.clone(), own), inbox));
-        Ok(Self { fabric, events, _task: Arc::new(task) })
+        task.spawn(run(Feeder::new(fabric.clone(), own), inbox, told));
+        Ok(Self { fabric, events, held, _task: Arc::new(task) })
     }
 
     /// Starts the fabric anew with other pools or another underlay: the node has joined or left a cluster.
@@ -133,6 +142,11 @@ impl Network {
         let _ = self.events.send(Event::Set(Box::new(change))).await;
     }
 
+    /// Published ports of services that something else has on this node.
+    pub(crate) fn held_ports(&self) -> watch::Receiver<Vec<HeldPort>> {
+        self.held.clone()
+    }
+
     /// Tells that a task of this node came up or went down.
     pub(crate) async fn health(&self, task: &str, up: bool) {
         let _ = self.events.send(Event::Health { task: task.to_owned(), up }).await;
@@ -150,6 +164,7 @@ struct Feeder {
     down: BTreeSet<String>,
     /// Which service names a task as its endpoint.
     endpoint_of: BTreeMap<String, String>,
+    held: HeldPorts,
 }
 
 /// What has to be applied next.
@@ -181,17 +196,22 @@ impl Dirty {
 }
 
 /// Ends when the last [`Network`] is dropped.
-async fn run(mut feeder: Feeder, mut inbox: mpsc::Receiver<Event>) {
+async fn run(mut feeder: Feeder, mut inbox: mpsc::Receiver<Event>, told: watch::Sender<Vec<HeldPort>>) {
     let mut dirty = Dirty::default();
     let mut pause = AGAIN;
+    let mut look_at = Instant::now();
     loop {
-        // Both arms are cancel-safe: the queue keeps what was not taken, the sleep starts anew.
+        // Each arm is cancel-safe: the queue keeps what was not taken, a sleep starts anew or has a fixed end.
         tokio::select! {
             event = inbox.recv() => match event {
                 Some(event) => feeder.take(event, &mut dirty),
                 None => return,
             },
             () = tokio::time::sleep(pause), if !dirty.is_clean() => {}
+            () = tokio::time::sleep_until(look_at), if !feeder.held.is_empty() => {
+                feeder.try_held_ports(&mut dirty);
+                look_at = Instant::now() + FREE_YET;
+            }
         }
         while let Ok(event) = inbox.try_recv() {
             feeder.take(event, &mut dirty);
@@ -207,6 +227,12 @@ async fn run(mut feeder: Feeder, mut inbox: mpsc::Receiver<Event>) {
                 pause = (pause * 2).min(AGAIN_MOST);
             }
         }
+        told.send_if_modified(|list| {
+            let now = feeder.held.list();
+            let news = *list != now;
+            *list = now;
+            news
+        });
     }
 }
 
@@ -220,6 +246,7 @@ impl Feeder {
             peers: BTreeMap::new(),
             down: BTreeSet::new(),
             endpoint_of: BTreeMap::new(),
+            held: HeldPorts::default(),
         }
     }
 
@@ -288,16 +315,35 @@ impl Feeder {
         }
     }
 
-    async fn apply(&self, dirty: &Dirty) -> Result<(), Error> {
+    async fn apply(&mut self, dirty: &Dirty) -> Result<(), Error> {
         let change = self.change(dirty);
+        let services = change.services.clone();
         let fabric = self.fabric.read().await.clone().ok_or(Error::Stopped)?;
-        match fabric.apply(change).await {
-            // One port of one service: the rest is in effect, and it is tried again with the service.
-            Err(error @ (Error::PortTaken { .. } | Error::PortConflict { .. })) => {
-                tracing::warn!(error = %one_line(&error), "a published port does not work on this node");
-                Ok(())
+        // Ports of services that are refused: the rest is in effect.
+        let refused = match fabric.apply(change).await {
+            Ok(()) => Vec::new(),
+            Err(error) => held::refusals(error)?,
+        };
+        let given: BTreeSet<(u16, Protocol)> = if self.held.is_empty() && refused.is_empty() {
+            BTreeSet::new()
+        } else {
+            let ports = self.services.values().flat_map(|service| &service.ports).filter_map(published_port);
+            ports.map(|port| (port.published, port.protocol)).collect()
+        };
+        let mut news = self.held.take(&services, refused);
+        news |= self.held.retain(|port, protocol| given.contains(&(port, protocol)));
+        if news {
+            tracing::warn!(held = ?self.held.list(), "published ports that something else has on this node");
+        }
+        Ok(())
+    }
+
+    /// Services whose ports were held when they were last looked at.
+    fn try_held_ports(&self, dirty: &mut Dirty) {
+        for (id, service) in &self.services {
+            if self.service_view(service).is_some_and(|service| self.held.concern(&service)) {
+                dirty.services.insert(id.clone());
             }
-            result => result,
         }
     }
 

@@ -12,6 +12,7 @@ use rorqual_network::Attach;
 use rorqual_proto::model::{DesiredState, Task, TaskState, TaskStatus};
 use rorqual_proto::wire;
 use rorqual_runtime::ContainerState;
+use tokio::sync::watch;
 
 use crate::clock;
 use crate::error::one_line;
@@ -35,6 +36,8 @@ struct Inner {
     /// Tasks of the set that have no driver, and why.
     refused: Mutex<BTreeMap<String, wire::TaskStatus>>,
     sink: Arc<TaskSink>,
+    /// Tasks of which nothing was found when the daemon started may begin.
+    go: watch::Sender<bool>,
 }
 
 /// One task of the set, or one that has left it and is being taken away.
@@ -106,7 +109,8 @@ impl Tasks {
     pub(crate) fn new(executor: Executor, store: NodeStore, network: Network) -> Self {
         let sink = TaskSink { executor: executor.clone(), store, network, reports: Reports::default() };
         let (entries, refused) = Default::default();
-        Self { inner: Arc::new(Inner { executor, entries, refused, sink: Arc::new(sink) }) }
+        let go = watch::Sender::new(false);
+        Self { inner: Arc::new(Inner { executor, entries, refused, sink: Arc::new(sink), go }) }
     }
 
     /// Statuses on their way to the leader.
@@ -146,15 +150,20 @@ impl Tasks {
         statuses
     }
 
-    /// Takes over what an earlier daemon ran: the tasks of the set that is on disk.
-    pub(crate) fn restore(
+    /// Takes over what an earlier daemon ran: the tasks of the set that is on disk. Those of which nothing is left
+    /// (their node lost its power) wait for [`Self::release`]: they may have been replaced meanwhile.
+    pub(crate) async fn restore(
         &self,
         tasks: Vec<wire::Task>,
         found: &BTreeMap<String, ContainerState>,
     ) -> Result<(), StoreError> {
+        self.inner.go.send_replace(false);
         for task in tasks {
             let record = self.inner.sink.store.task(&task.id)?;
-            self.put(task, record, found);
+            if !found.contains_key(&task.id) {
+                self.inner.sink.network.health(&task.id, false).await;
+            }
+            self.put(task, record, Some(found));
         }
         // Left the set, and an earlier daemon ended before it had forgotten them.
         let store = &self.inner.sink.store;
@@ -165,6 +174,12 @@ impl Tasks {
         Ok(())
     }
 
+    /// The leader has spoken, or can't be found: what waited since [`Self::restore`] begins. True where it is the
+    /// first time.
+    pub(crate) fn release(&self) -> bool {
+        !self.inner.go.send_replace(true)
+    }
+
     /// Brings the tasks in line with what a set changed.
     pub(crate) async fn apply(&self, put: Vec<wire::Task>, removed: Vec<String>) {
         for task in put {
@@ -173,7 +188,7 @@ impl Tasks {
                 Some(entry) => self.aim(&entry, task).await,
                 None => {
                     let record = self.inner.sink.store.task(&task.id).unwrap_or_default();
-                    self.put(task, record, &BTreeMap::new());
+                    self.put(task, record, None);
                 }
             }
         }
@@ -197,8 +212,13 @@ impl Tasks {
         }
     }
 
-    /// Starts a driver for a task that has none.
-    fn put(&self, task: wire::Task, record: Option<TaskRecord>, found: &BTreeMap<String, ContainerState>) {
+    /// Starts a driver for a task that has none; `found` is what a daemon that starts found of all containers.
+    fn put(
+        &self,
+        task: wire::Task,
+        record: Option<TaskRecord>,
+        found: Option<&BTreeMap<String, ContainerState>>,
+    ) {
         let id = task.id.clone();
         let task = match Task::try_from(task) {
             Ok(task) => task,
@@ -223,8 +243,13 @@ impl Tasks {
             status.state = TaskState::Accepted;
             status.at_ms = clock::wall_ms();
         }
-        let event = beginning(&status, found.get(&id));
-        let start = Start { event, goal: goal(task.desired_state), status };
+        let event = beginning(&status, found.and_then(|found| found.get(&id)));
+        let waits = found.is_some() && matches!(event, Event::Begin) && !status.state.is_terminal();
+        if waits {
+            (status.healthy, status.pid) = (false, 0);
+        }
+        let go = waits.then(|| self.inner.go.subscribe());
+        let start = Start { event, goal: goal(task.desired_state), status, go };
         let handle =
             Driver::spawn(self.inner.executor.clone(), workload(&task), start, self.inner.sink.clone());
         self.lock().insert(id, Entry { task: Arc::new(task), handle, leaving: false });

@@ -47,6 +47,14 @@ impl LeaderShared {
             self.wake.notify_one();
         }
     }
+
+    /// A node's session broke off. Wakes the loop only when the node was thought alive.
+    pub(crate) fn hung_up(&self, node: &NodeId) {
+        let news = self.liveness().hung_up(node);
+        if news {
+            self.wake.notify_one();
+        }
+    }
 }
 
 /// Runs until the store's watch closes, that is until this controller shuts down.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -136,7 +136,10 @@ fn taken_ports(node: &Node) {
     create(node, "first", &[&["--publish", "8080:80"], &sleep[..]].concat()).ok();
     create(node, "second", &[&["--publish", "8080:81"], &sleep[..]].concat()).fails(1, &["8080", "first"]);
     node.rctl(&["service", "inspect", "second"]).fails(1, &["second"]);
+    create(node, "second", &[&["--publish", "8081:81"], &sleep[..]].concat()).ok();
+    node.rctl(&["service", "update", "--publish-add", "8080:81", "second"]).fails(1, &["8080", "first"]);
     remove(node, "first");
+    remove(node, "second");
 }
 
 #[test]
@@ -148,12 +151,74 @@ fn a_port_that_another_program_has_is_told() {
     let sleep = [images::BUSYBOX, "sleep", "1000"];
     let words = [&["run", "--rm", "--publish", "8081:80"], &sleep[..]].concat();
     node.rctl(&words).fails(125, &["8081", "taken"]);
-    // It is the service's once the program is gone.
-    drop(listener);
+    // The only node can't serve it: that is no success, and the task says why.
     let httpd = [images::BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/etc"];
-    create(node, "y", &[&["--publish", "8081:80"], &httpd[..]].concat()).ok();
+    let holder = format!("process {}", std::process::id());
+    let output = create(node, "y", &[&["--publish", "8081:80"], &httpd[..]].concat());
+    output.fails(1, &["8081/tcp", &holder, "node n1", "no node serves it", "--publish-add"]);
+    let told = |node: &Node| -> Result<String, String> {
+        Ok(node.tasks("y")?.into_iter().map(|task| task.message).collect())
+    };
+    assert!(told(node).unwrap().contains("8081/tcp"), "{:?}", node.tasks("y"));
+    // It is the service's once the program is gone, and nobody has to do anything for it.
+    drop(listener);
     wait_until("the port leads to the service", SOON, || {
         http::get(node.port(8081), "/hostname").map_err(|error| error.to_string())
+    });
+    wait_until("nobody says otherwise any more", SOON, || {
+        let message = told(node)?;
+        hold(message.is_empty(), || message)
+    });
+    node.rctl(&["service", "scale", "y=2"]).ok();
+    lab.finish();
+}
+
+#[test]
+fn a_port_that_is_taken_on_one_of_three_nodes_is_told() {
+    let lab = Lab::cluster("held", 3);
+    let (asked, held) = (lab.node(1), lab.node(2));
+    asked.load(&images::archive("busybox"));
+    let listener = listener_on(held, 8082);
+    let words = ["--replicas", "3", "--publish", "8082:80", images::BUSYBOX, "httpd", "-f", "-p", "80"];
+    let output = create(asked, "web", &[&words[..], &["-h", "/etc"]].concat());
+    assert_eq!(output.code, 0, "two nodes serve it: {}", output.tell());
+    let holder = format!("process {}", std::process::id());
+    for word in ["warning", "8082/tcp", &holder, "node n2", "2 other nodes serve it", "--publish-add PORT:80"]
+    {
+        assert!(output.stderr.contains(word), "no {word:?} in {}", output.tell());
+    }
+    for task in asked.tasks("web").unwrap() {
+        assert_eq!(task.message.contains("8082/tcp"), task.node == "n2", "{task:?}");
+    }
+    let inspect = |node: &Node| node.rctl(&["service", "inspect", "web"]).ok();
+    assert!(inspect(asked).contains(&holder), "{}", inspect(asked));
+    let of_node = asked.rctl(&["node", "inspect", "n2"]).ok();
+    assert!(of_node.contains("8082/tcp") && of_node.contains(&holder), "{of_node}");
+    // The program keeps its port, the other nodes lead to all replicas.
+    let _client = TcpStream::connect(held.port(8082)).unwrap();
+    listener.accept().unwrap();
+    for number in [1, 3] {
+        http::get(lab.node(number).port(8082), "/hostname").unwrap();
+    }
+    drop(listener);
+    wait_until("the node serves the port as soon as it is free", SOON, || {
+        http::get(held.port(8082), "/hostname").map_err(|error| error.to_string())
+    });
+    wait_until("nobody says otherwise any more", SOON, || {
+        let (service, node) = (inspect(asked), asked.rctl(&["node", "inspect", "n2"]).ok());
+        hold(!service.contains(&holder) && !node.contains(&holder), || format!("{service}{node}"))
+    });
+    // A container that publishes the port for its node alone holds it as well.
+    let own = ["--publish", "8083:80", images::BUSYBOX, "sleep", "1000"];
+    held.rctl(&[&["run", "--detach", "--name", "own"], &own[..]].concat()).ok();
+    let output = asked.rctl(&["service", "update", "--publish-add", "8083:80", "web"]);
+    wait_until("the container is told", SOON, || {
+        let service = inspect(asked);
+        hold(service.contains("8083/tcp is taken: container"), || format!("{service}{}", output.tell()))
+    });
+    held.rctl(&["rm", "--force", "own"]).ok();
+    wait_until("the port is free", SOON, || {
+        http::get(held.port(8083), "/hostname").map_err(|error| error.to_string())
     });
     lab.finish();
 }

@@ -7,6 +7,7 @@
 pub(crate) mod folder;
 mod mounts;
 mod process;
+mod signals;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,9 @@ const LOST_CODE: i32 = 137;
 
 /// Between two looks at a monitor that let go of its watcher although the container runs.
 const WATCH_AGAIN: Duration = Duration::from_millis(200);
+
+/// Between two looks at a process that has no handler for its stop signal yet.
+const HANDLER_YET: Duration = Duration::from_millis(50);
 
 /// How long a container may take to end after SIGKILL.
 const KILLED: Duration = Duration::from_secs(5);
@@ -204,7 +208,8 @@ impl Executor {
         serde_json::from_slice(&line).ok().map(exit_of)
     }
 
-    /// Sends the stop signal.
+    /// Sends the stop signal; once more where the process could not take it yet, as soon as it can. Returns
+    /// after that, or when there is nobody left to ask.
     pub(crate) async fn stop(
         &self,
         workload: &Workload,
@@ -215,7 +220,27 @@ impl Executor {
             // An earlier daemon started it: the image says it again.
             None => self.stop_signal(workload).await,
         };
-        self.signal(&workload.id, signal).await
+        let pid = self.first_process(&workload.id).await;
+        // Looked at first: a handler that is set in between takes the signal twice rather than never.
+        let could_take_it = pid.and_then(|pid| takes(pid, signal));
+        self.signal(&workload.id, signal).await?;
+        let (Some(pid), Some(false)) = (pid, could_take_it) else { return Ok(()) };
+        loop {
+            tokio::time::sleep(HANDLER_YET).await;
+            match takes(pid, signal) {
+                Some(false) => {}
+                Some(true) => return self.signal(&workload.id, signal).await,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn first_process(&self, id: &str) -> Option<i32> {
+        let (runtime, name) = (self.inner.runtime.clone(), id.to_owned());
+        match tokio::task::spawn_blocking(move || runtime.state(&name)).await {
+            Ok(Ok(ContainerState::Running(started))) => Some(started.pid),
+            _ => None,
+        }
     }
 
     async fn stop_signal(&self, workload: &Workload) -> i32 {
@@ -335,6 +360,12 @@ impl Inner {
         }
         self.runtime.delete(id)
     }
+}
+
+/// Whether a process can take a signal; `None` where it is gone. The kernel answers at once.
+fn takes(pid: i32, signal: i32) -> Option<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    Some(signals::takes(&status, signal))
 }
 
 fn hostname(workload: &Workload) -> &str {

@@ -6,7 +6,8 @@
 //!        └────┴──── three heartbeats missed, hung up, or a set that can't be taken ◀───┘
 //! ```
 //! One task (`run`) owns the assignment set. A set is on disk before it is acknowledged, and in effect right
-//! after. While no controller can be reached everything that runs goes on running.
+//! after. While no controller can be reached everything that runs goes on running; what a daemon finds not running
+//! as it starts waits for the leader's word, or 3 s.
 
 mod renewal;
 mod stream;
@@ -32,6 +33,10 @@ const RETRY_MOST: Duration = Duration::from_secs(1);
 
 /// A session that lasted so long was a good one: the next is looked for without delay.
 const STEADY: Duration = Duration::from_secs(5);
+
+/// How long a daemon looks for the leader before it starts, by itself, tasks of which nothing runs: their node has
+/// lost its power, and what it ran may run elsewhere by now.
+const ALONE: Duration = Duration::from_secs(3);
 
 /// Redirects that are followed without a wait: more than one is two controllers that disagree.
 const MOST_HOPS: u32 = 3;
@@ -77,6 +82,7 @@ impl Session {
     pub(crate) fn start(parts: Parts, set: AssignmentSet) -> Self {
         let mut tasks = JoinSet::new();
         tasks.spawn(renewal::run(parts.link.clone(), parts.certs.clone()));
+        tasks.spawn(go_on_alone(parts.tasks.clone()));
         tasks.spawn(run(parts, set));
         Self { tasks }
     }
@@ -84,6 +90,14 @@ impl Session {
     /// Ends it and waits until nothing of it runs any more.
     pub(crate) async fn stop(mut self) {
         self.tasks.shutdown().await;
+    }
+}
+
+/// Who is told nothing starts what the set on disk says.
+async fn go_on_alone(tasks: Tasks) {
+    tokio::time::sleep(ALONE).await;
+    if tasks.release() {
+        tracing::info!("no leader has been found so far: starting the tasks of the set on disk");
     }
 }
 
@@ -128,6 +142,12 @@ async fn run(parts: Parts, mut set: AssignmentSet) {
 }
 
 impl Parts {
+    /// The machine, and what is held of it just now.
+    fn description(&self) -> wire::NodeDescription {
+        let held_ports = self.network.held_ports().borrow().clone();
+        (&NodeDescription { held_ports, ..self.description.clone() }).into()
+    }
+
     fn say(&self, state: &str, leader: &str) {
         let status = SessionStatus { state: state.to_owned(), leader_address: leader.to_owned() };
         self.status.send_if_modified(|present| {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire::{self, from_agent, to_agent};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -41,10 +42,12 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
     let (outbox, messages) = mpsc::channel(OUTBOX);
     let mut images = parts.images.changes();
     images.mark_unchanged();
+    let mut held = parts.network.held_ports();
+    held.mark_unchanged();
     // The Hello names every status, so what waited until now needs not be sent again.
     parts.tasks.reports().clear();
     let hello = wire::Hello {
-        description: Some((&parts.description).into()),
+        description: Some(parts.description()),
         address: parts.address.clone(),
         set: set.number,
         statuses: parts.tasks.statuses(),
@@ -71,7 +74,7 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
             tracing::info!(%address, set = set.number, "session with the leader opened");
             let beat = Duration::from_millis(welcome.heartbeat_ms);
             let beat = if beat.is_zero() { HEARTBEAT } else { beat };
-            Open { parts, set, outbox, images, beat }.run(inbox).await
+            Open { parts, set, outbox, images, held, beat }.run(inbox).await
         }
         Some(to_agent::Message::Redirect(redirect)) => redirected(parts, redirect),
         Some(_) => End::Failed("the controller did not answer the hello".to_owned()),
@@ -94,6 +97,7 @@ struct Open<'a> {
     set: &'a mut AssignmentSet,
     outbox: Outbox,
     images: watch::Receiver<u64>,
+    held: watch::Receiver<Vec<HeldPort>>,
     beat: Duration,
 }
 
@@ -127,6 +131,9 @@ impl Open<'_> {
                 }
                 Ok(()) = self.images.changed() => {
                     send(&self.outbox, from_agent::Message::Images(self.parts.images.report())).await
+                }
+                Ok(()) = self.held.changed() => {
+                    send(&self.outbox, from_agent::Message::Description(self.parts.description())).await
                 }
             };
             if sent.is_err() {
@@ -173,6 +180,7 @@ impl Open<'_> {
         let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
         // In effect first, so that a slow connection delays nothing; it is on disk either way.
         self.parts.tasks.apply(tasks, removed).await;
+        self.parts.tasks.release();
         let number = change.number;
         self.parts.network.apply(change).await;
         let acknowledged = from_agent::Message::AcknowledgedSet(number);

@@ -108,6 +108,8 @@ pub(crate) struct Start {
     pub(crate) goal: Goal,
     /// What is known from before: restarts, last exit.
     pub(crate) status: TaskStatus,
+    /// The event waits until this is true; the goal may move meanwhile.
+    pub(crate) go: Option<watch::Receiver<bool>>,
 }
 
 /// The driver of one container.
@@ -144,11 +146,29 @@ impl Driver {
             preparing: JoinSet::new(),
             operations: JoinSet::new(),
         };
-        let task = tokio::spawn(driver.run(start.event, inbox)).abort_handle();
+        let task = tokio::spawn(driver.run(start.event, start.go, inbox)).abort_handle();
         Handle { events, status, task }
     }
 
-    async fn run(mut self, first: Event, mut inbox: mpsc::Receiver<Event>) {
+    async fn run(
+        mut self,
+        first: Event,
+        mut go: Option<watch::Receiver<bool>>,
+        mut inbox: mpsc::Receiver<Event>,
+    ) {
+        while let Some(wait) = &mut go {
+            // Both arms are cancel-safe: the queue and the watch keep what was not taken.
+            let event = tokio::select! {
+                // An error says that the agent is gone, which ends this task as well.
+                _ = wait.wait_for(|go| *go) => break,
+                event = inbox.recv() => event,
+            };
+            match event {
+                Some(event) => self.handle(event).await,
+                None => return,
+            }
+        }
+        // Where it was told to stop meanwhile, nothing begins any more.
         self.handle(first).await;
         while !self.machine.is_done() {
             let wake_at_ms = self.machine.wake_at_ms();

@@ -73,7 +73,7 @@ pub enum ActionKind {
         /// What the leader saw; none leaves it as it is.
         status: Option<NodeStatus>,
         /// What the agent tells of its machine; none leaves it as it is.
-        description: Option<NodeDescription>,
+        description: Option<Box<NodeDescription>>,
         /// `host:port` of its TLS port; none leaves it as it is.
         address: Option<String>,
     },

@@ -1,7 +1,7 @@
 //! Which nodes are silent. The leader feeds it with what it hears and asks it what has become of whom.
 //!
 //! ```text
-//!            heard                  silent 2 s            silent 5 s
+//!            heard            hung up, or silent 2 s      silent 5 s
 //! Unknown ────────▶ Ready ────────────────────▶ Suspect ────────────▶ Down
 //!                     ▲─────────────── heard ──────┴───────────────────┘
 //! ```
@@ -78,6 +78,18 @@ impl Liveness {
         stored != NodeState::Ready
     }
 
+    /// Its connection broke, as happens when its daemon ends: a suspect at once, so that nothing new is sent where
+    /// nobody takes it. Down it is no sooner for that. True where it is news to the store.
+    pub fn hung_up(&mut self, node_id: &NodeId) -> bool {
+        let Some(entry) = self.nodes.get(node_id).filter(|entry| entry.state == NodeState::Ready) else {
+            return false;
+        };
+        let suspect = Entry { state: NodeState::Suspect, ..entry.clone() };
+        let news = suspect.stored != NodeState::Suspect;
+        self.set(node_id, suspect);
+        news
+    }
+
     /// What has to be written: nodes that are something else than the store says, and why.
     pub fn tick(&mut self, now_ms: i64) -> Vec<(NodeId, NodeState, String)> {
         while let Some((due_ms, id)) = self.due.first().cloned()
@@ -91,9 +103,10 @@ impl Liveness {
         }
         let news = self.news.iter().filter_map(|id| {
             let entry = self.nodes.get(id)?;
+            let silent_ms = now_ms.saturating_sub(entry.heard_at_ms);
             let message = match entry.state {
+                NodeState::Suspect if silent_ms < SUSPECT_AFTER_MS => "its daemon hung up".to_owned(),
                 NodeState::Suspect | NodeState::Down => {
-                    let silent_ms = now_ms.saturating_sub(entry.heard_at_ms);
                     format!("silent for {}.{} s", silent_ms / 1000, silent_ms % 1000 / 100)
                 }
                 _ => String::new(),
@@ -192,6 +205,29 @@ mod tests {
         assert!(liveness.heard(&a.id, 9_000));
         assert_eq!(tick(&mut liveness, 9_000), [(1, NodeState::Ready)]);
         assert!(!liveness.heard(&a.id, 9_100));
+    }
+
+    #[test]
+    fn who_hangs_up_is_a_suspect_at_once_and_down_no_sooner() {
+        let (a, b) = (node(1, NodeState::Ready), node(2, NodeState::Down));
+        let mut liveness = watching(&[&a, &b], 1_000);
+        assert!(!liveness.heard(&a.id, 2_000));
+        assert!(liveness.hung_up(&a.id));
+        assert_eq!(liveness.tick(2_001)[0].2, "its daemon hung up");
+        assert_eq!(tick(&mut liveness, 2_001), [(1, NodeState::Suspect)]);
+        assert!(tick(&mut liveness, 6_999).is_empty());
+        assert_eq!(tick(&mut liveness, 7_000), [(1, NodeState::Down)]);
+        assert!(!liveness.hung_up(&a.id) && !liveness.hung_up(&b.id), "down is down");
+        assert!(liveness.tick(7_001).is_empty());
+    }
+
+    #[test]
+    fn who_is_back_before_it_was_written_is_as_before() {
+        let a = node(1, NodeState::Ready);
+        let mut liveness = watching(&[&a], 0);
+        assert!(liveness.hung_up(&a.id));
+        assert!(!liveness.heard(&a.id, 5), "the store never knew");
+        assert!(liveness.tick(6).is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod cluster;
 mod logs;
 mod nodes;
+mod ports;
 mod services;
 mod watch;
 

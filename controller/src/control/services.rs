@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rorqual_planner::{State, prepare as decide};
-use rorqual_proto::model::{DesiredState, NodeId, Service, ServiceId, ServiceMode, ServiceSpec, Task};
+use rorqual_proto::model::{
+    DesiredState, NodeId, NodeState, Service, ServiceId, ServiceMode, ServiceSpec, Task,
+};
 use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
+use super::ports::{self, Held};
 use crate::status;
 
 impl Control {
@@ -139,7 +142,7 @@ impl Control {
             });
             let tasks = tasks.iter().map(|task| wire::TaskView {
                 node_hostname: hostname(state, task.node_id.as_ref()),
-                explanation: explanation(task).to_owned(),
+                explanation: remark(state, task),
                 task: Some(wire::Task::from(&**task)),
             });
             Ok(wire::ListTasksResponse { tasks: tasks.collect() })
@@ -154,12 +157,16 @@ impl Control {
 /// A service as it stands: counts, live tasks, and what they wait for.
 pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
     let ServiceMode::Replicated { replicas } = service.spec.mode;
+    let held = Held::of(state, service);
     let mut view = wire::ServiceView {
         service: Some(wire::Service::from(service)),
         desired: if service.removing { 0 } else { replicas },
         explanations: service.problem.iter().cloned().collect(),
+        port_problems: held.problems(),
+        port_unserved: held.is_unserved(),
         ..wire::ServiceView::default()
     };
+    let mut silent = BTreeSet::new();
     for task in state.tasks_of_service(&service.id) {
         let ended = task.status.state.is_terminal();
         if !ended {
@@ -169,18 +176,33 @@ pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
         let wanted = task.desired_state <= DesiredState::Running;
         if wanted || !ended {
             view.tasks.push(wire::Task::from(&**task));
+            silent.extend(task.node_id.iter().filter(|id| !answers(state, id)));
         }
         let explanation = explanation(task);
         if wanted && !explanation.is_empty() && !view.explanations.iter().any(|known| known == explanation) {
             view.explanations.push(explanation.to_owned());
         }
     }
+    view.silent_nodes = silent.into_iter().map(ToString::to_string).collect();
     view
+}
+
+fn answers(state: &State, id: &NodeId) -> bool {
+    state.node(id).is_some_and(|node| node.status.state == NodeState::Ready)
 }
 
 /// Why a task is still without a node, in the planner's words; empty where it has one.
 fn explanation(task: &Task) -> &str {
     if task.node_id.is_none() { &task.status.message } else { "" }
+}
+
+/// What there is to say of a task beside its status: why it has no node, else who holds its ports there.
+fn remark(state: &State, task: &Task) -> String {
+    let live = !task.status.state.is_terminal();
+    match (&task.node_id, state.service(&task.service_id)) {
+        (Some(node), Some(service)) if live => ports::on_node(state, service, node).unwrap_or_default(),
+        _ => explanation(task).to_owned(),
+    }
 }
 
 fn spec(spec: Option<wire::ServiceSpec>) -> Result<ServiceSpec, Status> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rorqual_planner::{Action, ActionKind};
 use rorqual_proto::model::{NodeDescription, NodeId};
 use rorqual_proto::wire::{self, from_agent, to_agent};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
@@ -43,7 +44,8 @@ impl Dispatch {
             return Ok(Response::new(ReceiverStream::new(messages)));
         }
         self.shared.heard(&node);
-        self.introduce(&node, &hello).await?;
+        let description = hello.description.unwrap_or_default();
+        self.describe(&node, description, Some(&hello.address)).await?;
         self.images.report(node.clone(), hello.images.unwrap_or_default());
         let welcome = wire::Welcome {
             heartbeat_ms: u64::try_from(HEARTBEAT.as_millis()).unwrap_or(u64::MAX),
@@ -73,13 +75,17 @@ impl Dispatch {
     }
 
     /// Writes what the agent says about its machine, where that is news.
-    async fn introduce(&self, node: &NodeId, hello: &wire::Hello) -> Result<(), Status> {
-        let description = hello.description.clone().unwrap_or_default();
+    async fn describe(
+        &self,
+        node: &NodeId,
+        description: wire::NodeDescription,
+        address: Option<&str>,
+    ) -> Result<(), Status> {
         let description = NodeDescription::from(description);
         let news = self.store.read(|state| {
-            state
-                .node(node)
-                .is_some_and(|known| known.description != description || known.address != hello.address)
+            state.node(node).is_some_and(|known| {
+                known.description != description || address.is_some_and(|address| known.address != address)
+            })
         });
         if !news {
             return Ok(());
@@ -87,8 +93,8 @@ impl Dispatch {
         let action = Action::new(ActionKind::NodeStatus {
             node_id: node.clone(),
             status: None,
-            description: Some(description),
-            address: Some(hello.address.clone()),
+            description: Some(Box::new(description)),
+            address: address.map(str::to_owned),
         });
         self.store.propose(vec![action]).await.map_err(crate::status::from_propose)?;
         Ok(())
@@ -117,7 +123,13 @@ impl Dispatch {
                 }
                 () = tokio::time::sleep(SILENCE) => return "silent for too long",
             };
-            let Ok(Some(message)) = message else { return "the agent hung up" };
+            let Ok(Some(message)) = message else {
+                // Unless it has opened another one since.
+                if matches!(evicted.try_recv(), Err(TryRecvError::Empty)) {
+                    self.shared.hung_up(node);
+                }
+                return "the agent hung up";
+            };
             self.shared.heard(node);
             if let Err(status) = self.take(node, message, outbox).await {
                 let _ = outbox.try_send(Err(status));
@@ -138,6 +150,9 @@ impl Dispatch {
             Some(from_agent::Message::Images(images)) => {
                 self.images.report(node.clone(), images);
                 Ok(())
+            }
+            Some(from_agent::Message::Description(description)) => {
+                self.describe(node, description, None).await
             }
             Some(from_agent::Message::AcknowledgedSet(set)) => {
                 tracing::trace!(%node, set, "set acknowledged");

@@ -32,7 +32,7 @@ fn kind_to_wire(kind: &ActionKind) -> Kind {
             Kind::NodeStatus(wire::NodeStatusUpdate {
                 node_id: node_id.to_string(),
                 status: status.as_ref().map(Into::into),
-                description: description.as_ref().map(Into::into),
+                description: description.as_deref().map(Into::into),
                 address: address.clone().unwrap_or_default(),
             })
         }
@@ -78,7 +78,7 @@ fn kind_from_wire(kind: Kind) -> Result<ActionKind, InvalidField> {
         Kind::NodeStatus(update) => {
             let NodeStatusChange { node_id, status, description, address } =
                 convert::node_status_update(update).map_err(at("node_status"))?;
-            ActionKind::NodeStatus { node_id, status, description, address }
+            ActionKind::NodeStatus { node_id, status, description: description.map(Box::new), address }
         }
     })
 }

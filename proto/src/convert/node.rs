@@ -38,6 +38,7 @@ impl From<&model::NodeDescription> for wire::NodeDescription {
             engine_version: description.engine_version.clone(),
             cgroup_version: description.cgroup_version.clone(),
             labels: description.labels.clone(),
+            held_ports: description.held_ports.iter().map(Into::into).collect(),
         }
     }
 }
@@ -54,8 +55,28 @@ impl From<wire::NodeDescription> for model::NodeDescription {
             engine_version: description.engine_version,
             cgroup_version: description.cgroup_version,
             labels: description.labels,
+            held_ports: description.held_ports.into_iter().filter_map(held_port).collect(),
         }
     }
+}
+
+impl From<&model::HeldPort> for wire::HeldPort {
+    fn from(held: &model::HeldPort) -> Self {
+        Self {
+            port: held.port.into(),
+            protocol: wire::Protocol::from(held.protocol).into(),
+            holder: held.holder.clone(),
+        }
+    }
+}
+
+/// It only explains: one that can't be read is left out.
+fn held_port(held: wire::HeldPort) -> Option<model::HeldPort> {
+    Some(model::HeldPort {
+        port: u16::try_from(held.port).ok()?,
+        protocol: super::protocol(held.protocol, "protocol").ok()??,
+        holder: held.holder,
+    })
 }
 
 impl From<&model::NodeStatus> for wire::NodeStatus {

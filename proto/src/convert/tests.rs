@@ -160,6 +160,11 @@ fn description() -> NodeDescription {
         engine_version: "0.1.0".into(),
         cgroup_version: "v2".into(),
         labels: labels(&["zone"]),
+        held_ports: vec![HeldPort {
+            port: 8080,
+            protocol: Protocol::Udp,
+            holder: "process 7 (named)".into(),
+        }],
     }
 }
 

@@ -18,7 +18,7 @@ pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
 pub use container::{ContainerSpec, Mount, MountKind, Resources};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Network, NetworkSpec};
-pub use node::{Availability, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
+pub use node::{Availability, HeldPort, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 pub use service::{
     PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,
 };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Meta, NodeId};
+use super::{Meta, NodeId, Protocol};
 
 /// What a node does. Every node runs the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,6 +56,19 @@ pub struct NodeDescription {
     pub cgroup_version: String,
     /// Labels from the daemon's configuration.
     pub labels: BTreeMap<String, String>,
+    /// Published ports of services that lead nowhere on this node.
+    pub held_ports: Vec<HeldPort>,
+}
+
+/// A published port that something else has on a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeldPort {
+    /// The published port.
+    pub port: u16,
+    /// Its transport.
+    pub protocol: Protocol,
+    /// Who has it, for people: `process 77 (python3)`.
+    pub holder: String,
 }
 
 /// What the leader sees of a node.

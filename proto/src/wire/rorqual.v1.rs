@@ -410,6 +410,19 @@ pub struct NodeDescription {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Published ports of services that lead nowhere on this node, since something else has them there.
+    #[prost(message, repeated, tag = "10")]
+    pub held_ports: ::prost::alloc::vec::Vec<HeldPort>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldPort {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    /// For people: "process 77 (python3)", "container ab12".
+    #[prost(string, tag = "3")]
+    pub holder: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeStatus {
@@ -954,6 +967,15 @@ pub struct ServiceView {
     /// The service is gone.
     #[prost(bool, tag = "7")]
     pub removed: bool,
+    /// Nodes of these tasks that do not answer just now: what runs there goes on, what is to end there ends later.
+    #[prost(string, repeated, tag = "8")]
+    pub silent_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Published ports that something else holds, in words: where, by whom, and what to do.
+    #[prost(string, repeated, tag = "9")]
+    pub port_problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// One of the ports is served by no node that answers.
+    #[prost(bool, tag = "10")]
+    pub port_unserved: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListServicesResponse {
@@ -2288,7 +2310,7 @@ pub struct Controller {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FromAgent {
-    #[prost(oneof = "from_agent::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "from_agent::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<from_agent::Message>,
 }
 /// Nested message and enum types in `FromAgent`.
@@ -2306,6 +2328,9 @@ pub mod from_agent {
         /// The set is on disk.
         #[prost(uint64, tag = "5")]
         AcknowledgedSet(u64),
+        /// What has changed since the Hello: ports that other programs hold.
+        #[prost(message, tag = "6")]
+        Description(super::NodeDescription),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rorqual_proto::wire::{Availability, NodeState, NodeView};
+use rorqual_proto::wire::{Availability, HeldPort, NodeState, NodeView, Protocol};
 use serde::Serialize;
 
 use super::service_inspect::Version;
@@ -129,6 +129,9 @@ struct Description {
     platform: Platform,
     resources: Resources,
     engine: Engine,
+    /// Published ports of services that something else has there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    held_ports: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -208,6 +211,7 @@ pub(crate) fn inspect(view: &NodeView) -> Inspect {
             },
             resources: Resources { nano_cpus: description.nano_cpus, memory_bytes: description.memory_bytes },
             engine: Engine { engine_version: description.engine_version, labels: description.labels },
+            held_ports: description.held_ports.iter().map(held_port).collect(),
         },
         manager_status: view.controller.then_some(Manager {
             leader: view.leader,
@@ -216,6 +220,11 @@ pub(crate) fn inspect(view: &NodeView) -> Inspect {
         }),
         running_tasks: view.running_tasks,
     }
+}
+
+fn held_port(held: &HeldPort) -> String {
+    let protocol = if held.protocol() == Protocol::Udp { "udp" } else { "tcp" };
+    format!("{}/{protocol} by {}", held.port, held.holder)
 }
 
 fn host_of(address: &str) -> &str {
@@ -266,6 +275,7 @@ pub(crate) fn pretty(view: &NodeView, now_ms: i64) -> String {
         ),
         ("Version", description.engine.engine_version.clone()),
         ("Running tasks", view.running_tasks.to_string()),
+        ("Held ports", description.held_ports.join(", ")),
     ];
     let told = lines.iter().filter(|(_, text)| !text.is_empty());
     told.map(|(name, text)| format!("{:<14} {}\n", format!("{name}:"), crate::table::printable(text)))

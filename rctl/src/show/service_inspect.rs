@@ -194,6 +194,8 @@ struct Standing {
     problem: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     waits_for: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    port_problems: Vec<String>,
 }
 
 fn is_zero(value: &u64) -> bool {
@@ -241,6 +243,7 @@ pub(crate) fn inspect(view: &ServiceView) -> Inspect {
             updated_tasks: view.updated,
             problem: service.problem.clone(),
             waits_for: view.explanations.clone(),
+            port_problems: view.port_problems.clone(),
         },
     }
 }
@@ -376,6 +379,7 @@ pub(crate) fn pretty(view: &ServiceView) -> String {
         ("Being removed", removing.to_owned()),
         ("Problem", service.problem.clone()),
         ("Waits for", view.explanations.join("; ")),
+        ("Taken ports", view.port_problems.join("; ")),
         ("Created", inspect.created_at.clone()),
         ("Updated", inspect.updated_at.clone()),
         ("Image", ports::image(&container.image, &container.image_digest, true)),

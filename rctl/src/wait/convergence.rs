@@ -5,6 +5,7 @@
 //!           │                    ended, or had its time to
 //!           └─────▶ Impossible   tasks fail again and again, or wait for what does not come
 //! ```
+//! What is to end on a node that does not answer ends when the node is back: nothing here waits for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -115,7 +116,15 @@ impl Convergence {
         }
         let standing = Standing::of(view, self.min_version);
         if standing.done() >= standing.wanted && standing.running <= standing.wanted && !standing.outdated {
-            return self.ending(&standing, now);
+            let problems = view.port_problems.clone();
+            return match view.port_unserved && standing.wanted > 0 {
+                false => self.ending(&standing, now),
+                // It runs, and nobody can reach it: unless that ends soon, it is not what was asked for.
+                true if now.saturating_sub(self.moved_at) < STUCK => {
+                    Verdict::Wait { until: Some(self.moved_at + STUCK) }
+                }
+                true => Verdict::Impossible(problems),
+            };
         }
         self.running_at = None;
         match self.final_failures(&standing, now) {
@@ -129,12 +138,30 @@ impl Convergence {
         self.view.as_ref().map(|view| Summary::of(view, self.min_version)).unwrap_or_default()
     }
 
+    /// What is to be known although the service has come to where it was sent.
+    pub(crate) fn warnings(&self) -> &[String] {
+        self.view.as_ref().map(|view| view.port_problems.as_slice()).unwrap_or_default()
+    }
+
+    /// It runs as asked, but for a port that leads to it nowhere.
+    pub(crate) fn is_unserved(&self) -> bool {
+        let summary = self.summary();
+        summary.done >= summary.wanted && self.view.as_ref().is_some_and(|view| view.port_unserved)
+    }
+
+    /// Tasks that end when their nodes answer again.
+    pub(crate) fn ending_later(&self) -> usize {
+        let Some(view) = &self.view else { return 0 };
+        view.tasks.iter().filter(|task| ends(task, self.min_version) && is_silent(view, task)).count()
+    }
+
     /// Why it is not there yet, as far as is known.
     pub(crate) fn reasons(&self) -> Vec<String> {
         let mut reasons: Vec<String> =
             self.failures.iter().map(|(reason, slots)| told(reason, slots)).collect();
         if let Some(view) = &self.view {
             reasons.extend(waits_for(view));
+            reasons.extend(view.port_problems.iter().cloned());
         }
         reasons
     }
@@ -232,10 +259,7 @@ impl Standing {
             .filter_map(|task| task.container.as_ref())
             .map(|container| container.stop_grace_ms)
             .max();
-        // Told to stop since the change: one that was told before may be on a node that does not answer.
-        let stopping = |task: &&Task| {
-            is_alive(task) && is_stopping(task) && task.meta.unwrap_or_default().version > min_version
-        };
+        let stopping = |task: &&Task| ends(task, min_version) && !is_silent(view, task);
         Self {
             wanted,
             running: view.running,
@@ -315,6 +339,16 @@ fn is_stopping(task: &Task) -> bool {
     task.desired_state() > DesiredState::Running
 }
 
+/// It was told to stop since the change, and has not ended.
+fn ends(task: &Task, min_version: u64) -> bool {
+    is_alive(task) && is_stopping(task) && task.meta.unwrap_or_default().version > min_version
+}
+
+/// Its node does not answer.
+fn is_silent(view: &ServiceView, task: &Task) -> bool {
+    view.silent_nodes.contains(&task.node_id)
+}
+
 fn has_failed(task: &Task) -> bool {
     matches!(status(task).state(), TaskState::Failed | TaskState::Rejected)
 }
@@ -352,7 +386,7 @@ fn signature(view: &ServiceView) -> Vec<String> {
         .iter()
         .map(|task| format!("{} {} {}", task.id, status(task).state, task.desired_state))
         .collect();
-    parts.push(format!("{} {} {}", view.desired, view.running, view.updated));
+    parts.push(format!("{} {} {} {}", view.desired, view.running, view.updated, view.port_unserved));
     parts
 }
 

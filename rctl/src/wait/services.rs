@@ -89,6 +89,9 @@ async fn one(
             Verdict::Reached { still_stopping } => {
                 let text = finished(goal, &convergence, still_stopping);
                 progress.borrow_mut().finish(&target.name, &text);
+                for warning in convergence.warnings().iter().filter(|_| goal == Goal::Running) {
+                    output::note(&format!("warning: {}: {}", target.name, crate::table::printable(warning)));
+                }
                 return Ok(());
             }
             Verdict::Impossible(reasons) => return Err(not_reached(target, goal, &convergence, &reasons)),
@@ -113,13 +116,15 @@ async fn one(
 }
 
 fn finished(goal: Goal, convergence: &Convergence, still_stopping: usize) -> String {
-    match (goal, still_stopping) {
-        (Goal::Removed, _) => "removed".to_owned(),
-        (Goal::Running, 0) => convergence.summary().text,
-        (Goal::Running, tasks) => {
-            let summary = convergence.summary();
-            format!("{}/{} running; {tasks} tasks have not ended in their time", summary.done, summary.wanted)
+    let summary = convergence.summary();
+    let running = format!("{}/{} running", summary.done, summary.wanted);
+    match (goal, still_stopping, convergence.ending_later()) {
+        (Goal::Removed, ..) => "removed".to_owned(),
+        (Goal::Running, 0, 0) => summary.text,
+        (Goal::Running, 0, later) => {
+            format!("{running}; {later} tasks on nodes that do not answer end when these are back")
         }
+        (Goal::Running, tasks, _) => format!("{running}; {tasks} tasks have not ended in their time"),
     }
 }
 
@@ -127,6 +132,9 @@ fn not_reached(target: &Target, goal: Goal, convergence: &Convergence, reasons: 
     let name = &target.name;
     let summary = convergence.summary();
     let mut text = match goal {
+        Goal::Running if convergence.is_unserved() => {
+            format!("service {name} can't be reached: {} of {} replicas run", summary.done, summary.wanted)
+        }
         Goal::Running => {
             format!("service {name} does not get to run: {} of {} replicas run", summary.done, summary.wanted)
         }

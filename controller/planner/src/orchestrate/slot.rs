@@ -1,8 +1,10 @@
 //! One slot: replaces its task when that has ended, lost its node or was told to stop, and forgets what is
 //! over.
 
+use std::sync::Arc;
+
 use rorqual_proto::model::{
-    Availability, DesiredState, RestartCondition, Service, ServiceId, Task, TaskState,
+    Availability, DesiredState, Node, NodeState, RestartCondition, Service, ServiceId, Task, TaskState,
 };
 
 use super::{HISTORY, backoff, desire, is_gone, is_lost, is_over, orphaned, retire};
@@ -66,11 +68,17 @@ fn look_at_holder(draft: &mut Draft<'_>, service: &Service, holder: &Task, old: 
             return;
         }
     }
-    if ended || lost || drained {
+    if ended || lost || drained || is_stranded(node, holder) {
         desire(draft, holder, DesiredState::Shutdown);
         let history: Vec<&Task> = old.iter().copied().chain([holder]).collect();
         replace(draft, service, holder.slot, &history);
     }
+}
+
+/// It was sent to a node that fell silent before it took it: nobody has to wait for what has not begun.
+fn is_stranded(node: Option<&Arc<Node>>, task: &Task) -> bool {
+    task.status.state < TaskState::Accepted
+        && node.is_some_and(|node| node.status.state == NodeState::Suspect)
 }
 
 /// Whether a task that has ended is followed by another one in its slot.

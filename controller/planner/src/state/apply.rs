@@ -57,7 +57,7 @@ impl State {
                     node.status = status.clone();
                 }
                 if let Some(description) = description {
-                    node.description = description.clone();
+                    node.description = description.as_ref().clone();
                 }
                 if let Some(address) = address {
                     node.address = address.clone();

@@ -250,3 +250,33 @@ fn removal_is_reached_when_the_service_is_gone() {
     assert_eq!(removal.observe(gone.clone(), secs(2)), Verdict::Reached { still_stopping: 0 });
     assert!(matches!(waiting().observe(gone, secs(2)), Verdict::Impossible(_)));
 }
+
+#[test]
+fn what_is_to_end_on_a_silent_node_is_not_waited_for() {
+    let mut waiting = waiting();
+    let mut leaving = task(2, 2, TaskState::Running);
+    leaving.desired_state = DesiredState::Remove.into();
+    leaving.node_id = "n3".into();
+    let mut scaled = view(1, vec![task(1, 1, TaskState::Running), leaving]);
+    assert!(is_waiting(&waiting.observe(scaled.clone(), secs(1))), "its node answers");
+    assert_eq!(waiting.ending_later(), 0);
+    scaled.silent_nodes = vec!["n3".into()];
+    assert_eq!(waiting.observe(scaled, secs(2)), Verdict::Reached { still_stopping: 0 });
+    assert_eq!(waiting.ending_later(), 1);
+}
+
+#[test]
+fn a_port_that_some_nodes_do_not_serve_is_a_warning_and_one_that_none_serves_a_failure() {
+    let mut waiting = waiting();
+    let mut taken = view(1, vec![task(1, 1, TaskState::Running)]);
+    taken.port_problems = vec!["port 80/tcp is taken".into()];
+    assert_eq!(waiting.observe(taken.clone(), secs(1)), Verdict::Reached { still_stopping: 0 });
+    assert_eq!(waiting.warnings(), ["port 80/tcp is taken"]);
+    taken.port_unserved = true;
+    assert_eq!(waiting.observe(taken.clone(), secs(2)), Verdict::Wait { until: Some(secs(7)) });
+    assert_eq!(waiting.verdict(secs(7)), Verdict::Impossible(vec!["port 80/tcp is taken".into()]));
+    // The holder has ended.
+    taken.port_unserved = false;
+    taken.port_problems.clear();
+    assert_eq!(waiting.observe(taken, secs(8)), Verdict::Reached { still_stopping: 0 });
+}

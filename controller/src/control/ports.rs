@@ -1,0 +1,93 @@
+//! Published ports that lead nowhere on some node, since something else has them there: where, who, what to do.
+//! Agents tell it ([`HeldPort`]); what a node says that does not answer any more counts for nothing.
+
+use rorqual_planner::State;
+use rorqual_proto::model::{HeldPort, Node, NodeId, NodeState, PortSpec, Protocol, Service};
+
+/// So many nodes of one port are named; the others are counted.
+const NAMED: usize = 3;
+
+/// The ports of a service that are held somewhere.
+pub(super) struct Held<'a> {
+    ports: Vec<(PortSpec, Vec<(&'a Node, &'a HeldPort)>)>,
+    /// Nodes that answer.
+    nodes: usize,
+}
+
+impl<'a> Held<'a> {
+    pub(super) fn of(state: &'a State, service: &Service) -> Self {
+        if service.ports.is_empty() {
+            return Self { ports: Vec::new(), nodes: 0 };
+        }
+        let answering = || state.nodes().map(AsRef::as_ref).filter(|node| answers(node));
+        let ports = service.ports.iter().filter_map(|port| {
+            let holders: Vec<_> = answering().filter_map(|node| Some((node, find(node, *port)?))).collect();
+            (!holders.is_empty()).then_some((*port, holders))
+        });
+        Self { ports: ports.collect(), nodes: answering().count() }
+    }
+
+    /// One of the ports leads nowhere on any node.
+    pub(super) fn is_unserved(&self) -> bool {
+        self.ports.iter().any(|(_, holders)| holders.len() >= self.nodes)
+    }
+
+    /// One sentence a port.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.ports.iter().map(|(port, holders)| self.problem(*port, holders)).collect()
+    }
+
+    fn problem(&self, port: PortSpec, holders: &[(&Node, &HeldPort)]) -> String {
+        let mut places: Vec<String> = holders
+            .iter()
+            .take(NAMED)
+            .map(|(node, held)| format!("{} has it on node {}", held.holder, node.description.hostname))
+            .collect();
+        if holders.len() > NAMED {
+            places.push(format!("others on {} more nodes", holders.len() - NAMED));
+        }
+        let serving = match self.nodes.saturating_sub(holders.len()) {
+            0 => "no node serves it".to_owned(),
+            1 => "1 other node serves it".to_owned(),
+            nodes => format!("{nodes} other nodes serve it"),
+        };
+        format!("port {} is taken: {}; {serving}. {}", name(port), places.join(", "), remedy(port))
+    }
+}
+
+/// What is held on one node, where the service has a task.
+pub(super) fn on_node(state: &State, service: &Service, id: &NodeId) -> Option<String> {
+    let node = state.node(id).filter(|node| answers(node))?;
+    let told = service.ports.iter().filter_map(|port| {
+        let held = find(node, *port)?;
+        Some(format!("port {} of this node is taken by {}", name(*port), held.holder))
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+fn answers(node: &Node) -> bool {
+    matches!(node.status.state, NodeState::Ready | NodeState::Suspect)
+}
+
+fn find(node: &Node, port: PortSpec) -> Option<&HeldPort> {
+    let held = &node.description.held_ports;
+    held.iter().find(|held| held.port == port.published && held.protocol == port.protocol)
+}
+
+fn name(port: PortSpec) -> String {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    format!("{}/{protocol}", port.published)
+}
+
+fn remedy(port: PortSpec) -> String {
+    let suffix = if port.protocol == Protocol::Udp { "/udp" } else { "" };
+    format!(
+        "End what holds it (the port then leads to the service by itself), or publish another one: `rctl \
+         service update --publish-add PORT:{}{suffix}`",
+        port.target
+    )
+}
