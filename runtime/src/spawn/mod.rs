@@ -103,7 +103,8 @@ pub(crate) fn first_process(
         (Ask::MapIds, Some(ids)) => maps::write(pid, ids, child.privileged).map(|()| Flow::GoOn),
         _ => answer(ask, pid, fd),
     };
-    match serve(&ours, &mut pid, &mut answer) {
+    let unborn = child.steps.iter().any(|step| matches!(step, Step::Enter { .. }));
+    match serve(&ours, &mut pid, unborn, &mut answer) {
         Ok(()) => Ok(pid),
         Err(failure) => {
             // Whatever it is doing, it is of no use any more; and it may be gone already.
@@ -117,31 +118,49 @@ pub(crate) fn first_process(
 fn serve(
     channel: &Channel,
     pid: &mut i32,
+    mut unborn: bool,
     answer: &mut impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::step("waiting for the first process", &error);
+    // The second process may ask before the first one has told of it: its question waits until we know who it is.
+    let mut early = None;
     while let Some((ask, fd)) = channel.receive().map_err(failed)? {
-        match ask {
-            Ask::Failed(failure) => return Err(failure),
+        let (ask, fd) = match ask {
             Ask::Born(new) => {
                 // The one that made it has nothing left to do.
                 let _ = sys::wait_for(*pid);
                 *pid = new;
+                unborn = false;
+                match early.take() {
+                    Some(question) => question,
+                    None => continue,
+                }
             }
-            ask => match answer(&ask, *pid, fd) {
-                Ok(flow) => {
-                    channel.answer(Ok(())).map_err(failed)?;
-                    if flow == Flow::Leave {
-                        return Ok(());
-                    }
+            ask if unborn => {
+                early = Some((ask, fd));
+                continue;
+            }
+            ask => (ask, fd),
+        };
+        if let Ask::Failed(failure) = ask {
+            return Err(failure);
+        }
+        match answer(&ask, *pid, fd) {
+            Ok(flow) => {
+                channel.answer(Ok(())).map_err(failed)?;
+                if flow == Flow::Leave {
+                    return Ok(());
                 }
-                Err(failure) => {
-                    // It could not go on anyway; why, the caller knows better than it.
-                    let _ = channel.answer(Err(&failure));
-                    return Err(failure);
-                }
-            },
+            }
+            Err(failure) => {
+                // It could not go on anyway; why, the caller knows better than it.
+                let _ = channel.answer(Err(&failure));
+                return Err(failure);
+            }
         }
     }
-    Ok(())
+    match early {
+        Some((Ask::Failed(failure), _)) => Err(failure),
+        _ => Ok(()),
+    }
 }
