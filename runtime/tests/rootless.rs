@@ -1,0 +1,205 @@
+//! Containers that an ordinary user makes with the command line: in a user namespace that the runtime makes, and in one
+//! that it finds itself in (as Podman does it). Needs root, to become an ordinary user, busybox-static and util-linux;
+//! the mapping of more than one id also uidmap.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::fs;
+use std::os::unix::fs::{chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+const USER: u32 = 4321;
+const FIRST: u32 = 300_000;
+
+/// A folder of the user's, with a bundle and a copy of the program that the user can execute.
+struct Bundle {
+    dir: tempfile::TempDir,
+    config: Value,
+}
+
+impl Bundle {
+    fn new(script: &str) -> Bundle {
+        let dir = tempfile::Builder::new().prefix("rqt-rootless-").tempdir_in("/var/tmp").unwrap();
+        let root = dir.path().join("rootfs");
+        for folder in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for applet in ["sh", "id", "cat", "ls", "grep", "touch", "stat", "mount", "cp", "true", "readlink"] {
+            symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+        fs::copy(env!("CARGO_BIN_EXE_rorqual-runtime"), dir.path().join("runtime")).unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        let kinds = ["pid", "network", "ipc", "uts", "mount", "user"];
+        let namespaces: Vec<Value> = kinds.iter().map(|kind| json!({ "type": kind })).collect();
+        let mapping = json!([{ "containerID": 0, "hostID": USER, "size": 1 }]);
+        let mount = |place: &str, typ: &str, options: &[&str]| json!({ "destination": place, "type": typ, "source": typ, "options": options });
+        let config = json!({
+            "ociVersion": "1.2.0",
+            "root": { "path": "rootfs" },
+            "process": {
+                "user": { "uid": 0, "gid": 0 },
+                "args": ["sh", "-c", format!("exec 2>&1; {script}")],
+                "cwd": "/",
+                "noNewPrivileges": true
+            },
+            "mounts": [
+                mount("/proc", "proc", &[]),
+                mount("/dev", "tmpfs", &["nosuid", "mode=755"]),
+                mount("/dev/pts", "devpts", &["newinstance", "ptmxmode=0666"]),
+                mount("/dev/mqueue", "mqueue", &[]),
+                mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+                mount("/sys/fs/cgroup", "cgroup", &["ro"]),
+            ],
+            "linux": { "namespaces": namespaces, "uidMappings": mapping, "gidMappings": mapping }
+        });
+        Bundle { dir, config }
+    }
+
+    fn mount(&mut self, mount: Value) {
+        self.config["mounts"].as_array_mut().unwrap().push(mount);
+    }
+
+    /// Runs it as the user: what stands before the program in the command line, and all that came out.
+    fn run(&self, before: &[&str]) -> (bool, String) {
+        fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
+        give(self.dir.path());
+        let ids = [format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".to_owned()];
+        let output = Command::new("setpriv")
+            .args(ids)
+            .args(before)
+            .arg(self.dir.path().join("runtime"))
+            .arg("--root")
+            .arg(self.dir.path().join("run"))
+            .args(["run", "--bundle"])
+            .arg(self.dir.path())
+            .arg("rootless")
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+}
+
+fn give(path: &Path) {
+    std::os::unix::fs::lchown(path, Some(USER), Some(USER)).unwrap();
+    if fs::symlink_metadata(path).unwrap().is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| give(&entry.unwrap().path()));
+    }
+}
+
+/// A mount of the host that goes with the test.
+struct HostMount(PathBuf);
+
+impl HostMount {
+    fn tmpfs(place: &Path, flags: nix::mount::MsFlags) -> HostMount {
+        fs::create_dir_all(place).unwrap();
+        nix::mount::mount(Some("tmpfs"), place, Some("tmpfs"), flags, None::<&str>).unwrap();
+        chown(place, Some(USER), Some(USER)).unwrap();
+        HostMount(place.to_owned())
+    }
+}
+
+impl Drop for HostMount {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[test]
+fn an_ordinary_user_makes_a_container() {
+    let script = "id -u; cat /proc/self/uid_map /proc/self/setgroups; touch /made; echo x > /dev/null && echo null; \
+                  ls /dev; ls -d /sys/class/net /dev/mqueue; readlink /proc/1/exe";
+    let bundle = Bundle::new(script);
+    let (success, text) = bundle.run(&[]);
+    assert!(success, "{text}");
+    assert!(text.starts_with("0\n"), "{text}");
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    assert_eq!(words[1..5], ["0", &USER.to_string(), "1", "deny"], "{text}");
+    for wanted in ["null", "urandom", "ptmx", "/sys/class/net", "/dev/mqueue", "/bin/busybox"] {
+        assert!(words.contains(&wanted), "{wanted}: {text}");
+    }
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(fs::metadata(bundle.dir.path().join("rootfs/made")).unwrap().uid(), USER);
+    assert_eq!(fs::read_dir(bundle.dir.path().join("run")).unwrap().count(), 0, "nothing is left");
+}
+
+#[test]
+fn groups_that_cannot_be_had_are_refused() {
+    let mut bundle = Bundle::new("true");
+    bundle.config["process"]["user"]["additionalGids"] = json!([7]);
+    let (success, text) = bundle.run(&[]);
+    assert!(!success && text.contains("process.user.additionalGids"), "{text}");
+}
+
+#[test]
+fn what_the_host_has_locked_stays_locked() {
+    let mut bundle =
+        Bundle::new("grep ' /bound ' /proc/mounts; cp /bin/busybox /bound/x; /bound/x true; touch /read/x");
+    use nix::mount::MsFlags;
+    let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let source = HostMount::tmpfs(&bundle.dir.path().join("source"), flags);
+    let bind = |place: &str, options: &[&str]| json!({ "destination": place, "type": "bind", "source": source.0, "options": options });
+    bundle.mount(bind("/bound", &["rbind", "rw", "exec", "suid", "dev"]));
+    bundle.mount(bind("/read", &["rbind", "ro"]));
+    let (_, text) = bundle.run(&[]);
+    assert!(text.contains("nosuid,nodev,noexec"), "{text}");
+    assert!(text.contains("/bound/x: Permission denied") || text.contains("can't execute"), "{text}");
+    assert!(text.contains("/read/x: Read-only file system"), "{text}");
+}
+
+#[test]
+fn in_a_user_namespace_that_is_there_none_is_needed() {
+    let mut bundle = Bundle::new("id -u; cat /proc/self/uid_map; ls /dev; echo x > /dev/null && echo null");
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|one| one["type"] != "user");
+    bundle.config["linux"].as_object_mut().unwrap().retain(|key, _| key == "namespaces");
+    let (success, text) = bundle.run(&["unshare", "--user", "--map-root-user", "--mount"]);
+    assert!(success && text.starts_with("0\n"), "{text}");
+    assert!(text.contains("null") && text.contains("urandom"), "{text}");
+}
+
+#[test]
+fn the_hosts_sys_serves_where_the_network_is_the_hosts() {
+    let mut bundle = Bundle::new("ls /sys/class/net; touch /sys/x; grep ' /sys ' /proc/mounts");
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|one| one["type"] != "network");
+    let (success, text) = bundle.run(&[]);
+    assert!(success && text.contains("lo"), "{text}");
+    assert!(text.contains("/sys/x: Read-only file system"), "{text}");
+}
+
+#[test]
+fn more_ids_come_from_newuidmap() {
+    let script = "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -G; touch /made; stat -c %u /made";
+    let mut bundle = Bundle::new(script);
+    let mapping = |own: u32| json!([{ "containerID": 0, "hostID": own, "size": 1 }, { "containerID": 1, "hostID": FIRST, "size": 1000 }]);
+    bundle.config["linux"]["uidMappings"] = mapping(USER);
+    bundle.config["linux"]["gidMappings"] = mapping(USER);
+    bundle.config["process"]["user"] = json!({ "uid": 5, "gid": 6, "additionalGids": [7] });
+    // The helpers look the user up; so it is known, in a mount namespace that goes with the test.
+    let files = bundle.dir.path().join("files");
+    fs::create_dir(&files).unwrap();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap() + &format!("rqt:x:{USER}:{USER}::/:/bin/sh\n");
+    fs::write(files.join("passwd"), passwd).unwrap();
+    fs::write(files.join("sub"), format!("rqt:{FIRST}:1000\n")).unwrap();
+    fs::write(bundle.dir.path().join("config.json"), bundle.config.to_string()).unwrap();
+    give(bundle.dir.path());
+    std::os::unix::fs::chown(bundle.dir.path().join("rootfs"), Some(FIRST + 4), Some(USER)).unwrap();
+    for name in ["passwd", "sub"] {
+        chown(files.join(name), Some(0), Some(0)).unwrap();
+    }
+    let dir = bundle.dir.path().display();
+    let script = format!(
+        "touch /etc/subuid /etc/subgid; mount --bind {dir}/files/passwd /etc/passwd && \
+         mount --bind {dir}/files/sub /etc/subuid && mount --bind {dir}/files/sub /etc/subgid && \
+         exec setpriv --reuid={USER} --regid={USER} --clear-groups {dir}/runtime --root {dir}/run run --bundle {dir} more"
+    );
+    let output = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success(), "{text}");
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let (user, first) = (USER.to_string(), FIRST.to_string());
+    assert_eq!(words[..6], ["0", &user, "1", "1", &first, "1000"], "{text}");
+    assert_eq!(words[12..], ["5", "6", "7", "5"], "{text}");
+}
