@@ -127,7 +127,6 @@ impl Layout {
 
     /// The cgroup2 directory in which a process is. For a process that is to join a container whose own group has handed
     /// its controllers down, and so takes none itself: it goes where the container's first process is.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn unified_of(&self, pid: i32) -> Option<PathBuf> {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let group = own_group(&text, &[])?;
@@ -140,7 +139,6 @@ impl Layout {
 impl Group {
     /// The groups for a further process of a container: those below the container's that are named, each as `path` or
     /// as `controller,controller:path`. They have to be there.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn sub(&self, paths: &[String]) -> Result<Group> {
         let mut group = self.clone();
         for given in paths {

@@ -162,10 +162,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running,
         start: None,
         target: None,
     };
-    let pid = spawn::first_process(child, |ask, _, _| {
-        let unknown = io::Error::other(format!("{ask:?} is nothing that a monitor does"));
-        Err(Failure::step("answering the first process", &unknown))
-    })?;
+    let pid = spawn::first_process(child, |ask, _, _| Err(spawn::unanswered(ask)))?;
     let state = State {
         pid,
         // It is our child and not reaped, so it is there, even if it has ended already.

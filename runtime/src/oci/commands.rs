@@ -3,7 +3,7 @@
 use super::args::{self, Flag, Matches, Words, switch, value};
 use super::context::Context;
 use super::error::Result;
-use super::{PROGRAM, create, delete, kill, list, pause, run, start};
+use super::{PROGRAM, create, delete, exec, kill, list, pause, run, start};
 
 /// One command.
 pub(super) struct Command {
@@ -49,7 +49,7 @@ const DETACH: Flag = switch("detach", "do not wait for the process").short('d');
 const FORMAT: Flag = value("format", "FORMAT", "table or json").short('f');
 
 /// Every command.
-pub(super) static COMMANDS: [Command; 11] = [
+pub(super) static COMMANDS: [Command; 12] = [
     Command {
         name: "create",
         usage: "<container-id>",
@@ -141,6 +141,34 @@ pub(super) static COMMANDS: [Command; 11] = [
         prefix: "",
         failure: 1,
         run: delete::delete,
+    },
+    Command {
+        name: "exec",
+        usage: "<container-id> <command> [arguments]",
+        help: "execute a further process in a container",
+        words: Words::Command,
+        flags: &[
+            CONSOLE_SOCKET,
+            value("cwd", "DIR", "working directory in the container"),
+            value("env", "NAME=VALUE", "add to the environment").short('e'),
+            switch("tty", "with a terminal").short('t'),
+            value("user", "UID[:GID]", "user and group, by number or by name").short('u'),
+            value("additional-gids", "GID", "a further group").short('g'),
+            value("process", "FILE", "read the process from this file, as in a specification").short('p'),
+            DETACH,
+            PID_FILE,
+            value("process-label", "LABEL", "SELinux label"),
+            value("apparmor", "PROFILE", "AppArmor profile"),
+            switch("no-new-privs", "set or clear no_new_privs"),
+            value("cap", "CAPABILITY", "a further capability").short('c'),
+            PRESERVE_FDS,
+            value("cgroup", "[CONTROLLER:]PATH", "a group below the container's to join, which exists"),
+            switch("ignore-paused", "also in a paused container"),
+            HELP,
+        ],
+        prefix: "exec failed: ",
+        failure: 255,
+        run: exec::exec,
     },
     Command {
         name: "pause",

@@ -1,11 +1,14 @@
-//! Hands a terminal's master to whoever listens on `--console-socket`.
+//! Terminals and who gets the master: whoever listens on `--console-socket`, or this process, which then relays.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::error::{Error, Result};
+use crate::init::Failure;
 use crate::spawn;
+use crate::sys;
 
 /// A connection to the socket, made before anything else, so that a wrong path costs nothing.
 #[derive(Debug)]
@@ -15,9 +18,38 @@ impl ConsoleSocket {
     pub(super) fn connect(path: &Path) -> Result<ConsoleSocket> {
         UnixStream::connect(path).map(ConsoleSocket).map_err(Error::file("connect to console socket", path))
     }
+}
 
-    /// Sends the master, with the name that runc sends beside it.
-    pub(super) fn send(&self, master: &OwnedFd) -> std::io::Result<()> {
-        spawn::send(self.0.as_fd(), b"/dev/ptmx", Some(master.as_fd()))
+/// Whether the terminal that is wanted has somebody to go to. `attached`: we stay until the process ends.
+pub(super) fn check(terminal: bool, socket: bool, attached: bool) -> Result<()> {
+    let wrong = |text: &str| Err(Error::Usage(text.to_owned()));
+    match (terminal, socket) {
+        (true, false) if !attached => {
+            wrong("cannot allocate tty if the runtime will detach without setting console socket")
+        }
+        (false, true) => wrong("cannot use console socket if the process has no terminal"),
+        (true, false) if !sys::is_terminal(io::stdin().as_raw_fd()) => wrong(
+            "a terminal is asked for and standard input is not a terminal: use one, or --console-socket",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the master away: to the socket, with the name that runc sends beside it, or into the slot.
+pub(super) fn hand_over(
+    master: OwnedFd,
+    socket: &Option<ConsoleSocket>,
+    slot: Option<&mut Option<OwnedFd>>,
+) -> Result<(), Failure> {
+    match (socket, slot) {
+        (Some(socket), _) => spawn::send(socket.0.as_fd(), b"/dev/ptmx", Some(master.as_fd()))
+            .map_err(|error| Failure::step("sending the terminal to the console socket", &error)),
+        (None, Some(slot)) => {
+            *slot = Some(master);
+            Ok(())
+        }
+        (None, None) => {
+            Err(Failure::step("handing out the terminal", &io::Error::other("there is no console socket")))
+        }
     }
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
 use super::args::Matches;
 use super::config::{self, Bundle};
-use super::console::ConsoleSocket;
+use super::console::{self, ConsoleSocket};
 use super::context::{Context, Manager};
 use super::error::{Error, Result};
 use super::log;
@@ -39,8 +39,8 @@ pub(super) struct Options {
 
 /// Descriptors for the program.
 #[derive(Clone, Copy, Debug)]
-struct Preserved {
-    all: u32,
+pub(super) struct Preserved {
+    pub(super) all: u32,
     listening: u32,
 }
 
@@ -58,7 +58,7 @@ impl Options {
 }
 
 /// Descriptors that are passed on: those of socket activation (sd_listen_fds(3)) and `more`. All have to be open.
-fn preserved(more: u32) -> Result<Preserved> {
+pub(super) fn preserved(more: u32) -> Result<Preserved> {
     let text = std::env::var("LISTEN_FDS").unwrap_or_default();
     let listening = if text.is_empty() {
         0
@@ -113,7 +113,8 @@ impl<'a> Making<'a> {
         let place = context.place(matches.word(0))?;
         let Bundle { dir, rootfs, mut spec, text } =
             config::load(matches.value("bundle").unwrap_or("."), matches.value("config"))?;
-        check_terminal(&spec, options, attached)?;
+        let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
+        console::check(terminal, options.console.is_some(), attached)?;
         let lock = place.create()?;
         let making = || -> Result<Making<'a>> {
             announce_listeners(&mut spec, options.preserved.listening);
@@ -128,6 +129,7 @@ impl<'a> Making<'a> {
                 rootfs,
                 created: log::now(9),
                 owner: sys::euid(),
+                keyring: !options.no_new_keyring,
                 annotations: annotations
                     .map(|(key, value)| (key.clone(), value.clone()))
                     .collect::<BTreeMap<_, _>>(),
@@ -172,23 +174,14 @@ impl<'a> Making<'a> {
         let pid = spawn::first_process(child, |ask, pid, fd| match (ask, fd) {
             (Ask::Hooks, _) => self.host_hooks(pid).map(|()| Flow::GoOn),
             (Ask::Terminal, Some(master)) => {
-                match (&self.options.console, &mut terminal) {
-                    (Some(socket), _) => socket.send(&master).map_err(|error| {
-                        Failure::step("sending the terminal to the console socket", &error)
-                    })?,
-                    (None, Some(slot)) => **slot = Some(master),
-                    (None, None) => {}
-                }
-                Ok(Flow::GoOn)
+                console::hand_over(master, &self.options.console, terminal.as_deref_mut())
+                    .map(|()| Flow::GoOn)
             }
             (Ask::Created, _) => {
                 created = true;
                 self.has_process(pid).map(|()| if leave { Flow::Leave } else { Flow::GoOn })
             }
-            (other, _) => {
-                let unknown = io::Error::other(format!("{other:?} cannot be answered"));
-                Err(Failure::step("answering the first process", &unknown))
-            }
+            (other, _) => Err(spawn::unanswered(other)),
         })?;
         if !created {
             // It was killed before it could say anything.
@@ -209,7 +202,7 @@ impl<'a> Making<'a> {
             group: &self.record.group,
             mountpoint: &self.record.rootfs,
             no_pivot: self.options.no_pivot,
-            keyring: (!self.options.no_new_keyring).then_some(self.record.id.as_str()),
+            keyring: self.record.keyring.then_some(self.record.id.as_str()),
             keeper: Keeper::Caller { state: &state, preserved_fds: self.options.preserved.all },
         };
         plan::launch_plan(&request, &self.facts).map_err(|wrong| {
@@ -277,23 +270,6 @@ fn group(context: &Context, layout: &Layout, spec: &Spec, id: &str) -> Result<Gr
     match context.manager {
         Manager::Disabled => Ok(Group::default()),
         _ => Ok(cgroup::locate(layout, &wanted)?),
-    }
-}
-
-fn check_terminal(spec: &Spec, options: &Options, attached: bool) -> Result<()> {
-    let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
-    match (terminal, options.console.is_some()) {
-        (true, false) if !attached => Err(Error::Usage(
-            "cannot allocate tty if the runtime will detach without setting console socket".to_owned(),
-        )),
-        (false, true) => Err(Error::Usage(
-            "cannot use console socket if the runtime will not detach or allocate tty".to_owned(),
-        )),
-        (true, false) if !sys::is_terminal(io::stdin().as_raw_fd()) => Err(Error::Usage(
-            "process.terminal is true and standard input is not a terminal: use one, or --console-socket"
-                .to_owned(),
-        )),
-        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ mod context;
 mod create;
 mod delete;
 mod error;
+mod exec;
 mod kill;
 mod list;
 mod log;

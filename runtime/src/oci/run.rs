@@ -18,8 +18,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     let options = Options::new(matches)?;
     let detached = matches.is_set("detach");
     if !detached && !matches.is_set("no-subreaper") {
-        // Orphans of the container come to us and are reaped, not to somebody who does not expect them.
-        sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map_err(Error::system("becoming a subreaper"))?;
+        become_subreaper()?;
     }
     // Before there is a process whose end could be missed.
     let signals = if detached { None } else { Some(Signals::take()?) };
@@ -45,6 +44,11 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
         delete::take_away(context, &making.place, Some(&making.record))?;
     }
     Ok(code)
+}
+
+/// Orphans of the container come to us and are reaped, not to somebody who does not expect them.
+pub(super) fn become_subreaper() -> Result<()> {
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop).map_err(Error::system("becoming a subreaper"))
 }
 
 /// Signals that come to us, for the process that we wait for.

@@ -41,6 +41,8 @@ pub(super) struct Record {
     pub(super) owner: u32,
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) group: Group,
+    /// Whether it has a session keyring of its own.
+    pub(super) keyring: bool,
 }
 
 /// The state that a container is in.
@@ -196,11 +198,17 @@ fn is_alive(record: &Record) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{}/stat", record.pid)) else { return false };
     // The second field, the command, is in brackets and may hold anything.
     let Some((_, fields)) = text.rsplit_once(") ") else { return false };
-    let mut fields = fields.split_ascii_whitespace();
-    let dead = matches!(fields.next(), Some("Z" | "X"));
-    // Fields 3 and 22 of proc_pid_stat(5).
-    !dead && fields.nth(18).and_then(|text| text.parse().ok()) == Some(record.start_ticks)
+    // Fields 3 (state), 9 (flags) and 22 (start time) of proc_pid_stat(5).
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok());
+    let dead = matches!(fields.first(), Some(&("Z" | "X")));
+    // The first process of a pid namespace is not dead before all others have been reaped.
+    let exiting = number(6).is_some_and(|flags| flags & PF_EXITING != 0);
+    !dead && !exiting && number(19) == Some(record.start_ticks)
 }
+
+/// The kernel's flag of a process that is ending (include/linux/sched.h).
+const PF_EXITING: u64 = 4;
 
 /// Every container under a root, ordered by id.
 pub(super) fn all(root: &Path) -> Result<Vec<(Place, Record)>> {
@@ -284,6 +292,7 @@ mod tests {
             owner: 0,
             annotations: BTreeMap::new(),
             group: Group::default(),
+            keyring: true,
         }
     }
 

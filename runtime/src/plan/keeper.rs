@@ -38,12 +38,8 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
             before_pivot.extend(container_hooks("createContainer", create_container, state));
             insert(steps, is_pivot, before_pivot);
             if process.terminal() == Some(true) {
-                let size = process.console_size().map(|size| {
-                    let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
-                    (cells(size.height()), cells(size.width()))
-                });
                 let after = steps.iter().position(is_pivot).map_or(0, |at| at + 1);
-                steps.insert(after, Step::Terminal(Terminal { size, console: true }));
+                steps.insert(after, Step::Terminal(Terminal { size: size(process), console: true }));
             }
             // A filter may forbid what waiting and hooks take, so it comes after them.
             let last = |step: &Step| matches!(step, Step::Seccomp { .. } | Step::Execute(_));
@@ -66,6 +62,12 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
         }
     }
     Ok(())
+}
+
+/// The size that a process wants its terminal to have: (rows, columns).
+pub(super) fn size(process: &Process) -> Option<(u16, u16)> {
+    let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
+    process.console_size().map(|size| (cells(size.height()), cells(size.width())))
 }
 
 /// The hooks that run on the host before the root file system is entered, in their order.

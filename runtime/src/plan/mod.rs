@@ -7,6 +7,7 @@
 pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
+mod exec;
 mod identity;
 mod keeper;
 mod mounts;
@@ -26,6 +27,7 @@ use crate::cgroup::{Group, Layout};
 use crate::spawn::Ask;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
+pub(crate) use exec::{ExecRequest, exec_plan};
 pub(crate) use identity::{IdMaps, Range};
 pub(crate) use keeper::{Keeper, of_the_host};
 use mounts::Mounts;

@@ -62,6 +62,20 @@ impl Namespaces {
         Ok(result)
     }
 
+    /// Those of a container that runs, for a further process in it: `kinds` are those that are not our own.
+    pub(super) fn joining(linux: &Linux, facts: &Facts, kinds: u64) -> Result<Namespaces> {
+        let made = Namespaces::of(linux, facts)?;
+        let user = kinds & LinuxNamespaceType::User as u64 != 0;
+        let joined = (0..32).map(|bit| 1 << bit).filter(|kind| kinds & *kind as u64 != 0);
+        Ok(Namespaces {
+            own: kinds,
+            joined: joined.map(|kinds| Join::Target { kinds }).collect(),
+            user,
+            maps: made.maps.filter(|_| user),
+            ..Namespaces::default()
+        })
+    }
+
     pub(super) fn is_new(&self, flag: i32) -> bool {
         self.new & flag as u64 != 0
     }

@@ -56,7 +56,6 @@ pub(super) fn scheduling(process: &Process, linux: &Linux, steps: &mut Vec<Step>
 }
 
 /// CPUs to run on, as in `0-3,7`.
-#[allow(dead_code, reason = "for exec, which comes next")]
 pub(crate) fn affinity(list: &str, field: &str) -> Result<Step> {
     Ok(Step::CpuAffinity(numbers(list, field)?))
 }

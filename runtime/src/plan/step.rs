@@ -29,7 +29,6 @@ pub(crate) enum Step {
     IoPriority(i32),
     Scheduler(SchedAttr),
     /// A mask of CPUs.
-    #[allow(dead_code, reason = "for exec, which comes next")]
     CpuAffinity(Vec<u64>),
     /// MPOL_* with its flags, and a mask of nodes.
     MemoryPolicy {
@@ -167,7 +166,6 @@ pub(crate) enum Join {
         kind: i32,
     },
     /// Those of the process that the parent gives a pidfd of; CLONE_NEW* flags.
-    #[allow(dead_code, reason = "for exec, which comes next")]
     Target { kinds: i32 },
 }
 

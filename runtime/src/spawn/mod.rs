@@ -164,3 +164,11 @@ fn serve(
         _ => Ok(()),
     }
 }
+
+/// The answer to what a parent does not do.
+pub(crate) fn unanswered(ask: &Ask) -> Failure {
+    Failure::step(
+        "answering the first process",
+        &io::Error::other(format!("{ask:?} is nothing that is done here")),
+    )
+}
