@@ -127,6 +127,45 @@ fn an_ordinary_user_makes_a_container() {
 }
 
 #[test]
+fn root_reaches_a_bundle_for_its_container() {
+    // The folder is another user's and closed, so that neither the container's root nor the host's without its
+    // privileges gets there.
+    let mut bundle = Bundle::new("id -u; cat /proc/self/uid_map; touch /made; echo done");
+    let mapping = json!([{ "containerID": 0, "hostID": FIRST, "size": 1000 }]);
+    bundle.config["linux"]["uidMappings"] = mapping.clone();
+    bundle.config["linux"]["gidMappings"] = mapping;
+    fs::write(bundle.dir.path().join("config.json"), bundle.config.to_string()).unwrap();
+    give(bundle.dir.path());
+    let root = bundle.dir.path().join("rootfs");
+    for path in [root.clone(), root.join("dev"), root.join("proc"), root.join("sys")] {
+        chown(path, Some(FIRST), Some(FIRST)).unwrap();
+    }
+    let run = Command::new(env!("CARGO_BIN_EXE_rorqual-runtime"))
+        .arg("--root")
+        .arg(bundle.dir.path().join("run"))
+        .args(["run", "--bundle"])
+        .arg(bundle.dir.path())
+        .arg("reached")
+        .output()
+        .unwrap();
+    let text = String::from_utf8([run.stdout, run.stderr].concat()).unwrap();
+    assert!(run.status.success() && text.starts_with("0\n") && text.ends_with("done\n"), "{text}");
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(fs::metadata(root.join("made")).unwrap().uid(), FIRST);
+}
+
+#[test]
+fn unknown_capabilities_are_passed_over_with_a_warning() {
+    let mut bundle = Bundle::new("grep CapBnd /proc/self/status");
+    bundle.config["process"]["capabilities"] = json!({ "bounding": ["CAP_KILL", "CAP_FLYING"] });
+    let (success, text) = bundle.run(&[]);
+    assert!(success && text.contains("0000000000000020"), "{text}");
+    bundle.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_NOSUCH", "soft": 1, "hard": 1 }]);
+    let (success, text) = bundle.run(&[]);
+    assert!(!success && text.contains("process.rlimits[0].type"), "{text}");
+}
+
+#[test]
 fn groups_that_cannot_be_had_are_refused() {
     let mut bundle = Bundle::new("true");
     bundle.config["process"]["user"]["additionalGids"] = json!([7]);

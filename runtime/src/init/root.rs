@@ -22,7 +22,10 @@ pub(super) fn mount_root(
     if shared {
         make_parent_private(mountpoint)?;
     }
-    let target = sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0)?;
+    let target = match source {
+        RootSource::Prepared(_) => reachable(mountpoint)?,
+        RootSource::Own(_) => sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0)?,
+    };
     let mount = match source {
         RootSource::Prepared(index) => {
             let mount = prepared.get(*index).ok_or_else(|| io::Error::other("it was not prepared"))?;
@@ -45,6 +48,23 @@ pub(super) fn mount_root(
     }
     sys::move_mount(mount.as_fd(), target.as_fd())?;
     Ok(mount)
+}
+
+/// The folder, or the closest above it that a user namespace without the host's privileges lets us get to: what it hides
+/// in our own mount namespace is of no more use.
+fn reachable(folder: &CStr) -> io::Result<OwnedFd> {
+    let mut folder = Path::new(OsStr::from_bytes(folder.to_bytes()));
+    loop {
+        let opened = sys::openat2(sys::CWD, &c_path(folder)?, libc::O_PATH | libc::O_DIRECTORY, 0, 0);
+        match (opened, folder.parent()) {
+            (Err(error), Some(parent))
+                if error.raw_os_error() == Some(libc::EACCES) && parent.parent().is_some() =>
+            {
+                folder = parent;
+            }
+            (opened, _) => return opened,
+        }
+    }
 }
 
 /// The root file system as a mount that is attached nowhere yet.

@@ -8,6 +8,7 @@ use oci_spec::runtime::Spec;
 use serde::de::DeserializeOwned;
 
 use super::error::{Error, Result};
+use crate::plan::amend;
 
 /// No honest specification is larger.
 const LIMIT_BYTES: u64 = 16 << 20;
@@ -20,6 +21,8 @@ pub(super) struct Bundle {
     pub(super) spec: Spec,
     /// The specification as it was read.
     pub(super) text: Vec<u8>,
+    /// What was passed over in it.
+    pub(super) warnings: Vec<String>,
 }
 
 /// Reads the bundle in a folder. `config`: a file other than its `config.json`.
@@ -34,7 +37,7 @@ pub(super) fn load(dir: &str, config: Option<&str>) -> Result<Bundle> {
         }
         other => other?,
     };
-    let spec = parse(&text, &path)?;
+    let (spec, warnings) = parse(&text, &path)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::Invalid {
         path: path.clone(),
         reason: "root is missing: name the folder of the root file system in root.path".to_owned(),
@@ -44,7 +47,7 @@ pub(super) fn load(dir: &str, config: Option<&str>) -> Result<Bundle> {
         operation: format!("invalid rootfs: {}", rootfs.display()),
         source,
     })?;
-    Ok(Bundle { dir, rootfs, spec, text })
+    Ok(Bundle { dir, rootfs, spec, text, warnings })
 }
 
 /// Reads a whole file, if it has a sensible size.
@@ -57,14 +60,25 @@ pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(Error::file("read", path))
 }
 
-/// Reads a specification, of a version that is known.
-pub(super) fn parse(text: &[u8], path: &Path) -> Result<Spec> {
-    let spec: Spec = from_json(text, path)?;
+/// Reads a specification, of a version that is known; with warnings about what was passed over.
+pub(super) fn parse(text: &[u8], path: &Path) -> Result<(Spec, Vec<String>)> {
+    let (spec, warnings) = from_json_amended::<Spec>(text, path)?;
     if version_is_known(spec.version()) {
-        Ok(spec)
+        Ok((spec, warnings))
     } else {
         let reason = format!("ociVersion: {:?} is not supported: 1.0.0 to 1.3.x are", spec.version());
         Err(Error::Invalid { path: path.to_owned(), reason })
+    }
+}
+
+/// A specification or a process, without what is fine and cannot be had; with warnings about that.
+pub(super) fn from_json_amended<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result<(T, Vec<String>)> {
+    match from_json(text, path) {
+        Ok(read) => Ok((read, Vec::new())),
+        Err(error) => match amend::amend(text) {
+            Some((amended, warnings)) => Ok((from_json(&amended, path)?, warnings)),
+            None => Err(error),
+        },
     }
 }
 

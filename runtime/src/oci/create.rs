@@ -111,10 +111,11 @@ impl<'a> Making<'a> {
         attached: bool,
     ) -> Result<Making<'a>> {
         let place = context.place(matches.word(0))?;
-        let Bundle { dir, rootfs, mut spec, text } =
+        let Bundle { dir, rootfs, mut spec, text, warnings } =
             config::load(matches.value("bundle").unwrap_or("."), matches.value("config"))?;
         let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
         console::check(terminal, options.console.is_some(), attached)?;
+        warnings.iter().for_each(|warning| context.log.warn(warning));
         let lock = place.create()?;
         let making = || -> Result<Making<'a>> {
             announce_listeners(&mut spec, options.preserved.listening);

@@ -163,7 +163,7 @@ impl Place {
     pub(super) fn spec(&self) -> Result<Spec> {
         let path = self.config();
         let text = fs::read(&path).map_err(Error::file("read", &path))?;
-        super::config::parse(&text, &path)
+        super::config::parse(&text, &path).map(|(spec, _)| spec)
     }
 
     /// The status, for one who does not hold the lock.

@@ -4,6 +4,7 @@
 //!
 //! Everything that a specification can ask for and this runtime does not do is refused here, with the field's name.
 
+pub(crate) mod amend;
 pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
