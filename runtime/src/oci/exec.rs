@@ -15,6 +15,7 @@ use super::context::Context;
 use super::create::{preserved, write_pid_file};
 use super::error::{Error, Result};
 use super::kill;
+use super::log::Log;
 use super::relay::Relay;
 use super::run::{self, Signals};
 use super::state::{Record, Status};
@@ -56,7 +57,7 @@ pub(super) fn exec(context: &Context, matches: &Matches) -> Result<u8> {
         _ => {}
     }
     let mut spec = place.spec()?;
-    let user = process(&mut spec, matches)?;
+    let user = process(&mut spec, matches, &context.log)?;
     let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
     let console = matches.value("console-socket").filter(|path| !path.is_empty());
     console::check(terminal, console.is_some(), !detached)?;
@@ -160,11 +161,12 @@ fn foreign_namespaces(pid: i32) -> Result<u64> {
 }
 
 /// Puts the process that is asked for in place of the container's own. Returns a user that is named, not numbered.
-fn process(spec: &mut Spec, matches: &Matches) -> Result<Option<String>> {
+fn process(spec: &mut Spec, matches: &Matches, log: &Log) -> Result<Option<String>> {
     let own = spec.process().clone().unwrap_or_default();
     if let Some(path) = matches.value("process").filter(|path| !path.is_empty()) {
         let path = Path::new(path);
-        let process: Process = config::from_json(&config::read_limited(path)?, path)?;
+        let (process, warnings) = config::from_json_amended(&config::read_limited(path)?, path)?;
+        warnings.iter().for_each(|warning| log.warn(warning));
         spec.set_process(Some(with_defaults(process, own)));
         return Ok(None);
     }
