@@ -1,6 +1,6 @@
 //! Makes /dev: the nodes, and the links that every container has.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -11,8 +11,10 @@ use crate::sys;
 /// Makes the devices, and the links of /dev. Returns the null device.
 pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], bind: bool) -> io::Result<OwnedFd> {
     sys::umask(0);
+    // Most lie in one folder, so the last one is kept.
+    let mut folder: Option<(CString, OwnedFd)> = None;
     for device in devices {
-        let made = if bind { bind_host(root, device) } else { make_node(root, device) };
+        let made = if bind { bind_host(root, device) } else { make_node(root, device, &mut folder) };
         made.map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", device.path.to_string_lossy()))
         })?;
@@ -30,9 +32,20 @@ pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], bind: bool) -> io::
     Ok(null)
 }
 
-fn make_node(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
-    let (parent, name) = split(&device.path)?;
-    let parent = make_dirs(root, &parent, IN_ROOT | NO_SYMLINKS)?;
+fn make_node(
+    root: BorrowedFd<'_>,
+    device: &Device,
+    folder: &mut Option<(CString, OwnedFd)>,
+) -> io::Result<()> {
+    let (path, name) = split(&device.path)?;
+    let kept = folder.take().filter(|(kept, _)| *kept == path);
+    let (_, parent) = match kept {
+        Some(kept) => folder.insert(kept),
+        None => {
+            let opened = make_dirs(root, &path, IN_ROOT | NO_SYMLINKS)?;
+            folder.insert((path, opened))
+        }
+    };
     match sys::mknodat(parent.as_fd(), &name, device.mode, device.major, device.minor) {
         Ok(()) if device.uid == 0 && device.gid == 0 => Ok(()),
         Ok(()) => sys::fchownat(parent.as_fd(), &name, device.uid, device.gid),
@@ -45,7 +58,7 @@ fn make_node(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
 /// A FIFO is no device, and can be made. Else the host's node, which has to be the one that is asked for.
 fn bind_host(root: BorrowedFd<'_>, device: &Device) -> io::Result<()> {
     if device.mode & libc::S_IFMT == libc::S_IFIFO {
-        return make_node(root, device);
+        return make_node(root, device, &mut None);
     }
     let host = [c"/".to_bytes(), device.path.to_bytes(), b"\0"].concat();
     let host = CStr::from_bytes_with_nul(&host).map_err(io::Error::other)?;

@@ -67,8 +67,20 @@ pub(super) fn open_fixed(root: BorrowedFd<'_>, path: &CStr) -> io::Result<Option
 /// followed inside the root (IN_ROOT) or not at all (IN_ROOT | NO_SYMLINKS).
 pub(super) fn make_dirs(root: BorrowedFd<'_>, path: &CStr, resolve: u64) -> io::Result<OwnedFd> {
     match sys::openat2(root.as_raw_fd(), path, libc::O_PATH | libc::O_DIRECTORY, 0, resolve) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-        other => return other,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => make_absent(root, path, resolve),
+        other => other,
+    }
+}
+
+/// The same for a folder of which it is known that it is not there. Mostly all above it is.
+pub(super) fn make_absent(root: BorrowedFd<'_>, path: &CStr, resolve: u64) -> io::Result<OwnedFd> {
+    let (parent, name) = split(path)?;
+    let above = sys::openat2(root.as_raw_fd(), &parent, libc::O_PATH | libc::O_DIRECTORY, 0, resolve);
+    if let Ok(above) = above
+        && nix::sys::stat::mkdirat(&above, name.as_c_str(), Mode::from_bits_truncate(0o755)).is_ok()
+    {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        return sys::openat2(above.as_raw_fd(), &name, flags, 0, BENEATH | NO_SYMLINKS);
     }
     make_missing(root, path.to_bytes(), resolve, LINKS)
 }

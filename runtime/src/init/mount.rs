@@ -17,12 +17,20 @@ pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, prepared: &[OwnedFd]
         Source::Filesystem(new) => {
             let there = open(root, &plan.target, resolve)?;
             let mount = filesystem(new, there.as_ref().map(AsFd::as_fd))?;
-            (mount, there)
+            let target = match there {
+                Some(there) => there,
+                None => files::make_absent(root, &plan.target, resolve).map_err(linked)?,
+            };
+            (mount, target)
         }
-        Source::Bind { path, recursive } => (sys::open_tree(sys::CWD, path, *recursive)?, None),
+        Source::Bind { path, recursive } => {
+            let mount = sys::open_tree(sys::CWD, path, *recursive)?;
+            let target = place(root, plan, mount.as_fd(), resolve)?;
+            (mount, target)
+        }
         Source::Prepared { index, .. } => {
             let mount = prepared.get(*index).ok_or_else(|| io::Error::other("it was not prepared"))?;
-            (mount.try_clone()?, None)
+            (mount.try_clone()?, place(root, plan, mount.as_fd(), resolve)?)
         }
         Source::Remount { options } => return remount(root, plan, options, resolve),
     };
@@ -34,15 +42,18 @@ pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, prepared: &[OwnedFd]
     {
         return Err(io::Error::other("only a proc file system may be mounted there"));
     }
-    let target = match target {
-        Some(target) => target,
-        None if sys::fstat(mount.as_fd())?.st_mode & libc::S_IFMT == libc::S_IFDIR => {
-            files::make_dirs(root, &plan.target, resolve).map_err(linked)?
-        }
-        None => files::make_file(root, &plan.target, resolve).map_err(linked)?,
-    };
     sys::move_mount(mount.as_fd(), target.as_fd())?;
     Ok(mount)
+}
+
+/// Where to mount a folder, or a file, made if it is missing.
+fn place(root: BorrowedFd<'_>, plan: &MountPlan, mount: BorrowedFd<'_>, resolve: u64) -> io::Result<OwnedFd> {
+    let made = if sys::fstat(mount)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        files::make_dirs(root, &plan.target, resolve)
+    } else {
+        files::make_file(root, &plan.target, resolve)
+    };
+    made.map_err(linked)
 }
 
 fn linked(error: io::Error) -> io::Error {
