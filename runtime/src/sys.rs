@@ -369,6 +369,12 @@ pub(crate) fn euid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// This process' effective group id.
+pub(crate) fn egid() -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::getegid() }
+}
+
 /// Brings the loopback device of this network namespace up.
 pub(crate) fn loopback_up() -> io::Result<()> {
     // SAFETY: takes integers only.

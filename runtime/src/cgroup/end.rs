@@ -21,7 +21,7 @@ impl Group {
     }
 
     /// Whether the group is there.
-    #[allow(dead_code, reason = "for the OCI command line")]
+    #[cfg(test)]
     pub(crate) fn exists(&self) -> bool {
         self.witness().is_some_and(Path::exists)
     }

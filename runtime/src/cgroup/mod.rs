@@ -28,12 +28,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 
 pub(crate) use layout::{Hierarchy, Layout};
-#[allow(unused_imports, reason = "for the OCI command line")]
 pub(crate) use locate::{Wanted, locate};
 pub(crate) use make::{Made, explain_join, make};
-#[allow(unused_imports, reason = "for the OCI command line")]
-pub(crate) use oom::{Oom, OomWatch};
-#[allow(unused_imports, reason = "for the OCI command line")]
+pub(crate) use oom::Oom;
 pub(crate) use stats::Stats;
 
 /// The controllers whose v1 hierarchies each container joins, whatever its limits: for what is told of it, and for what

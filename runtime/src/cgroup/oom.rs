@@ -11,7 +11,6 @@ use crate::sys;
 
 /// What a look at the watch gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "for the OCI command line")]
 pub(crate) enum Oom {
     /// Nothing new.
     Quiet,
@@ -39,7 +38,6 @@ enum Source {
 
 impl Group {
     /// Starts a watch.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn oom_watch(&self) -> Result<OomWatch> {
         if let Some(dir) = self.v1_of("memory") {
             let path = dir.join("memory.oom_control");
@@ -70,7 +68,6 @@ impl Group {
 
 impl OomWatch {
     /// What to poll for before the next look.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn poll_fds(&self) -> Vec<libc::pollfd> {
         let interest = |fd, events| libc::pollfd { fd, events, revents: 0 };
         match &self.source {

@@ -3,7 +3,9 @@
 use super::args::{self, Flag, Matches, Words, switch, value};
 use super::context::Context;
 use super::error::Result;
-use super::{PROGRAM, create, delete, exec, kill, list, pause, run, start};
+use super::{
+    PROGRAM, create, delete, events, exec, features, kill, list, pause, ps, run, spec, start, update,
+};
 
 /// One command.
 pub(super) struct Command {
@@ -49,7 +51,7 @@ const DETACH: Flag = switch("detach", "do not wait for the process").short('d');
 const FORMAT: Flag = value("format", "FORMAT", "table or json").short('f');
 
 /// Every command.
-pub(super) static COMMANDS: [Command; 12] = [
+pub(super) static COMMANDS: [Command; 17] = [
     Command {
         name: "create",
         usage: "<container-id>",
@@ -169,6 +171,79 @@ pub(super) static COMMANDS: [Command; 12] = [
         prefix: "exec failed: ",
         failure: 255,
         run: exec::exec,
+    },
+    Command {
+        name: "ps",
+        usage: "<container-id> [options of ps]",
+        help: "print the processes of a container",
+        words: Words::Command,
+        flags: &[FORMAT, HELP],
+        prefix: "",
+        failure: 1,
+        run: ps::ps,
+    },
+    Command {
+        name: "events",
+        usage: "<container-id>",
+        help: "print what a container uses, and when memory runs out in it",
+        words: Words::Count(1, 1),
+        flags: &[
+            value("interval", "DURATION", "between two lines (default: 5s)"),
+            switch("stats", "one line, and no more"),
+            HELP,
+        ],
+        prefix: "",
+        failure: 1,
+        run: events::events,
+    },
+    Command {
+        name: "update",
+        usage: "<container-id>",
+        help: "set other limits",
+        words: Words::Count(1, 1),
+        flags: &[
+            value("resources", "FILE", "read them from this file, or - for standard input").short('r'),
+            value("blkio-weight", "WEIGHT", "10 to 1000"),
+            value("cpu-period", "MICROSECONDS", "period of the CPU quota"),
+            value("cpu-quota", "MICROSECONDS", "CPU time in a period"),
+            value("cpu-burst", "MICROSECONDS", "CPU time that may be saved up"),
+            value("cpu-share", "SHARES", "weight against other containers"),
+            value("cpu-rt-period", "MICROSECONDS", "period of the real-time quota"),
+            value("cpu-rt-runtime", "MICROSECONDS", "real-time CPU time in a period"),
+            value("cpu-idle", "0|1", "only CPU time that nobody else wants"),
+            value("cpuset-cpus", "LIST", "CPUs to run on"),
+            value("cpuset-mems", "LIST", "memory nodes to use"),
+            value("memory", "SIZE", "memory limit"),
+            value("memory-reservation", "SIZE", "memory that is kept for it"),
+            value("memory-swap", "SIZE", "memory and swap together; -1: no limit"),
+            value("pids-limit", "N", "processes and threads"),
+            value("l3-cache-schema", "SCHEMA", "not supported"),
+            value("mem-bw-schema", "SCHEMA", "not supported"),
+            HELP,
+        ],
+        prefix: "",
+        failure: 1,
+        run: update::update,
+    },
+    Command {
+        name: "spec",
+        usage: "",
+        help: "write a specification to start from",
+        words: Words::Count(0, 0),
+        flags: &[BUNDLE, switch("rootless", "for an ordinary user"), HELP],
+        prefix: "",
+        failure: 1,
+        run: spec::spec,
+    },
+    Command {
+        name: "features",
+        usage: "",
+        help: "print what this runtime can do",
+        words: Words::Count(0, 0),
+        flags: &[HELP],
+        prefix: "",
+        failure: 1,
+        run: features::features,
     },
     Command {
         name: "pause",

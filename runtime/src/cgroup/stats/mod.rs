@@ -187,7 +187,6 @@ pub(crate) struct Stall {
 
 impl Group {
     /// All figures. Each controller is read where the container has it, so that a hybrid machine gives all of them.
-    #[allow(dead_code, reason = "for the OCI command line")]
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats::default();
         let unified = self.unified.as_deref();

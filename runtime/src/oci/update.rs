@@ -1,0 +1,166 @@
+//! `update`: other limits for a container that runs, from options or from a file.
+
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use oci_spec::runtime::LinuxResources;
+use serde_json::{Map, Value};
+
+use super::args::Matches;
+use super::config;
+use super::context::Context;
+use super::error::{Error, Result};
+use crate::cgroup::Layout;
+
+/// Options that are numbers: their names and the field's.
+const NUMBERS: [(&str, &str, &str); 9] = [
+    ("blkio-weight", "blockIO", "weight"),
+    ("cpu-period", "cpu", "period"),
+    ("cpu-quota", "cpu", "quota"),
+    ("cpu-burst", "cpu", "burst"),
+    ("cpu-share", "cpu", "shares"),
+    ("cpu-rt-period", "cpu", "realtimePeriod"),
+    ("cpu-rt-runtime", "cpu", "realtimeRuntime"),
+    ("cpu-idle", "cpu", "idle"),
+    ("pids-limit", "pids", "limit"),
+];
+const TEXTS: [(&str, &str, &str); 2] = [("cpuset-cpus", "cpu", "cpus"), ("cpuset-mems", "cpu", "mems")];
+const SIZES: [(&str, &str, &str); 3] = [
+    ("memory", "memory", "limit"),
+    ("memory-reservation", "memory", "reservation"),
+    ("memory-swap", "memory", "swap"),
+];
+
+/// `update`.
+pub(super) fn update(context: &Context, matches: &Matches) -> Result<u8> {
+    let place = context.place(matches.word(0))?;
+    let _lock = place.lock()?;
+    let record = place.read()?;
+    if !place.status_now(&record).is_alive() {
+        return Err(Error::NotRunning);
+    }
+    let resources = match matches.value("resources") {
+        Some(path) => from_file(path)?,
+        None => from_options(matches)?,
+    };
+    record.group.update(&Layout::discover()?, &resources)?;
+    Ok(0)
+}
+
+fn from_file(path: &str) -> Result<LinuxResources> {
+    let name = Path::new(path);
+    let text = if path == "-" {
+        let mut text = Vec::new();
+        io::stdin().read_to_end(&mut text).map_err(Error::system("reading standard input"))?;
+        text
+    } else {
+        config::read_limited(name)?
+    };
+    let mut value: Value = config::from_json(&text, name)?;
+    strip(&mut value);
+    config::from_json(value.to_string().as_bytes(), name)
+}
+
+/// As runc's template has it, 0 and an empty text stand for what is not to be changed.
+fn strip(value: &mut Value) {
+    let Value::Object(fields) = value else { return };
+    fields.retain(|name, value| match value {
+        Value::Number(number) => number.as_f64() != Some(0.0) || name == "idle" || name == "burst",
+        Value::String(text) => !text.is_empty(),
+        Value::Null => false,
+        _ => true,
+    });
+    // Not those of devices, where 0 is a number as any other.
+    for (_, value) in fields.iter_mut().filter(|(name, _)| *name != "devices") {
+        strip(value);
+    }
+}
+
+fn from_options(matches: &Matches) -> Result<LinuxResources> {
+    for rdt in ["l3-cache-schema", "mem-bw-schema"] {
+        if matches.value(rdt).is_some() {
+            return Err(Error::Unsupported(format!("--{rdt}: Intel RDT is not supported: leave it out")));
+        }
+    }
+    let mut resources = Map::new();
+    let mut set = |group: &str, field: &str, value: Value| {
+        let fields = resources.entry(group).or_insert_with(|| Value::Object(Map::new()));
+        fields[field] = value;
+    };
+    for (option, group, field) in NUMBERS {
+        if let Some(number) = matches.number::<i64>(option)? {
+            set(group, field, number.into());
+        }
+    }
+    for (option, group, field) in TEXTS {
+        if let Some(text) = matches.value(option) {
+            set(group, field, text.into());
+        }
+    }
+    for (option, group, field) in SIZES {
+        if let Some(text) = matches.value(option) {
+            let wrong =
+                || Error::Usage(format!("invalid value for {option}: {text:?} is not a size such as 64m"));
+            set(group, field, size(text).ok_or_else(wrong)?.into());
+        }
+    }
+    let mut value = Value::Object(resources);
+    strip(&mut value);
+    config::from_json(value.to_string().as_bytes(), Path::new("options"))
+}
+
+/// Bytes, as in `64m`, `1.5GiB`, `1000`; -1 for no limit.
+fn size(text: &str) -> Option<i64> {
+    let lower = text.trim().to_ascii_lowercase();
+    if lower == "-1" {
+        return Some(-1);
+    }
+    let bare = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
+    let (number, shift) = match bare.chars().last()? {
+        'k' => (&bare[..bare.len() - 1], 10),
+        'm' => (&bare[..bare.len() - 1], 20),
+        'g' => (&bare[..bare.len() - 1], 30),
+        't' => (&bare[..bare.len() - 1], 40),
+        _ => (bare, 0),
+    };
+    if let Ok(whole) = number.trim().parse::<u32>() {
+        return Some(i64::from(whole) << shift);
+    }
+    let number: f64 = number.trim().parse().ok()?;
+    let bytes = number * (1u64 << shift) as f64;
+    (bytes.is_finite() && (0.0..9e18).contains(&bytes)).then_some(bytes as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("64m", 64 << 20),
+            ("1.5GiB", 3 << 29),
+            ("1000", 1000),
+            ("10kb", 10 << 10),
+            ("-1", -1),
+            ("5000000000", 5_000_000_000),
+        ] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "m", "x", "-2", "1q", "inf", "nan"] {
+            assert_eq!(size(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn zeros_of_a_template_change_nothing() {
+        let text = r#"{"memory":{"limit":0,"swap":7},"cpu":{"cpus":"","idle":0},
+            "devices":[{"allow":false,"type":"c","major":0}]}"#;
+        let mut value: Value = serde_json::from_str(text).unwrap();
+        strip(&mut value);
+        let expected =
+            r#"{"memory":{"swap":7},"cpu":{"idle":0},"devices":[{"allow":false,"type":"c","major":0}]}"#;
+        assert_eq!(value, serde_json::from_str::<Value>(expected).unwrap());
+        assert!(serde_json::from_value::<LinuxResources>(value).is_ok());
+    }
+}
