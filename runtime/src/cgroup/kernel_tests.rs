@@ -429,6 +429,39 @@ fn below_a_threaded_group_a_new_one_is_threaded() {
     assert!(error.to_string().contains("threaded"), "{error}");
 }
 
+#[test]
+fn a_group_of_somebody_else_is_not_taken() {
+    let mut world = World::new(json!({}));
+    world.make(json!({}), None).map(drop).expect("an empty one may be used");
+    world.group.freeze().unwrap();
+    let error = world.make(json!({}), None).unwrap_err().to_string();
+    assert!(error.starts_with("linux.cgroupsPath: container's cgroup unexpectedly frozen"), "{error}");
+    world.group.thaw().unwrap();
+    world.spawn("exec sleep 1000", "");
+    let error = world.make(json!({}), None).unwrap_err().to_string();
+    assert!(
+        error.starts_with("linux.cgroupsPath: container's cgroup is not empty: 1 process(es)"),
+        "{error}"
+    );
+}
+
+#[test]
+fn groups_above_are_made_and_can_be_used() {
+    let layout = Layout::discover().unwrap();
+    let name = format!("rqt-group-{}-above", std::process::id());
+    let above = Group::below(&layout, &name, Reach::All);
+    let group = Group::below(&layout, &format!("{name}/inner/leaf"), Reach::All);
+    let mut world = World::of(layout, group, json!({"memory": {"limit": 64 * MIB}, "cpu": {"mems": "0"}}));
+    assert_ne!(
+        world.read("cpuset", "cpuset.cpus", "cpuset.cpus.effective"),
+        "",
+        "v1 takes no process without"
+    );
+    assert!(world.run(":"));
+    drop(world);
+    assert!(above.remove("above", DEADLINE).is_empty());
+}
+
 /// With a systemd as PID 1 only; the group's whole life.
 #[test]
 fn systemd_makes_changes_and_removes_a_scope() {

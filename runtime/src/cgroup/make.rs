@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Group, file, systemd};
 use crate::error::{Error, Result};
@@ -27,14 +27,18 @@ pub(crate) fn make(plan: &CgroupPlan) -> Result<Made> {
         Some(unit) => Some(systemd::start(unit, plan.properties.clone())?),
         None => None,
     };
+    let mut found = false;
     if let Some(dir) = &plan.group.unified {
-        unified(plan, dir)?;
+        found |= unified(plan, dir)?;
     }
     for member in &plan.group.v1 {
-        directory(&member.dir)?;
+        found |= !directory(&member.dir)?;
         if member.controllers.iter().any(|controller| controller == "cpuset") {
             fill_cpuset(&member.dir)?;
         }
+    }
+    if found && placeholder.is_none() {
+        unused(&plan.group)?;
     }
     write_all(&plan.writes)?;
     if let (Some(program), Some(dir)) = (&plan.device_program, &plan.group.unified) {
@@ -46,26 +50,47 @@ pub(crate) fn make(plan: &CgroupPlan) -> Result<Made> {
     Ok(Made { _placeholder: placeholder })
 }
 
-/// Makes a directory with those above it.
-pub(super) fn directory(dir: &Path) -> Result<()> {
+/// Makes a directory with those above it; whether it was not there before.
+pub(super) fn directory(dir: &Path) -> Result<bool> {
     match fs::create_dir(dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(dir).map_err(file("create control group", dir))
+            fs::create_dir_all(dir).map(|()| true).map_err(file("create control group", dir))
         }
         Err(source) => Err(file("create control group", dir)(source)),
     }
 }
 
-fn unified(plan: &CgroupPlan, dir: &Path) -> Result<()> {
-    directory(dir)?;
+/// A group that was there already may be somebody else's: their processes would come under our limits, be killed with
+/// the container, and a group that is frozen would never let it start.
+fn unused(group: &Group) -> Result<()> {
+    let wrong = |reason: String| Error::InvalidLimit { field: "linux.cgroupsPath".to_owned(), reason };
+    let dir = group.dirs().next().map(|dir| dir.display().to_string()).unwrap_or_default();
+    let count = group.pids().len();
+    if count > 0 {
+        return Err(wrong(format!(
+            "container's cgroup is not empty: {count} process(es) found in {dir}: use another path, or end them"
+        )));
+    }
+    if group.is_frozen() {
+        return Err(wrong(format!(
+            "container's cgroup unexpectedly frozen: thaw {dir} (write 0 to cgroup.freeze, THAWED to freezer.state)"
+        )));
+    }
+    Ok(())
+}
+
+/// Makes the cgroup2's group; whether it was there before.
+fn unified(plan: &CgroupPlan, dir: &Path) -> Result<bool> {
+    let found = !directory(dir)?;
     if !plan.unified_available.is_empty() {
         let mount = plan.unified_mount.as_deref().unwrap_or(dir);
         let parent = dir.parent().unwrap_or(mount);
         hand_down(mount, parent, &plan.unified_available, &plan.unified_required)?;
     }
-    threaded(plan, dir)
+    threaded(plan, dir)?;
+    Ok(found)
 }
 
 /// A group has a controller only if every group above hands it down. `required`: those that a limit needs, with the
@@ -81,7 +106,7 @@ pub(super) fn hand_down(
         .map(String::as_str)
         .filter(|name| WELCOME.contains(name) || required.iter().any(|(controller, _)| controller == name))
         .collect();
-    if missing(parent, &wanted)?.is_empty() {
+    if wanted.is_empty() || missing(parent, &wanted)?.is_empty() {
         return Ok(());
     }
     let mut refused = None;
@@ -203,37 +228,49 @@ fn inherit(dir: &Path, name: &str) -> Result<String> {
 /// Writes limits in their order. One that the kernel finds wrong beside those that are still to be changed is tried
 /// again after them.
 pub(super) fn write_all(writes: &[Write]) -> Result<()> {
+    let mut last = Open::default();
     let mut again = Vec::new();
     for write in writes {
-        match write_one(write) {
+        match last.write(write) {
             Err(error) if write.retry && error.raw_os_error() == Some(libc::EINVAL) => again.push(write),
             other => other.map_err(|source| failed(write, source))?,
         }
     }
-    again.into_iter().try_for_each(|write| write_one(write).map_err(|source| failed(write, source)))
+    again.into_iter().try_for_each(|write| last.write(write).map_err(|source| failed(write, source)))
 }
 
-fn write_one(write: &Write) -> io::Result<()> {
-    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    // Several lines are several writes: the kernel takes one a write.
-    let put = |path: &Path, value: &str| match value.contains('\n') {
-        true => value.lines().filter(|line| !line.is_empty()).try_for_each(|line| put(path, line)),
-        false => put(path, value),
-    };
-    match (put(&write.path, &write.value), &write.or) {
-        (Err(error), Some((path, value))) if absent(&error) => match put(path, value) {
-            Err(error) if write.optional && absent(&error) => Ok(()),
-            other => other,
-        },
-        (Err(error), None) if write.optional && absent(&error) => Ok(()),
-        (other, _) => other,
+/// The file that was written last: lists, such as that of devices, are many writes into one.
+#[derive(Default)]
+struct Open(Option<(PathBuf, fs::File)>);
+
+impl Open {
+    fn write(&mut self, write: &Write) -> io::Result<()> {
+        let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match (self.put(&write.path, &write.value), &write.or) {
+            (Err(error), Some((path, value))) if absent(&error) => match self.put(path, value) {
+                Err(error) if write.optional && absent(&error) => Ok(()),
+                other => other,
+            },
+            (Err(error), None) if write.optional && absent(&error) => Ok(()),
+            (other, _) => other,
+        }
     }
-}
 
-/// Without O_CREAT and O_TRUNC, which `fs::write` adds: a file that is not there is then "not found", never "denied".
-fn put(path: &Path, value: &str) -> io::Result<()> {
-    use std::io::Write as _;
-    fs::File::options().write(true).open(path)?.write_all(value.as_bytes())
+    fn put(&mut self, path: &Path, value: &str) -> io::Result<()> {
+        use std::io::Write as _;
+        let file = match self.0.take_if(|(known, _)| known == path) {
+            Some((_, file)) => file,
+            // Without O_CREAT and O_TRUNC, which `fs::write` adds: a file that is not there is then "not found", never
+            // "denied".
+            None => fs::File::options().write(true).open(path)?,
+        };
+        let (_, file) = self.0.insert((path.to_owned(), file));
+        // Several lines are several writes: the kernel takes one a write.
+        value.split('\n').filter(|line| !line.is_empty() || value.is_empty()).try_for_each(|line| {
+            let count = file.write(line.as_bytes())?;
+            if count == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        })
+    }
 }
 
 fn failed(write: &Write, source: io::Error) -> Error {
