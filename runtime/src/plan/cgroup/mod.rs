@@ -425,9 +425,10 @@ impl<'a> Limits<'a> {
             }
         } else if self.group.is_v2() {
             self.program = Some(devices::program(&rules));
-        } else {
+        } else if self.group.dirs().next().is_some() {
             return Err(invalid(FIELD, "this machine has no devices controller to enforce them"));
         }
+        // Else groups are not wanted at all, and whoever does not want them knows what that means.
         Ok(())
     }
 }

@@ -277,6 +277,20 @@ fn a_limit_without_its_controller_is_refused() {
 }
 
 #[test]
+fn without_groups_there_are_no_limits() {
+    let plan = |json| plan(&hybrid(), &Group::default(), Some(&resources(json)), Options::default());
+    let nothing = plan(json!({"devices": [{"allow": false}]})).unwrap();
+    assert_eq!((nothing.writes, nothing.device_program), (Vec::new(), None));
+    assert_eq!(plan(json!({"pids": {"limit": 5}})).unwrap_err().field, "linux.resources.pids.limit");
+    // Who may not restrict devices does without, and has limits all the same.
+    let group = Group::below(&v2(), "a", Reach::All);
+    let options = Options { rootless: true, ..Options::default() };
+    let rootless =
+        super::plan(&v2(), &group, Some(&resources(json!({"pids": {"limit": 5}}))), options).unwrap();
+    assert_eq!((lines(&rootless.writes), rootless.device_program), (vec!["pids.max 5".to_owned()], None));
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let table = [
         (json!({"memory": {"limit": 67108864, "swap": 1}}), "linux.resources.memory.swap"),
