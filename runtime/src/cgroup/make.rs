@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Group, file, systemd};
 use crate::error::{Error, Result};
@@ -21,24 +22,47 @@ pub(crate) struct Made {
     _placeholder: Option<systemd::Placeholder>,
 }
 
-/// Makes the groups and writes the limits. After an error the groups may be there in part: `Group::remove`.
+/// Makes the groups and writes the limits. After an error those that it has made are gone again.
 pub(crate) fn make(plan: &CgroupPlan) -> Result<Made> {
     let placeholder = match &plan.group.unit {
         Some(unit) => Some(systemd::start(unit, plan.properties.clone())?),
         None => None,
     };
-    let mut found = false;
-    if let Some(dir) = &plan.group.unified {
-        found |= unified(plan, dir)?;
-    }
-    for member in &plan.group.v1 {
-        found |= !directory(&member.dir)?;
-        if member.controllers.iter().any(|controller| controller == "cpuset") {
-            fill_cpuset(&member.dir)?;
+    let by_systemd = placeholder.is_some();
+    let mut new = Vec::new();
+    match fill(plan, by_systemd, &mut new) {
+        Ok(()) => Ok(Made { _placeholder: placeholder }),
+        Err(error) => {
+            drop(placeholder);
+            // The failure that counts is the first one. Of a scope everything is new.
+            if by_systemd {
+                let _ = plan.group.remove("", Duration::from_secs(2));
+            }
+            for dir in new {
+                let _ = fs::remove_dir(dir);
+            }
+            Err(error)
         }
     }
-    if found && placeholder.is_none() {
+}
+
+/// `new`: the directories that were not there before.
+fn fill<'a>(plan: &'a CgroupPlan, by_systemd: bool, new: &mut Vec<&'a Path>) -> Result<()> {
+    let mut found = false;
+    for dir in plan.group.dirs() {
+        match directory(dir)? {
+            true => new.push(dir),
+            false => found = true,
+        }
+    }
+    if found && !by_systemd {
         unused(&plan.group)?;
+    }
+    if let Some(dir) = &plan.group.unified {
+        unified(plan, dir)?;
+    }
+    if let Some(dir) = plan.group.v1_of("cpuset") {
+        fill_cpuset(dir)?;
     }
     write_all(&plan.writes)?;
     if let (Some(program), Some(dir)) = (&plan.device_program, &plan.group.unified) {
@@ -47,7 +71,7 @@ pub(crate) fn make(plan: &CgroupPlan) -> Result<Made> {
     if let Some(owner) = plan.owner {
         delegate(&plan.group, owner)?;
     }
-    Ok(Made { _placeholder: placeholder })
+    Ok(())
 }
 
 /// Makes a directory with those above it; whether it was not there before.
@@ -81,16 +105,14 @@ fn unused(group: &Group) -> Result<()> {
     Ok(())
 }
 
-/// Makes the cgroup2's group; whether it was there before.
-fn unified(plan: &CgroupPlan, dir: &Path) -> Result<bool> {
-    let found = !directory(dir)?;
+/// Has the cgroup2's group get its controllers.
+fn unified(plan: &CgroupPlan, dir: &Path) -> Result<()> {
     if !plan.unified_available.is_empty() {
         let mount = plan.unified_mount.as_deref().unwrap_or(dir);
         let parent = dir.parent().unwrap_or(mount);
         hand_down(mount, parent, &plan.unified_available, &plan.unified_required)?;
     }
-    threaded(plan, dir)?;
-    Ok(found)
+    threaded(plan, dir)
 }
 
 /// A group has a controller only if every group above hands it down. `required`: those that a limit needs, with the

@@ -115,7 +115,9 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         errno: None,
         detail: wrong.reason,
     })?;
-    let started = groups::make(&plan.cgroup).and_then(|_made| first_process(files, &plan, &record));
+    let made = groups::make(&plan.cgroup)?;
+    let started = first_process(files, &plan, &record);
+    drop(made);
     match started {
         Ok((state, stdout, stderr, listener)) => {
             Ok(Container { record, state, stdout, stderr, listener, lock })

@@ -84,6 +84,8 @@ pub(super) struct Making<'a> {
     pub(super) spec: Spec,
     facts: Facts,
     options: &'a Options,
+    /// Until then the groups that the record names may be somebody else's.
+    has_groups: bool,
     _lock: Lock,
 }
 
@@ -139,7 +141,8 @@ impl<'a> Making<'a> {
             place.write(&record)?;
             let config = place.config();
             record::write(&config, &text, false).map_err(Error::file("write", &config))?;
-            Ok(Making { context, place: place.clone(), record, spec, facts, options, _lock: lock })
+            let place = place.clone();
+            Ok(Making { context, place, record, spec, facts, options, has_groups: false, _lock: lock })
         };
         making().inspect_err(|_| {
             // The failure that counts is the one that is returned.
@@ -158,6 +161,7 @@ impl<'a> Making<'a> {
         let plan = self.plan()?;
         // systemd takes a group away as soon as it is empty, so this is kept until somebody is in it.
         let _made = groups::make(&plan.cgroup)?;
+        self.has_groups = true;
         let leave = listener.is_some();
         let unified = self.record.group.unified.clone();
         let child = Child {
@@ -244,7 +248,11 @@ impl<'a> Making<'a> {
 
     /// Takes away what there is of the container.
     pub(super) fn undo(&self) {
-        if let Err(error) = delete::take_away(self.context, &self.place, Some(&self.record)) {
+        let mut record = self.record.clone();
+        if !self.has_groups {
+            record.group = Group::default();
+        }
+        if let Err(error) = delete::take_away(self.context, &self.place, Some(&record)) {
             self.context.log.warn(&format!("taking the half-made container away: {error}"));
         }
     }
