@@ -166,6 +166,34 @@ fn a_mount_namespace_can_be_joined() {
 }
 
 #[test]
+fn network_devices_are_moved_with_their_addresses() {
+    let world = World::new();
+    let ip = |line: &str| {
+        let done = std::process::Command::new("ip").args(line.split(' ')).status().unwrap();
+        assert!(done.success(), "ip {line}");
+    };
+    let id = std::process::id() % 10_000;
+    let (moved, peer) = (format!("rqm{id}"), format!("rqp{id}"));
+    ip(&format!("link add {moved} type veth peer name {peer}"));
+    ip(&format!("addr add 10.99.7.1/24 dev {moved}"));
+    ip(&format!("addr add 10.99.8.1/32 dev {moved}"));
+    let mut launch = world.launch_of("devices", &shell("ip addr show dev inner; ls /sys/class/net"));
+    let mut device = rorqual_runtime::oci_spec::runtime::LinuxNetDevice::default();
+    device.set_name(Some("inner".to_owned()));
+    let devices = HashMap::from([(moved.clone(), device)]);
+    launch.spec.linux_mut().as_mut().unwrap().set_net_devices(Some(devices.clone()));
+    let text = world.run_launch(launch).1;
+    // It went with its namespace, and took its peer along; else it is to go.
+    let _ = std::process::Command::new("ip").args(["link", "del", &peer]).output();
+    assert!(text.contains("10.99.7.1/24") && text.contains("10.99.8.1/32"), "{text}");
+    assert!(text.contains("UP") && text.contains("lo"), "{text}");
+    let mut launch = world.launch_of("missing", &shell("true"));
+    launch.spec.linux_mut().as_mut().unwrap().set_net_devices(Some(devices));
+    let error = world.runtime.launch(launch).unwrap_err();
+    assert!(error.to_string().contains(&format!("moving network device {moved}")), "{error}");
+}
+
+#[test]
 fn namespaces_that_are_wrong_are_named() {
     let world = World::new();
     let error = |change: &dyn Fn(&mut Spec)| {
@@ -190,4 +218,16 @@ fn namespaces_that_are_wrong_are_named() {
     });
     assert!(text.starts_with("hostname: needs a uts namespace"), "{text}");
     assert_ne!(nix::unistd::gethostname().unwrap(), "changed");
+    let device = || rorqual_runtime::oci_spec::runtime::LinuxNetDevice::default();
+    let text = error(&|spec| {
+        let devices = HashMap::from([("eth/0".to_owned(), device())]);
+        spec.linux_mut().as_mut().unwrap().set_net_devices(Some(devices));
+    });
+    assert!(text.starts_with("linux.netDevices.eth/0: "), "{text}");
+    let text = error(&|spec| {
+        set(spec, Kind::Network, None);
+        let devices = HashMap::from([("eth0".to_owned(), device())]);
+        spec.linux_mut().as_mut().unwrap().set_net_devices(Some(devices));
+    });
+    assert!(text.starts_with("linux.netDevices: needs a network namespace"), "{text}");
 }

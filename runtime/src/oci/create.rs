@@ -170,6 +170,7 @@ impl<'a> Making<'a> {
             steps: &plan.steps,
             prepared: &plan.prepared,
             maps: plan.maps.as_ref(),
+            net_devices: &plan.net_devices,
             privileged: self.facts.privileged,
             stdio: Stdio::Inherited,
             start: listener,

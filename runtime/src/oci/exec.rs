@@ -115,6 +115,7 @@ impl Wanted<'_> {
             steps: &plan.steps,
             prepared: &plan.prepared,
             maps: None,
+            net_devices: &[],
             privileged: facts.privileged,
             stdio: Stdio::Inherited,
             start: None,

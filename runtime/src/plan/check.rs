@@ -3,7 +3,7 @@
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSeccompFilterFlag, PosixRlimitType, Spec};
 
 use super::namespaces::Namespaces;
-use super::{Device, Result, Step, below_root, invalid, text};
+use super::{Device, NetDevice, Result, Step, below_root, invalid, text};
 use crate::seccomp;
 use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
 
@@ -11,15 +11,45 @@ use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
 pub(super) fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
     let unsupported = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty())),
         ("vm", spec.vm().is_some()),
         ("windows", spec.windows().is_some()),
         ("solaris", spec.solaris().is_some()),
     ];
     match unsupported.iter().find(|(_, set)| *set) {
-        Some((field, _)) => Err(invalid(field, "not supported by this runtime yet: leave it out")),
+        Some((field, _)) => Err(invalid(field, "not supported by this runtime: leave it out")),
         None => Ok(()),
     }
+}
+
+/// Devices for the container's network, which has to be another than ours.
+pub(super) fn net_devices(linux: &Linux, namespaces: &Namespaces) -> Result<Vec<NetDevice>> {
+    const FIELD: &str = "linux.netDevices";
+    let mut devices = Vec::new();
+    for (host, device) in linux.net_devices().iter().flatten() {
+        let field = format!("{FIELD}.{host}");
+        let given = device.name().as_deref().filter(|name| !name.is_empty());
+        let container = given.unwrap_or(host);
+        for (name, field) in [(host.as_str(), field.clone()), (container, format!("{field}.name"))] {
+            // As the kernel has it (dev_valid_name).
+            let wrong =
+                |letter: char| letter == '/' || letter == ':' || letter.is_whitespace() || letter == '\0';
+            if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(wrong) {
+                let reason = format!(
+                    "{name:?} cannot be the name of a device: up to 15 bytes without '/', ':', spaces"
+                );
+                return Err(invalid(&field, &reason));
+            }
+        }
+        if devices.iter().any(|other: &NetDevice| other.container == container) {
+            return Err(invalid(&format!("{field}.name"), &format!("another device is {container:?}, too")));
+        }
+        devices.push(NetDevice { host: host.clone(), container: container.to_owned() });
+    }
+    if !devices.is_empty() && !namespaces.is_own(libc::CLONE_NEWNET) {
+        return Err(invalid(FIELD, "needs a network namespace in linux.namespaces"));
+    }
+    devices.sort_by(|one, other| one.host.cmp(&other.host));
+    Ok(devices)
 }
 
 /// Without a mount namespace every mount would be one of the host, and stay there.

@@ -54,6 +54,7 @@ pub(crate) fn exec_plan(wanted: &ExecRequest<'_>, facts: &Facts) -> Result<Plan>
         steps: Vec::with_capacity(32),
         prepared: Vec::new(),
         maps: None,
+        net_devices: Vec::new(),
     };
     let affinity = process.exec_cpu_affinity().as_ref();
     if let Some(list) = affinity.and_then(|affinity| affinity.initial().as_deref()) {

@@ -35,7 +35,7 @@ use mounts::Mounts;
 pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source};
 use namespaces::{Namespaces, Propagation};
 pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
-pub(crate) use step::{Device, Execute, Join, RootSource, Step, Terminal, User};
+pub(crate) use step::{Device, Execute, Join, NetDevice, RootSource, Step, Terminal, User};
 
 /// What the host offers, as far as a plan depends on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,8 @@ pub(crate) struct Plan {
     pub(crate) prepared: Vec<Prepared>,
     /// The ids of a new user namespace, for [`Ask::MapIds`].
     pub(crate) maps: Option<IdMaps>,
+    /// For [`Ask::NetDevices`].
+    pub(crate) net_devices: Vec<NetDevice>,
 }
 
 /// Plans a launch.
@@ -115,6 +117,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         steps: Vec::with_capacity(64),
         prepared: Vec::new(),
         maps: namespaces.maps.clone(),
+        net_devices: check::net_devices(linux, &namespaces)?,
     };
     enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
     file_system(request, linux, facts, &namespaces, &mut plan)?;
@@ -222,6 +225,9 @@ fn file_system(
     }
     if !facts.privileged {
         plan.steps.push(Step::Undumpable);
+    }
+    if !plan.net_devices.is_empty() {
+        plan.steps.push(Step::Ask(Ask::NetDevices));
     }
     if namespaces.is_new(libc::CLONE_NEWCGROUP) {
         plan.steps.push(Step::NewCgroupNamespace);

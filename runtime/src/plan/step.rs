@@ -177,6 +177,13 @@ impl Join {
     }
 }
 
+/// A network device of the host's that becomes the container's, by its names there and here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetDevice {
+    pub(crate) host: String,
+    pub(crate) container: String,
+}
+
 /// Where the root file system comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum RootSource {
@@ -313,6 +320,7 @@ impl fmt::Display for Step {
                 });
                 write!(f, "entering namespaces {}", paths.collect::<Vec<_>>().join(", "))
             }
+            Step::Ask(Ask::NetDevices) => write!(f, "moving network devices"),
             Step::Ask(Ask::MapIds) => write!(f, "mapping users and groups"),
             Step::Ask(Ask::Hooks) => write!(f, "running hooks"),
             Step::Ask(_) => write!(f, "asking the runtime"),

@@ -22,6 +22,8 @@ pub(crate) enum Ask {
     Born(i32),
     /// Write the user and group mappings of the asking process' user namespace.
     MapIds,
+    /// Move network devices into the asking process' network namespace.
+    NetDevices,
     /// Run the hooks that belong to the time after the namespaces and before the root file system is entered
     /// (prestart, createRuntime).
     Hooks,
@@ -150,6 +152,7 @@ impl Ask {
         match self {
             Ask::Born(pid) => [b"b", &pid.to_ne_bytes()[..]].concat(),
             Ask::MapIds => b"m".to_vec(),
+            Ask::NetDevices => b"d".to_vec(),
             Ask::Hooks => b"h".to_vec(),
             Ask::Terminal => b"t".to_vec(),
             Ask::Notify => b"n".to_vec(),
@@ -173,6 +176,7 @@ impl Ask {
         Some(match bytes {
             [b'b', pid @ ..] => Ask::Born(i32::from_ne_bytes(pid.try_into().ok()?)),
             b"m" => Ask::MapIds,
+            b"d" => Ask::NetDevices,
             b"h" => Ask::Hooks,
             b"t" => Ask::Terminal,
             b"n" => Ask::Notify,
@@ -202,8 +206,8 @@ mod tests {
     #[test]
     fn every_question_arrives_as_it_was_asked() {
         let (parent, child) = channel().unwrap();
-        let asks = [Ask::Born(77), Ask::MapIds, Ask::Hooks, Ask::Terminal, Ask::Notify, Ask::Created];
-        for ask in asks.into_iter().chain([Ask::Failed(failure(3))]) {
+        let asks = [Ask::Born(77), Ask::MapIds, Ask::NetDevices, Ask::Hooks, Ask::Terminal];
+        for ask in asks.into_iter().chain([Ask::Notify, Ask::Created]).chain([Ask::Failed(failure(3))]) {
             child.tell(&ask).unwrap();
             let (received, fd) = parent.receive().unwrap().unwrap();
             assert_eq!((received, fd.is_none()), (ask, true));

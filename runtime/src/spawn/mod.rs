@@ -17,6 +17,7 @@
 mod channel;
 pub(crate) mod groups;
 mod maps;
+mod netdevice;
 mod prepare;
 
 use std::fs::File;
@@ -28,7 +29,7 @@ pub(crate) use channel::{Ask, Channel, channel, send};
 
 use crate::cgroup::explain_join;
 use crate::init::{self, Failure, Fds, Stdio};
-use crate::plan::{IdMaps, Prepared, Step};
+use crate::plan::{IdMaps, NetDevice, Prepared, Step};
 use crate::sys;
 
 /// What is to be made.
@@ -43,6 +44,8 @@ pub(crate) struct Child<'a> {
     pub(crate) prepared: &'a [Prepared],
     /// The ids of a new user namespace.
     pub(crate) maps: Option<&'a IdMaps>,
+    /// Network devices of ours that become the container's.
+    pub(crate) net_devices: &'a [NetDevice],
     /// Whether we may write mappings and reach everything; see [`crate::plan::Facts`].
     pub(crate) privileged: bool,
     pub(crate) stdio: Stdio,
@@ -101,6 +104,7 @@ pub(crate) fn first_process(
     drop(fds);
     let mut answer = |ask: &Ask, pid: i32, fd| match (ask, child.maps) {
         (Ask::MapIds, Some(ids)) => maps::write(pid, ids, child.privileged).map(|()| Flow::GoOn),
+        (Ask::NetDevices, _) => netdevice::move_all(child.net_devices, pid).map(|()| Flow::GoOn),
         _ => answer(ask, pid, fd),
     };
     let unborn = child.steps.iter().any(|step| matches!(step, Step::Enter { .. }));

@@ -204,7 +204,7 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     let applets = "sh cat id ls echo sleep true false mount umount grep ps kill dd head hostname touch chmod stat \
                    readlink unshare wc seq env pwd mknod test printf yes tail nproc trap mkdir ln rm sysctl cut uname \
-                   ionice";
+                   ionice ip";
     for applet in applets.split_ascii_whitespace() {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
