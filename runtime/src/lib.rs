@@ -18,6 +18,7 @@
 mod api;
 mod cgroup;
 mod error;
+mod exec;
 mod hooks;
 mod host;
 mod init;

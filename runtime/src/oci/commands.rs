@@ -19,6 +19,8 @@ pub(super) struct Command {
     pub(super) prefix: &'static str,
     /// The exit code of a failure.
     pub(super) failure: u8,
+    /// Whether it gets into a container, so that our program has to be out of reach from there.
+    pub(super) enters: bool,
     pub(super) run: fn(&Context, &Matches) -> Result<u8>,
 }
 
@@ -70,6 +72,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "rorqual-runtime create failed: ",
         failure: 1,
+        enters: true,
         run: create::create,
     },
     Command {
@@ -80,6 +83,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: start::start,
     },
     Command {
@@ -102,6 +106,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "rorqual-runtime run failed: ",
         failure: 1,
+        enters: true,
         run: run::run,
     },
     Command {
@@ -112,6 +117,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: list::state,
     },
     Command {
@@ -122,6 +128,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[FORMAT, switch("quiet", "only ids").short('q'), HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: list::list,
     },
     Command {
@@ -132,6 +139,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[switch("all", "to all of its processes").short('a'), HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: kill::kill,
     },
     Command {
@@ -142,6 +150,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[switch("force", "kill it first if it has not ended").short('f'), HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: delete::delete,
     },
     Command {
@@ -170,7 +179,8 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "exec failed: ",
         failure: 255,
-        run: exec::exec,
+        enters: true,
+        run: exec::run,
     },
     Command {
         name: "ps",
@@ -180,6 +190,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[FORMAT, HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: ps::ps,
     },
     Command {
@@ -194,6 +205,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "",
         failure: 1,
+        enters: false,
         run: events::events,
     },
     Command {
@@ -223,6 +235,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "",
         failure: 1,
+        enters: false,
         run: update::update,
     },
     Command {
@@ -233,6 +246,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[BUNDLE, switch("rootless", "for an ordinary user"), HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: spec::spec,
     },
     Command {
@@ -243,6 +257,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: features::features,
     },
     Command {
@@ -253,6 +268,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: pause::pause,
     },
     Command {
@@ -263,6 +279,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: pause::resume,
     },
     Command {
@@ -273,6 +290,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: pause::no_checkpoints,
     },
     Command {
@@ -283,6 +301,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
+        enters: false,
         run: pause::no_checkpoints,
     },
 ];

@@ -1,8 +1,5 @@
 //! `exec`: a further process in a container that runs.
 
-use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
@@ -14,31 +11,15 @@ use super::console::{self, ConsoleSocket};
 use super::context::Context;
 use super::create::{preserved, write_pid_file};
 use super::error::{Error, Result};
-use super::kill;
 use super::log::Log;
 use super::relay::Relay;
 use super::run::{self, Signals};
-use super::state::{Record, Status};
-use crate::cgroup::{Group, Layout};
-use crate::host;
-use crate::init::{Failure, Kind, Stdio};
-use crate::plan::{self, ExecRequest};
-use crate::spawn::{self, Ask, Child, Flow};
-
-/// The namespaces of a process: files below /proc/<pid>/ns and their CLONE_NEW* flags.
-const NAMESPACES: [(&str, i32); 8] = [
-    ("user", libc::CLONE_NEWUSER),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("uts", libc::CLONE_NEWUTS),
-    ("net", libc::CLONE_NEWNET),
-    ("pid", libc::CLONE_NEWPID),
-    ("time", 0x80),
-    ("mnt", libc::CLONE_NEWNS),
-];
+use super::state::Status;
+use crate::exec::{self, Exec};
+use crate::init::Stdio;
 
 /// `exec`.
-pub(super) fn exec(context: &Context, matches: &Matches) -> Result<u8> {
+pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     let detached = matches.is_set("detach");
     if !detached {
         run::become_subreaper()?;
@@ -65,8 +46,20 @@ pub(super) fn exec(context: &Context, matches: &Matches) -> Result<u8> {
     // Before there is a process whose end could be missed.
     let signals = if detached { None } else { Some(Signals::take()?) };
     let mut master = None;
-    let wanted = Wanted { record: &record, spec: &spec, user: user.as_deref(), matches, console: &console };
-    let pid = wanted.start(&mut master)?;
+    let below: Vec<String> = matches.all("cgroup").map(str::to_owned).collect();
+    let wanted = Exec {
+        spec: &spec,
+        user: user.as_deref(),
+        pid: record.pid,
+        start_ticks: record.start_ticks,
+        group: &record.group,
+        below: &below,
+        rootfs: &record.rootfs,
+        keyring: record.keyring.then_some(record.id.as_str()),
+        stdio: Stdio::Inherited,
+        preserved_fds: preserved(matches.number("preserve-fds")?.unwrap_or(0))?.all,
+    };
+    let pid = exec::start(wanted, |fd| console::hand_over(fd, &console, Some(&mut master)))?;
     if let Some(path) = matches.value("pid-file").filter(|path| !path.is_empty())
         && let Err(error) = write_pid_file(&PathBuf::from(path), pid)
     {
@@ -77,88 +70,6 @@ pub(super) fn exec(context: &Context, matches: &Matches) -> Result<u8> {
     let Some(mut signals) = signals else { return Ok(0) };
     let relay = master.map(Relay::new).transpose()?;
     signals.until_the_end(pid, relay)
-}
-
-/// A process that is to be started.
-struct Wanted<'a> {
-    record: &'a Record,
-    spec: &'a Spec,
-    user: Option<&'a str>,
-    matches: &'a Matches,
-    console: &'a Option<ConsoleSocket>,
-}
-
-impl Wanted<'_> {
-    fn start(&self, master: &mut Option<OwnedFd>) -> Result<i32> {
-        let target = kill::open(self.record)?.ok_or(Error::NotRunning)?;
-        let layout = Layout::discover()?;
-        let group = self.group(&layout)?;
-        let facts = host::facts(layout)?;
-        let wanted = ExecRequest {
-            spec: self.spec,
-            user: self.user,
-            group: &group,
-            namespaces: foreign_namespaces(self.record.pid)?,
-            rootfs: &self.record.rootfs,
-            keyring: self.record.keyring.then_some(self.record.id.as_str()),
-            preserved_fds: preserved(self.matches.number("preserve-fds")?.unwrap_or(0))?.all,
-        };
-        let plan = plan::exec_plan(&wanted, &facts).map_err(|wrong| Failure {
-            kind: Kind::Spec,
-            subject: wrong.field,
-            errno: None,
-            detail: wrong.reason,
-        })?;
-        let child = Child {
-            namespaces: plan.namespaces,
-            unified: group.unified.as_deref(),
-            steps: &plan.steps,
-            prepared: &plan.prepared,
-            maps: None,
-            net_devices: &[],
-            privileged: facts.privileged,
-            stdio: Stdio::Inherited,
-            start: None,
-            target: Some(target),
-        };
-        let pid = spawn::first_process(child, |ask, _, fd| match (ask, fd) {
-            (Ask::Terminal, Some(fd)) => {
-                console::hand_over(fd, self.console, Some(&mut *master)).map(|()| Flow::GoOn)
-            }
-            (other, _) => Err(spawn::unanswered(other)),
-        })?;
-        Ok(pid)
-    }
-
-    /// The groups to join: the container's, or groups below them.
-    fn group(&self, layout: &Layout) -> Result<Group> {
-        let below: Vec<String> = self.matches.all("cgroup").map(str::to_owned).collect();
-        if !below.is_empty() {
-            return Ok(self.record.group.sub(&below)?);
-        }
-        let mut group = self.record.group.clone();
-        if group.is_v2() {
-            // Its own group takes no process once it has handed controllers down.
-            group.unified = layout.unified_of(self.record.pid).or(group.unified);
-        }
-        Ok(group)
-    }
-}
-
-/// Which namespaces of a process are not our own.
-fn foreign_namespaces(pid: i32) -> Result<u64> {
-    let mut foreign = 0;
-    for (name, flag) in NAMESPACES {
-        let theirs = PathBuf::from(format!("/proc/{pid}/ns/{name}"));
-        let ours = PathBuf::from(format!("/proc/self/ns/{name}"));
-        // A kernel without time namespaces has no such file.
-        let Ok(ours) = fs::metadata(&ours) else { continue };
-        let theirs = fs::metadata(&theirs).map_err(Error::file("open", &theirs))?;
-        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
-            foreign |= flag as u64;
-        }
-    }
-    Ok(foreign)
 }
 
 /// Puts the process that is asked for in place of the container's own. Returns a user that is named, not numbered.

@@ -8,7 +8,7 @@ use super::args::Matches;
 use super::context::Context;
 use super::error::{Error, Result};
 use super::state::{Place, Record, Status};
-use crate::record;
+use crate::exec;
 use crate::sys;
 
 /// `kill`.
@@ -66,14 +66,9 @@ pub(super) fn first_process(place: &Place, record: &Record, signal: i32) -> Resu
     Ok(())
 }
 
-/// The first process, if it is there: a descriptor that no other process can come to stand for.
+/// The first process, if it is there.
 pub(super) fn open(record: &Record) -> Result<Option<OwnedFd>> {
-    let process = match sys::pidfd_open(record.pid) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        other => other.map_err(Error::system("opening the first process"))?,
-    };
-    // Looked at after it was opened: if it is the right one now, the descriptor is of the right one.
-    Ok((record::start_ticks(record.pid) == Some(record.start_ticks)).then_some(process))
+    exec::open_process(record.pid, record.start_ticks).map_err(Error::system("opening the first process"))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod pause;
 mod ps;
 mod relay;
 mod run;
+mod sealed;
 mod spec;
 mod start;
 mod state;
@@ -76,7 +77,8 @@ pub fn main(args: &[String]) -> ExitCode {
         return wrong(Some(command), &context.log, &error);
     }
     context.log.debug(|| format!("{name} {rest:?} with root {}", context.root.display()));
-    match (command.run)(&context, &matches) {
+    let sealed = if command.enters { sealed::seal(sealed::preserved(&matches)) } else { Ok(()) };
+    match sealed.and_then(|()| (command.run)(&context, &matches)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let prefix = command.prefix;

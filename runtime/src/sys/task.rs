@@ -1,8 +1,9 @@
 //! What a process has beside its memory and files: its scheduling, its memory policy, its personality, its keys.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use super::check;
@@ -71,4 +72,21 @@ pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
     let ring = check(ring)?;
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, ring, PERMISSIONS) }).map(drop)
+}
+
+/// Replaces this process' program by that of a descriptor. Returns only to say why not.
+pub(crate) fn execute_file(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
+    let (args, env) = (super::pointers(args), super::pointers(env));
+    // SAFETY: both lists end with a null, and their strings outlive the call; the path is static.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
 }
