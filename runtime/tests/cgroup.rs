@@ -114,25 +114,33 @@ struct Bundle {
     world: World,
     id: String,
     group: String,
+    /// Options before the command.
+    options: Vec<String>,
 }
 
 impl Bundle {
     fn new(name: &str, script: &str, resources: Value) -> Bundle {
+        Bundle::with(name, script, resources, None, json!({}))
+    }
+
+    fn with(name: &str, script: &str, resources: Value, slice: Option<&str>, annotations: Value) -> Bundle {
         let world = World::new();
         let id = format!("{name}-{}", std::process::id());
         let group = format!("{}/{id}", world.options.cgroup_parent);
         let mut launch = world.launch_of(&id, &limited(script));
         let Rootfs::Overlay { lowers, .. } = &launch.rootfs else { unreachable!() };
         let linux = launch.spec.linux_mut().as_mut().unwrap();
-        linux.set_cgroups_path(Some(PathBuf::from(format!("/{group}"))));
+        let path = slice.map_or_else(|| format!("/{group}"), |slice| format!("{slice}:rqt:{id}"));
+        linux.set_cgroups_path(Some(PathBuf::from(path)));
         linux.set_resources(Some(self::resources(resources)));
         let mut config = serde_json::to_value(&launch.spec).unwrap();
         config["root"]["path"] = json!(lowers[0]);
-        config.as_object_mut().unwrap().remove("annotations");
+        config["annotations"] = annotations;
         let dir = world.dir.path().join("bundle");
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("config.json"), config.to_string()).unwrap();
-        Bundle { world, id, group }
+        let options = slice.map(|_| "--systemd-cgroup".to_owned()).into_iter().collect();
+        Bundle { world, id, group, options }
     }
 
     fn dirs(&self) -> Vec<PathBuf> {
@@ -145,7 +153,7 @@ impl Bundle {
         // Not a pipe: the container keeps what it inherits.
         let log = fs::File::create(self.world.dir.path().join("output")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_rorqual-runtime"));
-        command.current_dir(bundle).arg("--root").arg(root).args(args).arg(&self.id);
+        command.current_dir(bundle).arg("--root").arg(root).args(&self.options).args(args).arg(&self.id);
         if args[0] == "create" {
             command.stdout(log.try_clone().unwrap()).stderr(log);
         }
@@ -200,4 +208,43 @@ fn a_container_in_somebody_elses_group_is_refused() {
     let said = fs::read_to_string(bundle.world.dir.path().join("output")).unwrap();
     assert!(said.contains("cgroup is not empty"), "{said}");
     assert!(common::is_running(&bundle.world.runtime, &bundle.id), "and left alone");
+}
+
+/// With a systemd as PID 1 only.
+#[test]
+fn systemd_makes_and_removes_the_group_of_a_container() {
+    if !Path::new("/run/systemd/private").exists() {
+        return;
+    }
+    let annotations = json!({"org.systemd.property.RuntimeMaxSec": "1000", "org.systemd.property.CollectMode": "'inactive-or-failed'"});
+    let resources = json!({"memory": {"limit": 32 * MIB}, "pids": {"limit": 20}});
+    let bundle = Bundle::with("unit", "sleep 1000", resources, Some("rqt-oci.slice"), annotations);
+    let unit = format!("rqt-{}.scope", bundle.id);
+    let show = |name: &str| {
+        let output = Command::new("systemctl").args(["show", "--value", "-p", name, &unit]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    bundle.ok(&["create"]);
+    let group = format!("/rqt.slice/rqt-oci.slice/{unit}");
+    assert_eq!(show("ControlGroup"), group);
+    assert_eq!(
+        (show("RuntimeMaxUSec"), show("CollectMode")),
+        ("16min 40s".to_owned(), "inactive-or-failed".to_owned())
+    );
+    let state: Value = serde_json::from_str(&bundle.ok(&["state"])).unwrap();
+    let of_first = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"])).unwrap();
+    assert!(of_first.contains(&group), "{of_first}");
+    let dir = PathBuf::from(format!("/sys/fs/cgroup{group}"));
+    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+    assert_eq!(pids.lines().count(), 1, "the container alone is in it: {pids}");
+    bundle.ok(&["start"]);
+    bundle.ok(&["pause"]);
+    assert_eq!(bundle.status(), "paused");
+    bundle.ok(&["delete", "--force"]);
+    assert_eq!(show("LoadState"), "not-found");
+    assert!(!dir.exists());
+    let wrong = Bundle::with("wrong", "true", json!({}), Some("not-a-slice"), json!({}));
+    assert!(!wrong.call(&["create"]).status.success());
+    let said = fs::read_to_string(wrong.world.dir.path().join("output")).unwrap();
+    assert!(said.contains("linux.cgroupsPath") && said.contains("is no slice"), "{said}");
 }
