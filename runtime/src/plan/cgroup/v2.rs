@@ -106,7 +106,7 @@ impl Limits<'_> {
         let Some(dir) = &self.group.unified else {
             return Err(invalid(
                 &field,
-                "this machine has no cgroup v2: use the other fields of linux.resources",
+                "invalid configuration: this machine has no cgroup v2: use the other fields of linux.resources",
             ));
         };
         let controller = match file.split_once('.') {
@@ -126,8 +126,9 @@ impl Limits<'_> {
             self.require(controller, &field);
         } else {
             let have = self.layout.unified_controllers.join(", ");
-            let reason =
-                format!("the controller {controller} is not on this machine's cgroup v2, which has: {have}");
+            let reason = format!(
+                "invalid configuration: the controller {controller} is not on this machine's cgroup v2, which has: {have}"
+            );
             return Err(invalid(&field, &reason));
         }
         self.write(dir, file, value, &field);
