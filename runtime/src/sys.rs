@@ -28,6 +28,17 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Names a system call that an older kernel does not have, with the version that does.
+fn since(call: &'static str, version: &'static str) -> impl Fn(io::Error) -> io::Error {
+    move |error| match error.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            let text = format!("this kernel has no {call}: Linux {version} and later have it");
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        }
+        _ => error,
+    }
+}
+
 fn check_fd(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = check(result)?;
     let fd = RawFd::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -73,7 +84,9 @@ pub(crate) fn close_range(first: u32, only_mark: bool) -> io::Result<()> {
     let flags: libc::c_uint = if only_mark { 4 } else { 0 };
     // SAFETY: takes integers. Descriptors above `first` are not used by their owners afterwards: the monitor calls it
     // before it has opened any, and the container's process only marks them.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) })
+        .map(drop)
+        .map_err(since("close_range", "5.11"))
 }
 
 #[repr(C)]
@@ -95,7 +108,7 @@ pub(crate) fn openat2(dir: RawFd, path: &CStr, flags: i32, mode: u32, resolve: u
         // EAGAIN: a rename ran beside us and the kernel could not tell whether `..` left the root; look again.
         match check_fd(result) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
-            other => return other,
+            other => return other.map_err(since("openat2", "5.6")),
         }
     }
 }
@@ -129,8 +142,8 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
     }
     // SAFETY: without CLONE_VM and a stack this is a fork: the child goes on with a copy of our memory. We are
     // single-threaded, so no lock is held by a thread that the copy does not have.
-    let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<CloneArgs>()) })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<CloneArgs>()) })
+        .map_err(since("clone3", "5.7"))?;
     Ok(if pid == 0 { None } else { Some(pid as i32) })
 }
 
@@ -335,7 +348,7 @@ pub(crate) fn wait_for(pid: i32) -> io::Result<i32> {
 /// A descriptor of a process, which no other process can come to stand for.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.
-    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map_err(since("pidfd_open", "5.3"))
 }
 
 /// Sends a signal to the process of a pidfd.
@@ -598,4 +611,19 @@ pub(crate) fn wait_for_lock(file: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn is_open(fd: RawFd) -> bool {
     // SAFETY: F_GETFD only reads the descriptor table.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_system_call_is_named_with_the_kernel_that_has_it() {
+        let named = |errno| since("openat2", "5.6")(io::Error::from_raw_os_error(errno));
+        assert_eq!(
+            named(libc::ENOSYS).to_string(),
+            "this kernel has no openat2: Linux 5.6 and later have it"
+        );
+        assert_eq!(named(libc::ENOENT).raw_os_error(), Some(libc::ENOENT));
+    }
 }

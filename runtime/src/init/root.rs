@@ -35,7 +35,7 @@ pub(super) fn mount_root(
             (Ok(mount), _) => mount,
             // Before Linux 6.5 the new interface has no way to name many layers.
             (Err(error), Rootfs::Overlay { lowers, upper, work })
-                if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
+                if error.raw_os_error() == Some(libc::EINVAL) =>
             {
                 classic_overlay(lowers, upper, work, mountpoint)?;
                 return sys::openat2(sys::CWD, mountpoint, libc::O_PATH | libc::O_DIRECTORY, 0, 0);

@@ -6,7 +6,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
-use super::{check, check_fd};
+use super::{check, check_fd, since};
 
 const AT_RECURSIVE: u32 = 0x8000;
 const OPEN_TREE_CLONE: u32 = 1;
@@ -23,7 +23,7 @@ const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 /// Opens a file system for mounting.
 pub(crate) fn fsopen(fstype: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: the name lives through the call.
-    check_fd(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) })
+    check_fd(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) }).map_err(since("fsopen", "5.2"))
 }
 
 /// Opens the file system of a mount for being configured anew.
@@ -31,6 +31,7 @@ pub(crate) fn fspick(mount: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
     // SAFETY: the empty path is static.
     check_fd(unsafe { libc::syscall(libc::SYS_fspick, mount.as_raw_fd(), c"".as_ptr(), flags) })
+        .map_err(since("fspick", "5.2"))
 }
 
 /// Sets an option of a file system that is being made: a flag, or a key with a value.
@@ -85,6 +86,7 @@ pub(crate) fn open_tree(dir: RawFd, path: &CStr, recursive: bool) -> io::Result<
     }
     // SAFETY: the path lives through the call.
     check_fd(unsafe { libc::syscall(libc::SYS_open_tree, dir, path.as_ptr(), flags) })
+        .map_err(since("open_tree", "5.2"))
 }
 
 /// Attaches a mount on the file or folder that `target` refers to.
@@ -133,7 +135,9 @@ fn setattr(mount: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> io::Resu
     let (fd, size) = (mount.as_raw_fd(), mem::size_of::<MountAttr>());
     let attr = ptr::from_ref(attr);
     // SAFETY: attr lives through the call, and the size given is its.
-    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, attr, size) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, attr, size) })
+        .map(drop)
+        .map_err(since("mount_setattr", "5.12"))
 }
 
 /// The classic mount call.
