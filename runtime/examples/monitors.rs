@@ -42,7 +42,8 @@ fn main() {
 }
 
 fn launch(base: &Path, id: &str) -> Launch {
-    let settings = ContainerSettings { args: ["sleep", "100000"].map(str::to_owned).into(), ..Default::default() };
+    let settings =
+        ContainerSettings { args: ["sleep", "100000"].map(str::to_owned).into(), ..Default::default() };
     let dir = base.join(id);
     fs::create_dir(&dir).unwrap();
     Launch {
