@@ -81,6 +81,7 @@ pub(crate) fn start(
     let child = Child {
         namespaces: plan.namespaces,
         unified: group.unified.as_deref(),
+        unit: group.unit.as_ref(),
         steps: &plan.steps,
         prepared: &plan.prepared,
         maps: None,

@@ -156,6 +156,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running,
     let child = Child {
         namespaces: plan.namespaces,
         unified: record.group.unified.as_deref(),
+        unit: None,
         steps: &plan.steps,
         prepared: &plan.prepared,
         maps: plan.maps.as_ref(),

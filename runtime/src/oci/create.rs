@@ -163,10 +163,11 @@ impl<'a> Making<'a> {
         let _made = groups::make(&plan.cgroup)?;
         self.has_groups = true;
         let leave = listener.is_some();
-        let unified = self.record.group.unified.clone();
+        let group = self.record.group.clone();
         let child = Child {
             namespaces: plan.namespaces,
-            unified: unified.as_deref(),
+            unified: group.unified.as_deref(),
+            unit: group.unit.as_ref(),
             steps: &plan.steps,
             prepared: &plan.prepared,
             maps: plan.maps.as_ref(),

@@ -28,6 +28,7 @@ use std::path::Path;
 pub(crate) use channel::{Ask, Channel, channel, send};
 
 use crate::cgroup::explain_join;
+use crate::cgroup::systemd::Unit;
 use crate::init::{self, Failure, Fds, Stdio};
 use crate::plan::{IdMaps, NetDevice, Prepared, Step};
 use crate::sys;
@@ -39,6 +40,8 @@ pub(crate) struct Child<'a> {
     pub(crate) namespaces: u64,
     /// The cgroup2 directory to be born in.
     pub(crate) unified: Option<&'a Path>,
+    /// Whose group that is, if systemd has made it.
+    pub(crate) unit: Option<&'a Unit>,
     pub(crate) steps: &'a [Step],
     /// Mounts to be made before.
     pub(crate) prepared: &'a [Prepared],
@@ -88,7 +91,8 @@ pub(crate) fn first_process(
         None => None,
     };
     let fds = Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target, mounts };
-    let mut pid = match sys::clone3(child.namespaces, group.as_ref().map(AsFd::as_fd)) {
+    let born = groups::born(child.namespaces, group.as_ref().map(AsFd::as_fd), child.unit);
+    let mut pid = match born {
         Ok(None) => {
             // Else it would not see our end.
             drop(ours);

@@ -161,6 +161,15 @@ fn await_job(bus: &mut Bus, job: &str) -> std::result::Result<(), BusError> {
     }
 }
 
+/// Has a process of this user moved into a unit's group.
+pub(crate) fn attach(unit: &Unit, pid: i32) -> Result<()> {
+    let pids = Value::Array("u".to_owned(), vec![Value::U32(u32::try_from(pid).unwrap_or(0))]);
+    // The second one: a group below the unit's, "" for its own.
+    let arguments = [Value::str(&unit.name), Value::str(""), pids];
+    let result = open(unit.user).and_then(|mut bus| bus.call(MANAGER, "AttachProcessesToUnit", &arguments));
+    result.map(drop).map_err(|error| failed("move the container into", unit, error))
+}
+
 /// Changes properties of a unit that runs.
 pub(crate) fn set(unit: &Unit, properties: Vec<Property>) -> Result<()> {
     if properties.is_empty() {

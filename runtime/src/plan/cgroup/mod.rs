@@ -216,6 +216,11 @@ impl<'a> Limits<'a> {
             self.require(unified, field);
             return Ok(Place::V2(dir));
         }
+        if self.layout.unified_has(unified) {
+            let reason = "this user may not make a control group where it would have to be: have one delegated (systemd: \
+                          Delegate=yes), let the user's systemd make it (--systemd-cgroup), or leave the limit out";
+            return Err(invalid(field, reason));
+        }
         if self.layout.v1_of(controller).is_some() {
             let reason = format!(
                 "the container is in no group of the {controller} controller: it joins one only if it is started with \
