@@ -64,10 +64,21 @@ impl Bundle {
 
     /// Runs it as the user: what stands before the program in the command line, and all that came out.
     fn run(&self, before: &[&str]) -> (bool, String) {
+        self.run_in(None, before)
+    }
+
+    /// The same, in a control group.
+    fn run_in(&self, group: Option<&Path>, before: &[&str]) -> (bool, String) {
+        // Only root may put a process into what is delegated from outside of it.
+        const JOIN: &str = "test -z \"$0\" || echo $$ > \"$0\"; exec \"$@\"";
+        let procs = group.map(|group| group.join("cgroup.procs")).unwrap_or_default();
         fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
         give(self.dir.path());
         let ids = [format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".to_owned()];
-        let output = Command::new("setpriv")
+        let output = Command::new("sh")
+            .args(["-c", JOIN])
+            .arg(procs)
+            .arg("setpriv")
             .args(ids)
             .args(before)
             .arg(self.dir.path().join("runtime"))
@@ -241,4 +252,35 @@ fn more_ids_come_from_newuidmap() {
     let (user, first) = (USER.to_string(), FIRST.to_string());
     assert_eq!(words[..6], ["0", &user, "1", "1", &first, "1000"], "{text}");
     assert_eq!(words[12..], ["5", "6", "7", "5"], "{text}");
+}
+
+/// On v2, where groups can be delegated.
+#[test]
+fn a_delegated_group_takes_limits() {
+    let top = PathBuf::from(format!("/sys/fs/cgroup/rqt-delegated-{}", std::process::id()));
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return;
+    }
+    // Where the user's processes are; a container's group is beside it.
+    let own = top.join("own");
+    for dir in [&top, &own] {
+        fs::create_dir(dir).unwrap();
+        for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            chown(dir.join(file), Some(USER), Some(USER)).unwrap();
+        }
+    }
+    fs::write(top.join("cgroup.subtree_control"), "+memory +pids").unwrap();
+    let mut bundle = Bundle::new("cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max");
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "cgroup" }));
+    bundle.config["linux"]["resources"] =
+        json!({ "memory": { "limit": 33_554_432 }, "pids": { "limit": 20 } });
+    let (ok, text) = bundle.run_in(Some(&own), &[]);
+    let (refused, reason) = bundle.run(&[]);
+    let left = fs::read_dir(&top).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
+    fs::remove_dir(&own).unwrap();
+    fs::remove_dir(&top).unwrap();
+    assert!(ok, "{text}");
+    assert_eq!(text, "33554432\n20\n");
+    assert_eq!(left, 1, "the container's group is gone");
+    assert!(!refused && reason.contains("may not make a control group"), "{reason}");
 }
