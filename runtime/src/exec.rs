@@ -13,6 +13,7 @@ use crate::host;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, ExecRequest};
 use crate::record;
+use crate::seccomp::Asked;
 use crate::spawn::{self, Ask, Child, Flow};
 use crate::sys;
 
@@ -35,6 +36,9 @@ pub(crate) struct Exec<'a> {
     pub(crate) spec: &'a Spec,
     /// `user[:group]`, each by name or number, to be looked up in the container instead of the specification's numbers.
     pub(crate) user: Option<&'a str>,
+    /// The container's id and bundle, for whoever is asked about filtered system calls.
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Path,
     /// The container's first process, and when the kernel started it.
     pub(crate) pid: i32,
     pub(crate) start_ticks: u64,
@@ -78,6 +82,7 @@ pub(crate) fn start(
         errno: None,
         detail: wrong.reason,
     })?;
+    let asked = |listener| Asked::running(listener, exec.id, exec.bundle, exec.spec, exec.pid);
     let child = Child {
         namespaces: plan.namespaces,
         unified: group.unified.as_deref(),
@@ -90,6 +95,7 @@ pub(crate) fn start(
         stdio: exec.stdio,
         start: None,
         target: Some(target),
+        listener: plan.listener.as_ref().map(asked),
     };
     spawn::first_process(child, |ask, _, fd| match (ask, fd) {
         (Ask::Terminal, Some(fd)) => terminal(fd).map(|()| Flow::GoOn),

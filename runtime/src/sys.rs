@@ -5,6 +5,7 @@
 //! descriptor: nobody can put a link between the check of a target and its use.
 
 mod mount;
+mod shared;
 mod task;
 mod terminal;
 
@@ -15,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 pub(crate) use mount::*;
+pub(crate) use shared::SharedWord;
 pub(crate) use task::*;
 pub(crate) use terminal::*;
 
@@ -252,15 +254,16 @@ pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Re
 /// One instruction of a classic BPF program.
 pub(crate) type Instruction = libc::sock_filter;
 
-/// Loads a seccomp filter into this process.
-pub(crate) fn load_seccomp(program: &[Instruction], flags: u64) -> io::Result<()> {
+/// Loads a seccomp filter into this process. Returns the number of the descriptor that tells of filtered calls, if the
+/// flags ask for one.
+pub(crate) fn load_seccomp(program: &[Instruction], flags: u64) -> io::Result<Option<RawFd>> {
     let len = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // SAFETY: the program lives through the call, and the kernel only reads it.
-    check(unsafe {
+    let result = check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter)
-    })
-    .map(drop)
+    })?;
+    Ok((flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0).then_some(result as RawFd))
 }
 
 /// A list of strings as execve wants it: pointers that end with a null.
@@ -349,6 +352,12 @@ pub(crate) fn wait_for(pid: i32) -> io::Result<i32> {
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.
     check_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map_err(since("pidfd_open", "5.3"))
+}
+
+/// A copy of a descriptor that the process of a pidfd has.
+pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
 }
 
 /// Sends a signal to the process of a pidfd.

@@ -22,8 +22,9 @@ use serde::{Deserialize, Serialize};
 use crate::hooks;
 use crate::plan::Step;
 use crate::plan::capabilities::Sets;
+use crate::seccomp;
 use crate::spawn::{Ask, Channel};
-use crate::sys;
+use crate::sys::{self, SharedWord};
 
 pub(crate) use root::detached as detached_root;
 
@@ -92,6 +93,8 @@ pub(crate) struct Fds {
     pub(crate) target: Option<OwnedFd>,
     /// What the plan calls prepared: mounts that are attached nowhere yet.
     pub(crate) mounts: Vec<OwnedFd>,
+    /// Where a filter that asks leaves the number of the descriptor that it asks with.
+    pub(crate) notify: Option<SharedWord>,
 }
 
 /// What one step leaves for a later one.
@@ -241,7 +244,14 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             credentials(sets, *last_capability, &state.user, groups)
         }
         Step::NoNewPrivileges => sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
-        Step::Seccomp { program, flags } => sys::load_seccomp(program, *flags),
+        Step::CloseOnExec { first } => sys::reset_signals().and_then(|()| sys::close_range(*first, true)),
+        Step::Seccomp { program, flags } => match &fds.notify {
+            Some(word) => {
+                fds.channel.tell(&Ask::Notify)?;
+                seccomp::listener::load(program, *flags, word)
+            }
+            None => sys::load_seccomp(program, *flags).map(drop),
+        },
         Step::DieWithMonitor => die_with_monitor(fds),
         Step::Terminal(wanted) => terminal::make(wanted, state.root()?, &fds.channel),
         Step::Enter { joins, new } => namespace::enter(joins, *new, fds),

@@ -56,10 +56,6 @@ pub(super) fn exec(program: &Execute, state: &State) -> Failure {
     {
         env.push(home);
     }
-    let ready = sys::reset_signals().and_then(|()| sys::close_range(3 + program.preserved_fds, true));
-    if let Err(error) = ready {
-        return Failure::step("preparing to execute", &error);
-    }
     let errors = sys::execve(&program.candidates, &program.args, &env);
     let command = command(program);
     // The most telling answer: a file that is there and cannot be run, rather than one that is not there.

@@ -16,6 +16,7 @@ use super::SERVE;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Keeper, Plan, Request};
 use crate::record::{self, Files, Record, Report, SOCKET, State};
+use crate::seccomp::Asked;
 use crate::spawn::{self, Child, groups};
 use crate::sys;
 
@@ -116,7 +117,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         detail: wrong.reason,
     })?;
     let made = groups::make(&plan.cgroup)?;
-    let started = first_process(files, &plan, &record);
+    let started = first_process(files, &plan, &record, spec);
     drop(made);
     match started {
         Ok((state, stdout, stderr, listener)) => {
@@ -147,12 +148,13 @@ fn load(files: &Files) -> Result<(Record, Spec), Failure> {
 
 type Running = (State, OwnedFd, OwnedFd, UnixListener);
 
-fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running, Failure> {
+fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Result<Running, Failure> {
     let pipe = || sys::pipe().map_err(|error| Failure::step("making a pipe", &error));
     let ((stdout, stdout_in), (stderr, stderr_in)) = (pipe()?, pipe()?);
     let listener = listen(&files.0).map_err(|error| Failure::step("listening for watchers", &error))?;
     fs::create_dir_all(files.mountpoint())
         .map_err(|error| Failure::step("making the mount point", &error))?;
+    let asked = |listener| Asked::creating(listener, &record.id, &record.dir, spec);
     let child = Child {
         namespaces: plan.namespaces,
         unified: record.group.unified.as_deref(),
@@ -165,6 +167,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record) -> Result<Running,
         stdio: Stdio::Pipes { stdout: stdout_in, stderr: stderr_in },
         start: None,
         target: None,
+        listener: plan.listener.as_ref().map(asked),
     };
     let pid = spawn::first_process(child, |ask, _, _| Err(spawn::unanswered(ask)))?;
     let state = State {

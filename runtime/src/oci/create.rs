@@ -23,6 +23,7 @@ use crate::host;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Facts, Keeper, Plan, Request};
 use crate::record;
+use crate::seccomp::Asked;
 use crate::spawn::{self, Ask, Child, Flow, groups};
 use crate::sys;
 
@@ -164,6 +165,9 @@ impl<'a> Making<'a> {
         self.has_groups = true;
         let leave = listener.is_some();
         let group = self.record.group.clone();
+        let asked = plan.listener.as_ref();
+        let asked =
+            asked.map(|listener| Asked::creating(listener, &self.record.id, &self.record.bundle, &self.spec));
         let child = Child {
             namespaces: plan.namespaces,
             unified: group.unified.as_deref(),
@@ -176,6 +180,7 @@ impl<'a> Making<'a> {
             stdio: Stdio::Inherited,
             start: listener,
             target: None,
+            listener: asked,
         };
         let mut created = false;
         let pid = spawn::first_process(child, |ask, pid, fd| match (ask, fd) {

@@ -50,6 +50,8 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     let wanted = Exec {
         spec: &spec,
         user: user.as_deref(),
+        id: &record.id,
+        bundle: &record.bundle,
         pid: record.pid,
         start_ticks: record.start_ticks,
         group: &record.group,

@@ -1,11 +1,9 @@
 //! The smaller parts of a specification: what is refused, devices, sysctls, the filter, names of limits.
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxSeccompFilterFlag, PosixRlimitType, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceType, PosixRlimitType, Spec};
 
 use super::namespaces::Namespaces;
 use super::{Device, NetDevice, Result, Step, below_root, invalid, text};
-use crate::seccomp;
-use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
 
 /// Refuses what this runtime does not do: a field that is passed over in silence would be a promise broken.
 pub(super) fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
@@ -178,43 +176,6 @@ fn sysctl_path(name: &str) -> String {
         other => other,
     };
     name.chars().map(swap).collect()
-}
-
-/// The filter: the one of the specification, or the built-in one if the annotation asks for it.
-pub(super) fn filter(linux: &Linux, spec: &Spec, capabilities: u64) -> Result<Option<Step>> {
-    if let Some(wanted) = linux.seccomp() {
-        let profile = seccomp::from_spec(wanted)
-            .map_err(|(field, reason)| invalid(&format!("linux.seccomp.{field}"), &reason))?;
-        let mut flags = 0;
-        for flag in wanted.flags().iter().flatten() {
-            flags |= match flag {
-                LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-                // The process has one thread; and without notifications there is nothing to be killed in.
-                LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-                | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
-            };
-        }
-        let program = seccomp::compile(&profile);
-        if program.len() > 4096 {
-            return Err(invalid(
-                "linux.seccomp.syscalls",
-                "the filter would be longer than the kernel's 4096 instructions",
-            ));
-        }
-        return Ok(Some(Step::Seccomp { program, flags }));
-    }
-    match spec.annotations().as_ref().and_then(|map| map.get(SECCOMP_ANNOTATION)).map(String::as_str) {
-        None => Ok(None),
-        Some(SECCOMP_DEFAULT) => {
-            let program = seccomp::compile(&seccomp::default_profile(capabilities));
-            Ok(Some(Step::Seccomp { program, flags: 0 }))
-        }
-        Some(other) => Err(invalid(
-            &format!("annotations.{SECCOMP_ANNOTATION}"),
-            &format!("{other:?} is not known: use {SECCOMP_DEFAULT:?}, or set linux.seccomp"),
-        )),
-    }
 }
 
 pub(super) fn resource(typ: PosixRlimitType) -> (u32, &'static str) {

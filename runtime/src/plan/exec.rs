@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::{
     Facts, Keeper, Namespaces, Plan, Request, Result, Step, Terminal, become_the_container, cgroup,
-    enter_namespaces, execute, invalid, path, process, working_directory,
+    enter_namespaces, execute, filter, invalid, path, process, working_directory,
 };
 use crate::api::Rootfs;
 use crate::cgroup::Group;
@@ -55,6 +55,7 @@ pub(crate) fn exec_plan(wanted: &ExecRequest<'_>, facts: &Facts) -> Result<Plan>
         prepared: Vec::new(),
         maps: None,
         net_devices: Vec::new(),
+        listener: None,
     };
     let affinity = process.exec_cpu_affinity().as_ref();
     if let Some(list) = affinity.and_then(|affinity| affinity.initial().as_deref()) {
@@ -67,8 +68,10 @@ pub(crate) fn exec_plan(wanted: &ExecRequest<'_>, facts: &Facts) -> Result<Plan>
     }
     enter_root(wanted, namespaces.user, facts, steps)?;
     terminal(process, steps);
-    become_the_container(&request, linux, process, facts, &namespaces, steps)?;
+    let listener = become_the_container(&request, linux, process, facts, &namespaces, steps)?;
     finish(process, wanted.preserved_fds, steps)?;
+    filter::place(steps, listener.is_some());
+    plan.listener = listener;
     Ok(plan)
 }
 

@@ -27,7 +27,9 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
         Keeper::Monitor => {
             refuse("hooks", hooks.is_some())?;
             refuse("process.terminal", process.terminal() == Some(true))?;
-            insert(steps, |step| matches!(step, Step::Execute(_)), vec![Step::DieWithMonitor]);
+            // A change of user takes the wish away; a filter might refuse it.
+            let user = steps.iter().position(|step| matches!(step, Step::Credentials { .. }));
+            steps.insert(user.map_or(0, |at| at + 1), Step::DieWithMonitor);
         }
         Keeper::Caller { state, preserved_fds } => {
             let mut before_pivot = Vec::new();

@@ -9,6 +9,7 @@ pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
 mod exec;
+mod filter;
 mod identity;
 mod keeper;
 mod mounts;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::Rootfs;
 use crate::cgroup::{Group, Layout};
+use crate::seccomp::Listener;
 use crate::spawn::Ask;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
@@ -95,6 +97,8 @@ pub(crate) struct Plan {
     pub(crate) maps: Option<IdMaps>,
     /// For [`Ask::NetDevices`].
     pub(crate) net_devices: Vec<NetDevice>,
+    /// Who is asked about filtered system calls, for [`Ask::Notify`].
+    pub(crate) listener: Option<Listener>,
 }
 
 /// Plans a launch.
@@ -118,6 +122,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         prepared: Vec::new(),
         maps: namespaces.maps.clone(),
         net_devices: check::net_devices(linux, &namespaces)?,
+        listener: None,
     };
     enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
     file_system(request, linux, facts, &namespaces, &mut plan)?;
@@ -137,12 +142,14 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         steps.push(Step::ReadOnlyRoot);
     }
-    become_the_container(request, linux, process, facts, &namespaces, steps)?;
+    plan.listener = become_the_container(request, linux, process, facts, &namespaces, steps)?;
+    let steps = &mut plan.steps;
     let workdir =
         steps.iter().position(|step| matches!(step, Step::Credentials { .. })).unwrap_or(steps.len());
     steps.insert(workdir, Step::WorkingDirectory(cwd));
     steps.push(Step::Execute(execute(process)?));
     keeper::add(request.keeper, spec, process, steps)?;
+    filter::place(steps, plan.listener.is_some());
     Ok(plan)
 }
 
@@ -300,7 +307,7 @@ fn become_the_container(
     facts: &Facts,
     namespaces: &Namespaces,
     steps: &mut Vec<Step>,
-) -> Result<()> {
+) -> Result<Option<Listener>> {
     let user = process.user();
     let groups = user.additional_gids().clone().unwrap_or_default();
     let in_new_user = namespaces.maps.as_ref();
@@ -333,7 +340,7 @@ fn become_the_container(
         umask: user.umask().unwrap_or(0o022),
         setgroups,
     };
-    let filter = check::filter(linux, request.spec, sets.bounding)?;
+    let (filter, listener) = filter::step(linux, request.spec, sets.bounding)?;
     if process.no_new_privileges() == Some(true) {
         steps.push(credentials);
         steps.push(Step::NoNewPrivileges);
@@ -343,7 +350,7 @@ fn become_the_container(
         steps.extend(filter);
         steps.push(credentials);
     }
-    Ok(())
+    Ok(listener)
 }
 
 /// Who gets the container's control group: root of its user namespace, if it can see no other group and may write to

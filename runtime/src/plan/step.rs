@@ -117,6 +117,10 @@ pub(crate) enum Step {
         setgroups: bool,
     },
     NoNewPrivileges,
+    /// Signals are as they are by default, and no descriptor from `first` on comes along.
+    CloseOnExec {
+        first: u32,
+    },
     Seccomp {
         program: Vec<Instruction>,
         flags: u64,
@@ -309,6 +313,7 @@ impl fmt::Display for Step {
             Step::Stdio => write!(f, "connecting standard input and output"),
             Step::Credentials { .. } => write!(f, "setting user, groups and capabilities"),
             Step::NoNewPrivileges => write!(f, "setting no_new_privs"),
+            Step::CloseOnExec { .. } => write!(f, "marking descriptors for being closed"),
             Step::Seccomp { program, .. } => {
                 write!(f, "loading the seccomp filter ({} instructions)", program.len())
             }

@@ -102,8 +102,9 @@ looking up user 0:0
 connecting standard input and output
 using working directory /srv
 setting user, groups and capabilities
-setting no_new_privs
 tying the process to its monitor
+setting no_new_privs
+marking descriptors for being closed
 executing nginx";
     let settings = ContainerSettings {
         hostname: "web".to_owned(),
@@ -148,6 +149,14 @@ fn privileges_go_before_the_filter_only_with_no_new_privs() {
     spec.process_mut().as_mut().unwrap().set_no_new_privileges(Some(false));
     let (filter, credentials) = position(&spec);
     assert!(filter < credentials, "without it, only CAP_SYS_ADMIN may load a filter");
+}
+
+#[test]
+fn behind_the_filter_there_is_only_the_program() {
+    let plan = plan_of(&default_spec(&settings()).unwrap(), false).unwrap();
+    let filter = plan.steps.iter().position(|step| matches!(step, Step::Seccomp { .. })).unwrap();
+    assert!(matches!(plan.steps[filter - 1], Step::CloseOnExec { first: 3 }));
+    assert!(matches!(plan.steps[filter + 1..], [Step::Execute(_)]), "{:?}", &plan.steps[filter..]);
 }
 
 #[test]

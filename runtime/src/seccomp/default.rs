@@ -1,9 +1,11 @@
 //! The profile that containers get unless they bring their own: the calls that Docker's default allows, depending on
-//! the container's capabilities in the same way. Stricter in three points: AF_ALG sockets are refused (a way into the
-//! kernel's crypto code that containers do not need), so is 32-bit `socketcall`, through which one could be made
-//! unseen; and calls of the x32 kind do not exist.
+//! the container's capabilities in the same way. It differs in three points:
+//! - 32-bit `socketcall` does not exist: through it a socket of a family that is refused could be made unseen
+//!   (CVE-2026-31431 needs AF_ALG). C libraries fall back to the calls of their own, which Linux has had since 4.3.
+//! - Calls of the x32 kind do not exist.
+//! - With CAP_SYS_ADMIN also `open_tree_attr`, which does what `open_tree` and `mount_setattr` do.
 
-use super::{Action, Arch, Condition, Profile, Rule, Test};
+use super::{Action, Arch, Call, Condition, Profile, Rule, Test};
 
 /// Harmless for everyone.
 const ALLOWED: &str = "
@@ -20,7 +22,7 @@ const ALLOWED: &str = "
     getsockopt gettid gettimeofday getuid getuid32 getxattr getxattrat inotify_add_watch inotify_init inotify_init1
     inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ioctl
     ioprio_get ioprio_set ipc kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lchown32
-    lgetxattr link linkat listen listxattr listxattrat llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64
+    lgetxattr link linkat listen listmount listxattr listxattrat llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64
     madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock mlock2
     mlockall mmap mmap2 mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend
     mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap
@@ -37,11 +39,12 @@ const ALLOWED: &str = "
     setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority setregid
     setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid
     setuid32 setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 sigprocmask
-    sigreturn socketpair splice stat stat64 statfs statfs64 statx symlink symlinkat sync sync_file_range syncfs
+    sigreturn socketpair splice stat stat64 statfs statfs64 statmount statx symlink symlinkat sync sync_file_range syncfs
     sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime
     timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill
     truncate truncate64 ugetrlimit umask uname unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes
-    vfork vmsplice wait4 waitid waitpid write writev arch_prctl modify_ldt";
+    vfork vmsplice wait4 waitid waitpid write writev arch_prctl modify_ldt arm_fadvise64_64 arm_sync_file_range
+    breakpoint cacheflush set_tls";
 
 /// What a capability opens beyond that.
 const BY_CAPABILITY: &[(u32, &str)] = &[
@@ -63,14 +66,18 @@ const BY_CAPABILITY: &[(u32, &str)] = &[
 
 const SYS_ADMIN: u32 = 21;
 const SYS_ADMIN_CALLS: &str =
-    "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick listmount lookup_dcookie
-    mount mount_setattr move_mount open_tree open_tree_attr perf_event_open quotactl quotactl_fd setdomainname
-    sethostname setns statmount syslog umount umount2 unshare";
+    "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie
+    lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree open_tree_attr
+    perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog umount umount2 unshare";
 
 /// All CLONE_NEW* flags that `clone` knows.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
-const AF_ALG: u32 = 38;
-const AF_VSOCK: u32 = 40;
+
+/// Address families that sockets may have, as ranges. Those in between are gone from the kernel (DECnet, Econet, ATM
+/// SVC, IrDA, Wanpipe, ISDN, CAIF), or reach what containers have no business with: AF_ALG (38) the kernel's crypto
+/// code, AF_VSOCK (40) the hypervisor, past every network namespace.
+const FAMILIES: [(u64, u64); 10] =
+    [(0, 11), (13, 18), (21, 22), (24, 24), (26, 33), (35, 36), (39, 39), (41, 41), (42, 44), (45, 45)];
 /// Personalities that change nothing about security: Linux, Linux with 2.6 as its version, and asking for the current.
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
@@ -84,8 +91,10 @@ pub(crate) fn default_profile(capabilities: u64) -> Profile {
         }
     }
     let argument = |argument, test| Condition { argument, test };
-    let sockets = [argument(0, Test::IntNotEqual(AF_ALG)), argument(0, Test::IntNotEqual(AF_VSOCK))];
-    rules.push(rule("socket", Action::ALLOW, &sockets));
+    for (first, last) in FAMILIES {
+        let family = [argument(0, Test::GreaterOrEqual(first)), argument(0, Test::LessOrEqual(last))];
+        rules.push(rule("socket", Action::ALLOW, &family));
+    }
     for personality in PERSONALITIES {
         rules.push(rule("personality", Action::ALLOW, &[argument(0, Test::Equal(personality))]));
     }
@@ -96,17 +105,91 @@ pub(crate) fn default_profile(capabilities: u64) -> Profile {
         rules.push(rule("clone3", Action::errno(libc::ENOSYS), &[]));
     }
     // As if the kernel had only the calls of their own for sockets, whose arguments can be looked at.
-    let mut socketcall = rule("socketcall", Action::errno(libc::ENOSYS), &[]);
-    socketcall.only = Some(Arch::I386);
-    rules.push(socketcall);
-    Profile { default: Action::errno(libc::EPERM), arches: Arch::native(), rules }
+    rules.push(rule("socketcall", Action::errno(libc::ENOSYS), &[]));
+    let arches = if cfg!(target_arch = "aarch64") {
+        vec![Arch::Aarch64, Arch::Arm]
+    } else {
+        vec![Arch::X86_64, Arch::I386]
+    };
+    Profile { default: Action::errno(libc::EPERM), arches, rules }
 }
 
 fn rule(names: &str, action: Action, conditions: &[Condition]) -> Rule {
-    Rule {
-        names: names.split_ascii_whitespace().map(str::to_owned).collect(),
-        action,
-        conditions: conditions.to_vec(),
-        only: None,
+    let calls = names.split_ascii_whitespace().filter_map(Call::named).collect();
+    Rule { calls, action, conditions: conditions.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compile;
+    use super::super::simulator::run;
+    use super::*;
+
+    const DENIED: Action = Action::errno(libc::EPERM);
+    const ABSENT: Action = Action::errno(libc::ENOSYS);
+
+    #[test]
+    fn every_name_is_a_call() {
+        let names =
+            [ALLOWED, SYS_ADMIN_CALLS].into_iter().chain(BY_CAPABILITY.iter().map(|(_, names)| *names));
+        for name in names.flat_map(str::split_ascii_whitespace) {
+            assert!(Call::named(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn it_decides_as_documented() {
+        let program = compile(&default_profile(0));
+        let call = |arch, name, first| {
+            let number = Call::named(name).unwrap().number(arch).unwrap();
+            run(&program, arch, number, [first, 0, 0, 0, 0, 0])
+        };
+        for arch in [Arch::X86_64, Arch::I386] {
+            assert_eq!(call(arch, "read", 0), Action::ALLOW);
+            for name in
+                ["mount", "unshare", "keyctl", "add_key", "bpf", "io_uring_setup", "setns", "kexec_load"]
+            {
+                assert_eq!(call(arch, name, 0), DENIED, "{name}");
+            }
+            assert_eq!(call(arch, "clone3", 0), ABSENT);
+            assert_eq!(call(arch, "clone", 0x0110_0011), Action::ALLOW);
+            for flag in
+                [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000]
+            {
+                assert_eq!(call(arch, "clone", flag | 0x11), DENIED, "{flag:x}");
+            }
+            let refused = [12, 19, 20, 23, 25, 34, 37, 38, 40, 46, 1000];
+            for family in (0..46).chain([1000]) {
+                let expected = if refused.contains(&family) { DENIED } else { Action::ALLOW };
+                assert_eq!(call(arch, "socket", family), expected, "{family}");
+            }
+            assert_eq!(call(arch, "personality", 0x2_0008), Action::ALLOW);
+            assert_eq!(call(arch, "personality", 0x4_0000), DENIED);
+            for number in [0x4000_0000, 0x4000_0000 | 41, 4000, u32::MAX] {
+                assert_eq!(run(&program, arch, number, [0; 6]), ABSENT);
+            }
+        }
+        // The kernel takes the lower half for the family; the filter must not take the whole for something else.
+        assert_eq!(call(Arch::X86_64, "socket", 0x1_0000_0026), DENIED);
+        assert_eq!(call(Arch::I386, "socketcall", 1), ABSENT);
+        assert_eq!(run(&program, Arch::Aarch64, 63, [0; 6]), Action::KILL_PROCESS);
+        assert!(program.len() < 760, "{} instructions", program.len());
+    }
+
+    #[test]
+    fn capabilities_open_their_calls() {
+        let with = |capabilities: u64, name: &str| {
+            let number = Call::named(name).unwrap().number(Arch::X86_64).unwrap();
+            run(&compile(&default_profile(capabilities)), Arch::X86_64, number, [0x1000_0000, 0, 0, 0, 0, 0])
+        };
+        for (capability, names) in BY_CAPABILITY {
+            for name in names.split_ascii_whitespace() {
+                if Call::named(name).unwrap().number(Arch::X86_64).is_some() {
+                    assert_ne!(with(0, name), Action::ALLOW, "{name} without {capability}");
+                    assert_eq!(with(1 << capability, name), Action::ALLOW, "{name} with {capability}");
+                }
+            }
+        }
+        assert_eq!(with(1 << SYS_ADMIN, "reboot"), DENIED);
     }
 }

@@ -29,7 +29,7 @@ pub(crate) enum Ask {
     Hooks,
     /// Take the other end of the terminal.
     Terminal,
-    /// Take the descriptor that tells of filtered system calls.
+    /// Take the descriptor that tells of filtered system calls; not answered (see `seccomp::listener`).
     Notify,
     /// Write down that the container is made: all that is left is to be started.
     Created,

@@ -31,7 +31,8 @@ use crate::cgroup::explain_join;
 use crate::cgroup::systemd::Unit;
 use crate::init::{self, Failure, Fds, Stdio};
 use crate::plan::{IdMaps, NetDevice, Prepared, Step};
-use crate::sys;
+use crate::seccomp::{self, Asked};
+use crate::sys::{self, SharedWord};
 
 /// What is to be made.
 #[derive(Debug)]
@@ -56,12 +57,16 @@ pub(crate) struct Child<'a> {
     pub(crate) start: Option<OwnedFd>,
     /// A pidfd of the process whose namespaces it enters.
     pub(crate) target: Option<OwnedFd>,
+    /// Who is asked about filtered system calls.
+    pub(crate) listener: Option<Asked>,
 }
 
 /// How a question was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
     GoOn,
+    /// It does not wait for an answer.
+    Unanswered,
     /// Nothing more is listened to: the process waits for somebody else.
     Leave,
 }
@@ -90,7 +95,10 @@ pub(crate) fn first_process(
         }
         None => None,
     };
-    let fds = Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target, mounts };
+    let notify = child.listener.as_ref().map(|_| SharedWord::new()).transpose();
+    let notify = notify.map_err(|error| Failure::step("sharing memory", &error))?;
+    let mut fds =
+        Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target, mounts, notify };
     let born = groups::born(child.namespaces, group.as_ref().map(AsFd::as_fd), child.unit);
     let mut pid = match born {
         Ok(None) => {
@@ -105,10 +113,17 @@ pub(crate) fn first_process(
             return Err(Failure::step(step, &error));
         }
     };
+    let notify = fds.notify.take();
     drop(fds);
     let mut answer = |ask: &Ask, pid: i32, fd| match (ask, child.maps) {
         (Ask::MapIds, Some(ids)) => maps::write(pid, ids, child.privileged).map(|()| Flow::GoOn),
         (Ask::NetDevices, _) => netdevice::move_all(child.net_devices, pid).map(|()| Flow::GoOn),
+        (Ask::Notify, _) => {
+            if let (Some(asked), Some(word)) = (&child.listener, &notify) {
+                seccomp::listener::hand_over(asked, pid, word)?;
+            }
+            Ok(Flow::Unanswered)
+        }
         _ => answer(ask, pid, fd),
     };
     let unborn = child.steps.iter().any(|step| matches!(step, Step::Enter { .. }));
@@ -154,6 +169,7 @@ fn serve(
             return Err(failure);
         }
         match answer(&ask, *pid, fd) {
+            Ok(Flow::Unanswered) => {}
             Ok(flow) => {
                 channel.answer(Ok(())).map_err(failed)?;
                 if flow == Flow::Leave {
