@@ -2,6 +2,8 @@
 //! test ends, however it ends.
 #![allow(dead_code)]
 
+pub(crate) mod cli;
+
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -204,7 +206,7 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     let applets = "sh cat id ls echo sleep true false mount umount grep ps kill dd head hostname touch chmod stat \
                    readlink unshare wc seq env pwd mknod test printf yes tail nproc trap mkdir ln rm sysctl cut uname \
-                   ionice ip";
+                   ionice ip tty stty diff tr";
     for applet in applets.split_ascii_whitespace() {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
