@@ -1,4 +1,4 @@
-//! Containers that an ordinary user makes with the command line: in a user namespace that the runtime makes, and in one
+//! Bundles, run by the command line. Most by an ordinary user: in a user namespace that the runtime makes, and in one
 //! that it finds itself in (as Podman does it). Needs root, to become an ordinary user, busybox-static and util-linux;
 //! the mapping of more than one id also uidmap.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
@@ -27,7 +27,9 @@ impl Bundle {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "id", "cat", "ls", "grep", "touch", "stat", "mount", "cp", "true", "readlink"] {
+        for applet in
+            ["sh", "id", "cat", "ls", "grep", "touch", "stat", "mount", "cp", "true", "readlink", "unshare"]
+        {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         fs::copy(env!("CARGO_BIN_EXE_rorqual-runtime"), dir.path().join("runtime")).unwrap();
@@ -56,6 +58,29 @@ impl Bundle {
             "linux": { "namespaces": namespaces, "uidMappings": mapping, "gidMappings": mapping }
         });
         Bundle { dir, config }
+    }
+
+    /// Runs it as root, with these options of `run`.
+    fn run_as_root(&self, options: &[&str]) -> (bool, String) {
+        fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_rorqual-runtime"))
+            .arg("--root")
+            .arg(self.dir.path().join("run"))
+            .arg("run")
+            .args(options)
+            .arg("--bundle")
+            .arg(self.dir.path())
+            .arg("by-root")
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
+    /// Takes the user namespace out.
+    fn without_user(&mut self) {
+        self.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|one| one["type"] != "user");
+        self.config["linux"].as_object_mut().unwrap().retain(|key, _| key == "namespaces");
     }
 
     fn mount(&mut self, mount: Value) {
@@ -151,16 +176,8 @@ fn root_reaches_a_bundle_for_its_container() {
     for path in [root.clone(), root.join("dev"), root.join("proc"), root.join("sys")] {
         chown(path, Some(FIRST), Some(FIRST)).unwrap();
     }
-    let run = Command::new(env!("CARGO_BIN_EXE_rorqual-runtime"))
-        .arg("--root")
-        .arg(bundle.dir.path().join("run"))
-        .args(["run", "--bundle"])
-        .arg(bundle.dir.path())
-        .arg("reached")
-        .output()
-        .unwrap();
-    let text = String::from_utf8([run.stdout, run.stderr].concat()).unwrap();
-    assert!(run.status.success() && text.starts_with("0\n") && text.ends_with("done\n"), "{text}");
+    let (success, text) = bundle.run_as_root(&[]);
+    assert!(success && text.starts_with("0\n") && text.ends_with("done\n"), "{text}");
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(root.join("made")).unwrap().uid(), FIRST);
 }
@@ -203,8 +220,7 @@ fn what_the_host_has_locked_stays_locked() {
 #[test]
 fn in_a_user_namespace_that_is_there_none_is_needed() {
     let mut bundle = Bundle::new("id -u; cat /proc/self/uid_map; ls /dev; echo x > /dev/null && echo null");
-    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|one| one["type"] != "user");
-    bundle.config["linux"].as_object_mut().unwrap().retain(|key, _| key == "namespaces");
+    bundle.without_user();
     let (success, text) = bundle.run(&["unshare", "--user", "--map-root-user", "--mount"]);
     assert!(success && text.starts_with("0\n"), "{text}");
     assert!(text.contains("null") && text.contains("urandom"), "{text}");
@@ -283,4 +299,61 @@ fn a_delegated_group_takes_limits() {
     assert_eq!(text, "33554432\n20\n");
     assert_eq!(left, 1, "the container's group is gone");
     assert!(!refused && reason.contains("may not make a control group"), "{reason}");
+}
+
+#[test]
+fn relative_sources_start_from_the_bundle() {
+    let mut bundle = Bundle::new("cat /bound/file");
+    bundle.without_user();
+    fs::create_dir(bundle.dir.path().join("data")).unwrap();
+    fs::write(bundle.dir.path().join("data/file"), "of the bundle\n").unwrap();
+    bundle.mount(json!({ "destination": "/bound", "type": "bind", "source": "data", "options": ["bind"] }));
+    let (success, text) = bundle.run_as_root(&[]);
+    assert!(success && text == "of the bundle\n", "{text}");
+}
+
+#[test]
+fn a_read_only_dev_gets_its_devices_first() {
+    let mut bundle = Bundle::new("ls /dev; touch /dev/x; echo x > /dev/null && echo null");
+    bundle.without_user();
+    bundle.config["mounts"][1]["options"] = json!(["nosuid", "mode=755", "ro"]);
+    let (success, text) = bundle.run_as_root(&[]);
+    assert!(success && text.contains("urandom") && text.contains("null"), "{text}");
+    assert!(text.contains("/dev/x: Read-only file system"), "{text}");
+}
+
+#[test]
+fn nothing_is_made_in_a_dev_that_is_bound() {
+    let mut bundle = Bundle::new("ls /dev; touch /dev/x");
+    bundle.without_user();
+    let dev = bundle.dir.path().join("devices");
+    fs::create_dir(&dev).unwrap();
+    let node = nix::sys::stat::SFlag::S_IFCHR;
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    nix::sys::stat::mknod(&dev.join("null"), node, mode, nix::sys::stat::makedev(1, 3)).unwrap();
+    bundle.config["mounts"] = json!([
+        { "destination": "/proc", "type": "proc", "source": "proc" },
+        { "destination": "/dev", "type": "bind", "source": dev, "options": ["bind", "ro"] },
+    ]);
+    bundle.config["linux"]["maskedPaths"] = json!(["/proc/keys"]);
+    let (success, text) = bundle.run_as_root(&[]);
+    assert!(!success && text.starts_with("null\n") && text.contains("Read-only file system"), "{text}");
+    assert_eq!(fs::read_dir(&dev).unwrap().count(), 1);
+}
+
+#[test]
+fn without_a_pivot_nothing_of_the_hosts_is_revealed() {
+    let script =
+        "cat /proc/1/cmdline > /dev/null && echo proc; unshare -m -r -p -f mount -t proc none /proc; echo $?";
+    let mut bundle = Bundle::new(script);
+    bundle.without_user();
+    bundle.config["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    // What is masked must not come back with a new mount in a user namespace.
+    bundle.config["linux"]["maskedPaths"] = json!(["/proc/keys", "/proc/timer_list"]);
+    for options in [&["--no-pivot"][..], &[]] {
+        let (_, text) = bundle.run_as_root(options);
+        assert!(text.starts_with("proc\n") && text.contains("ermission denied"), "{options:?}: {text}");
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(mounts.contains(" /proc "), "the host keeps its own");
 }

@@ -26,8 +26,19 @@ pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], bind: bool) -> io::
             Err(errno) => return Err(errno.into()),
         }
     }
-    let null =
-        sys::openat2(dev.as_raw_fd(), c"null", libc::O_PATH | libc::O_NOFOLLOW, 0, NO_SYMLINKS | BENEATH)?;
+    null_in(dev.as_fd())
+}
+
+/// The null device of a /dev that was brought along.
+pub(super) fn null(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let dev = sys::openat2(root.as_raw_fd(), c"dev", flags, 0, IN_ROOT | NO_SYMLINKS)?;
+    null_in(dev.as_fd())
+}
+
+fn null_in(dev: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let null = sys::openat2(dev.as_raw_fd(), c"null", flags, 0, NO_SYMLINKS | BENEATH)?;
     check_null(null.as_fd())?;
     Ok(null)
 }

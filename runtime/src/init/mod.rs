@@ -223,6 +223,10 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             state.null = Some(devices::make(state.root()?, devices, *bind)?);
             Ok(())
         }
+        Step::GivenDevices => {
+            state.null = Some(devices::null(state.root()?)?);
+            Ok(())
+        }
         Step::LoopbackUp => sys::loopback_up(),
         Step::Hostname(name) => sys::set_name(false, name),
         Step::Domainname(name) => sys::set_name(true, name),
@@ -286,7 +290,7 @@ fn mask(state: &mut State, path: &CStr) -> io::Result<()> {
 }
 
 fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
-    let own = |fd: BorrowedFd<'_>| match sys::fchown(fd, state.user.uid, state.user.gid) {
+    let own = |fd: BorrowedFd<'_>, gid: u32| match sys::fchown(fd, state.user.uid, gid) {
         // Not ours to give away (rootless, read-only): it stays usable as it is open.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EINVAL | libc::EROFS)) => {
             Ok(())
@@ -302,7 +306,7 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
             sys::dup_to(null.as_fd(), 0)?;
             for (pipe, number) in [(stdout, 1), (stderr, 2)] {
                 // So that a program without privileges can open /dev/stdout.
-                own(pipe.as_fd())?;
+                own(pipe.as_fd(), state.user.gid)?;
                 sys::dup_to(pipe.as_fd(), number)?;
             }
         }
@@ -312,8 +316,11 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
                 // file is everybody's.
                 let stat = sys::fstat(fd)?;
                 let kind = stat.st_mode & libc::S_IFMT;
-                if kind == libc::S_IFIFO || kind == libc::S_IFSOCK || terminal::is_slave(&stat) {
-                    own(fd)?;
+                if kind == libc::S_IFIFO || kind == libc::S_IFSOCK {
+                    own(fd, state.user.gid)?;
+                } else if terminal::is_slave(&stat) {
+                    // Its group is that of terminals, which the devpts was mounted with.
+                    own(fd, u32::MAX)?;
                 }
             }
         }

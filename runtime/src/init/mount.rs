@@ -58,9 +58,10 @@ fn place(root: BorrowedFd<'_>, plan: &MountPlan, mount: BorrowedFd<'_>, resolve:
 
 fn linked(error: io::Error) -> io::Error {
     match error.raw_os_error() {
-        Some(libc::ELOOP) => {
-            io::Error::other("the place is a link in the root file system, which could lead anywhere")
-        }
+        Some(libc::ELOOP) => io::Error::other(
+            "the place is a link in the root file system, which could lead anywhere: it must be mounted on \
+                 ordinary directory",
+        ),
         _ => error,
     }
 }

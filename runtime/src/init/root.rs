@@ -1,10 +1,14 @@
 //! The root file system, and what is done to parts of it once everything is mounted.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::MntFlags;
 
 use super::files;
 use crate::api::Rootfs;
@@ -126,10 +130,64 @@ pub(super) fn pivot(root: BorrowedFd<'_>, shared: bool) -> io::Result<()> {
 }
 
 /// Moves the mounted root over the old one. What it covers stays mounted, which is why a pivot is better.
+///
+/// Who gets privileges in a user namespace inside may mount a proc or sysfs file system if one is to be seen as a whole,
+/// also below the root; so those of the host go (user_namespaces(7), and the kernel's mount_too_revealing).
 pub(super) fn move_root(root: BorrowedFd<'_>) -> io::Result<()> {
+    let ours = fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd()))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     nix::unistd::fchdir(root)?;
+    // The last ones first: they may lie in or on others.
+    for line in mounts.lines().rev() {
+        let Some((front, back)) = line.split_once(" - ") else { continue };
+        let Some(place) = front.split(' ').nth(4) else { continue };
+        let revealing = back.starts_with("proc ") || back.starts_with("sysfs ");
+        let place = unescaped(place);
+        if revealing && !Path::new(&place).starts_with(&ours) {
+            take_away(&place)?;
+        }
+    }
     sys::mount(c".", c"/", c"", libc::MS_MOVE, c"")?;
     change_root(root)
+}
+
+/// A path as mountinfo writes it: three octal digits behind a backslash for what would not be one word.
+fn unescaped(text: &str) -> OsString {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let Some((first, behind)) = rest.split_first() {
+        let digits = behind.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code.filter(|_| *first == b'\\') {
+            Some(code) => {
+                bytes.push(code);
+                rest = &behind[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+/// Takes a mount of the host out of our namespace; what cannot be taken away is covered.
+fn take_away(place: &OsStr) -> io::Result<()> {
+    // The host is not to see it go.
+    match sys::mount(c"", &c_path(Path::new(place))?, c"", libc::MS_SLAVE | libc::MS_REC, c"") {
+        // Not a mount (any more): covered, or gone with one that it lay in.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => return Ok(()),
+        other => other?,
+    }
+    match nix::mount::umount2(place, MntFlags::MNT_DETACH) {
+        Err(Errno::EINVAL | Errno::EPERM) => {
+            let target = sys::openat2(sys::CWD, &c_path(Path::new(place))?, libc::O_PATH, 0, 0)?;
+            sys::move_mount(empty_folder()?.as_fd(), target.as_fd())
+        }
+        // In something that has been taken away already.
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Changes the root directory, and goes there.
@@ -164,4 +222,15 @@ pub(super) fn empty_folder() -> io::Result<OwnedFd> {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_mountinfo_are_read_back() {
+        assert_eq!(unescaped("/a\\040b\\134c"), "/a b\\c");
+        assert_eq!(unescaped("/plain\\04"), "/plain\\04");
+    }
 }

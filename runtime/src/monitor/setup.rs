@@ -106,6 +106,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         user: record.user.as_deref(),
         group: &record.group,
         mountpoint: &mountpoint,
+        bundle: None,
         no_pivot: false,
         keyring: Some(&record.id),
         keeper: Keeper::Monitor,

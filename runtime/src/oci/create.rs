@@ -213,6 +213,7 @@ impl<'a> Making<'a> {
             user: None,
             group: &self.record.group,
             mountpoint: &self.record.rootfs,
+            bundle: Some(&self.record.bundle),
             no_pivot: self.options.no_pivot,
             keyring: self.record.keyring.then_some(self.record.id.as_str()),
             keeper: Keeper::Caller { state: &state, preserved_fds: self.options.preserved.all },

@@ -44,6 +44,7 @@ pub(crate) fn exec_plan(wanted: &ExecRequest<'_>, facts: &Facts) -> Result<Plan>
         user: wanted.user,
         group: wanted.group,
         mountpoint: wanted.rootfs,
+        bundle: None,
         no_pivot: false,
         keyring: wanted.keyring,
         keeper: Keeper::Caller { state: "", preserved_fds: wanted.preserved_fds },

@@ -33,7 +33,7 @@ pub(crate) use check::DEV_LINKS;
 pub(crate) use exec::{ExecRequest, exec_plan};
 pub(crate) use identity::{IdMaps, Range};
 pub(crate) use keeper::{Keeper, of_the_host};
-use mounts::Mounts;
+use mounts::{Dev, Found, Mounts};
 pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source};
 use namespaces::{Namespaces, Propagation};
 pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
@@ -63,6 +63,8 @@ pub(crate) struct Request<'a> {
     pub(crate) group: &'a Group,
     /// An empty folder to mount the root file system on, inside the container's mount namespace.
     pub(crate) mountpoint: &'a Path,
+    /// What relative sources of bind mounts start from.
+    pub(crate) bundle: Option<&'a Path>,
     /// The root is moved instead of pivoted into: for an initramfs as the host's root.
     pub(crate) no_pivot: bool,
     /// The id that its session keyring is named after; `None`: it keeps that of the process that makes it.
@@ -248,13 +250,22 @@ fn file_system(
         facts,
         namespaces,
         group: request.group,
+        bundle: request.bundle,
         propagation: propagation.private.then_some(private),
         steps: &mut plan.steps,
         prepared: &mut plan.prepared,
     };
-    mounts.plan()?;
-    let bind = namespaces.user || facts.user_namespace;
-    plan.steps.push(Step::Devices { devices: check::devices(linux)?, bind });
+    let Found { sealed, dev } = mounts.plan()?;
+    plan.steps.push(match dev {
+        // The host's, or a copy: what is in it is for whoever has made it to decide.
+        Dev::Given => Step::GivenDevices,
+        Dev::Made => {
+            Step::Devices { devices: check::devices(linux)?, bind: namespaces.user || facts.user_namespace }
+        }
+    });
+    if sealed {
+        plan.steps.push(Step::Seal);
+    }
     if namespaces.is_new(libc::CLONE_NEWNET) {
         plan.steps.push(Step::LoopbackUp);
     }

@@ -112,6 +112,8 @@ pub(super) struct Mounts<'a> {
     pub(super) namespaces: &'a Namespaces,
     /// The container's own control groups.
     pub(super) group: &'a Group,
+    /// What relative sources of bind mounts start from.
+    pub(super) bundle: Option<&'a Path>,
     /// How a mount takes part in propagation if none of its options says so.
     pub(super) propagation: Option<Change>,
     pub(super) steps: &'a mut Vec<Step>,
@@ -120,23 +122,43 @@ pub(super) struct Mounts<'a> {
 
 pub(super) const PROC_MAGIC: i64 = 0x9fa0;
 
+/// What was found among the mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Some wait to be made read-only.
+    pub(super) sealed: bool,
+    pub(super) dev: Dev,
+}
+
+/// Where the devices come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dev {
+    Made,
+    /// A bind mount has them.
+    Given,
+}
+
 /// File systems of the kernel's own, which are shared or not made read-only as a whole.
 const VIRTUAL: [&str; 7] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
 
 impl Mounts<'_> {
     /// Plans all mounts of the specification, in its order.
-    pub(super) fn plan(&mut self) -> Result<()> {
-        let mut sealed = false;
+    pub(super) fn plan(&mut self) -> Result<Found> {
+        let mut found = Found { sealed: false, dev: Dev::Made };
         for (index, mount) in self.spec.mounts().iter().flatten().enumerate() {
             let field = format!("mounts[{index}]");
             let steps = self.steps.len();
             self.mount(mount, &field)?;
-            sealed |= self.steps[steps..].iter().any(|step| matches!(step, Step::Mount(plan) if plan.seal));
+            for step in &self.steps[steps..] {
+                let Step::Mount(plan) = step else { continue };
+                found.sealed |= plan.seal;
+                let bound = matches!(plan.source, Source::Bind { .. } | Source::Prepared { .. });
+                if plan.target.as_bytes() == b"dev" {
+                    found.dev = if bound { Dev::Given } else { Dev::Made };
+                }
+            }
         }
-        if sealed {
-            self.steps.push(Step::Seal);
-        }
-        Ok(())
+        Ok(found)
     }
 
     fn mount(&mut self, mount: &Mount, field: &str) -> Result<()> {
@@ -169,8 +191,13 @@ impl Mounts<'_> {
             options.data.retain(|(key, _)| options.bind.is_none() || !of_the_filesystem(key));
             plan.source = Source::Remount { options: options.data };
         } else if let Some(recursive) = options.bind {
+            if shown == Path::new("/dev") && options.own.set & ATTR_RDONLY != 0 {
+                // Other mounts come into it.
+                options.own.set &= !ATTR_RDONLY;
+                plan.seal = true;
+            }
             plan.changes = options.changes(self.propagation);
-            plan.source = self.bind(bind_source(mount, field)?, recursive, mapped);
+            plan.source = self.bind(self.bind_source(mount, field)?, recursive, mapped);
         } else {
             self.filesystem(mount, fstype, options, &mut plan, field)?;
         }
@@ -235,6 +262,18 @@ impl Mounts<'_> {
         });
         plan.changes = options.propagation;
         Ok(())
+    }
+
+    fn bind_source(&self, mount: &Mount, field: &str) -> Result<CString> {
+        let field = format!("{field}.source");
+        match (mount.source(), self.bundle) {
+            (Some(source), _) if source.is_absolute() => path(source, &field),
+            (Some(source), Some(bundle)) => path(&bundle.join(source), &field),
+            (Some(source), None) => {
+                Err(invalid(&field, &format!("{} is not absolute: start it with '/'", source.display())))
+            }
+            (None, _) => Err(invalid(&field, "is missing")),
+        }
     }
 
     /// The mapping of a mount's owners: its own, or the container's.
@@ -311,17 +350,6 @@ impl Mounts<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn bind_source(mount: &Mount, field: &str) -> Result<CString> {
-    let field = format!("{field}.source");
-    match mount.source() {
-        Some(source) if source.is_absolute() => path(source, &field),
-        Some(source) => {
-            Err(invalid(&field, &format!("{} is not absolute: start it with '/'", source.display())))
-        }
-        None => Err(invalid(&field, "is missing")),
     }
 }
 

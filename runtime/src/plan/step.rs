@@ -83,6 +83,8 @@ pub(crate) enum Step {
         /// The host's are bound: in a user namespace none can be made.
         bind: bool,
     },
+    /// Those that a mount has brought along.
+    GivenDevices,
     LoopbackUp,
     Hostname(Vec<u8>),
     Domainname(Vec<u8>),
@@ -293,6 +295,7 @@ impl fmt::Display for Step {
             Step::Link { path, .. } => write!(f, "making link /{}", s(path)),
             Step::Seal => write!(f, "making mounts read-only"),
             Step::Mount(mount) => write!(f, "{mount}"),
+            Step::GivenDevices => write!(f, "looking at /dev"),
             Step::Devices { .. } => write!(f, "making /dev"),
             Step::LoopbackUp => write!(f, "bringing the loopback device up"),
             Step::Hostname(_) => write!(f, "setting the host name"),

@@ -46,6 +46,7 @@ fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
             user: None,
             group,
             mountpoint,
+            bundle: None,
             no_pivot: false,
             keyring: Some("web"),
             keeper: Keeper::Monitor,
