@@ -16,8 +16,7 @@ use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::host;
 use crate::model::{Attach, Attachment, Change, HostPort, NetworkOptions, PublishedPort};
-use crate::netlink::conntrack;
-use crate::netlink::{Netlink, link};
+use crate::netlink::{Netlink, conntrack, link, nftables};
 use crate::nft;
 use crate::publish;
 use crate::random;
@@ -70,6 +69,7 @@ pub(crate) async fn spawn(options: NetworkOptions, names: Arc<Names>) -> Result<
 struct Engine {
     options: NetworkOptions,
     netlink: Netlink,
+    nftables: Netlink,
     conntrack: Netlink,
     containers: Containers,
     routes: Routes,
@@ -115,6 +115,7 @@ impl Engine {
         });
         let mut engine = Engine {
             desired: Desired::default(),
+            nftables: nftables::open()?,
             conntrack: conntrack::open()?,
             options,
             netlink,
@@ -144,9 +145,7 @@ impl Engine {
         } else {
             self.ruleset.replace(changes)
         };
-        nft::run(&transaction.script)?;
-        self.ruleset.commit(transaction);
-        Ok(())
+        self.commit(transaction)
     }
 
     fn run(mut self, queue: &Receiver<Event>) {
@@ -358,10 +357,6 @@ impl Engine {
             return self.commit(transaction);
         }
         let transaction = self.ruleset.change(changes.clone());
-        if transaction.script.is_empty() {
-            self.ruleset.commit(transaction);
-            return Ok(());
-        }
         match self.commit(transaction) {
             Err(error @ Error::Nft { .. }) if self.ruleset.is_exact() => {
                 tracing::warn!(%error, "the table is not as it was left; replacing it");
@@ -372,8 +367,14 @@ impl Engine {
         }
     }
 
+    /// Without the `nft` program where that can be: what it does costs more than what the kernel does.
     fn commit(&mut self, transaction: Transaction) -> Result<(), Error> {
-        nft::run(&transaction.script)?;
+        if !transaction.is_empty() {
+            match transaction.requests() {
+                Some(requests) => nftables::transact(&mut self.nftables, requests)?,
+                None => nft::run(&transaction.script())?,
+            }
+        }
         self.ruleset.commit(transaction);
         Ok(())
     }

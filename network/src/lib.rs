@@ -6,7 +6,7 @@
 //! ```text
 //!  Fabric ──Event──▶ engine ──▶ container   a namespace, a veth and a /32 per container
 //!  (handle)          (thread) ├─▶ routes     blocks of other nodes, reply paths of the routing mesh
-//!                             ├─▶ ruleset    VIPs, published ports, isolation: pure text, run by `nft`
+//!                             ├─▶ ruleset    VIPs, published ports, isolation: pure, as netlink or for `nft`
 //!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
 //!                    pool (thread): network namespaces, prepared ahead of time
 //! ```

@@ -7,6 +7,7 @@
 pub(crate) mod conntrack;
 pub(crate) mod diag;
 pub(crate) mod link;
+pub(crate) mod nftables;
 pub(crate) mod route;
 
 use std::io;
@@ -117,10 +118,14 @@ impl Request {
         }
     }
 
+    fn flags(&self) -> u16 {
+        u16::from_ne_bytes([self.bytes[6], self.bytes[7]])
+    }
+
     fn finish(&mut self, sequence: u32, extra_flags: u16) {
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
-        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | extra_flags;
+        let flags = self.flags() | extra_flags;
         self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
     }

@@ -2,15 +2,23 @@
 //!
 //! The table has a fixed part ([`base`]) and parts that belong to items: a service, a block, a network, a peer, the
 //! ports of a container. [`parts`] turns an item into chains, sets and elements; [`Ruleset`] knows which parts are
-//! in the kernel and turns a change of items into the shortest transaction. Nothing here does I/O: the result is a
-//! script for `nft -f -`, and [`Transaction::commit`] is called once it ran.
+//! in the kernel and turns a change of items into the shortest transaction. Nothing here does I/O: the result is
+//! a row of steps, either as netlink messages of our own (`native`) or as a script for `nft -f -` (`script`), and
+//! [`Transaction::commit`] is called once it ran.
 
 mod base;
+mod native;
 pub(crate) mod parts;
+mod rule;
+mod script;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) use base::{Fixed, MARK_MASK, MARK_SHIFT};
+use rule::{Fields, Rule, Value};
+use script::Step;
+
+use crate::netlink::Request;
 
 /// What parts of the table belong to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +34,7 @@ pub(crate) enum Item {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Element {
     pub(crate) set: String,
-    pub(crate) key: String,
+    pub(crate) key: Fields,
 }
 
 /// What one item has in the table.
@@ -35,9 +43,9 @@ pub(crate) struct Parts {
     /// Name and declaration, for example `type ipv4_addr; flags interval;`.
     pub(crate) sets: BTreeMap<String, &'static str>,
     /// Name and rules.
-    pub(crate) chains: BTreeMap<String, Vec<String>>,
+    pub(crate) chains: BTreeMap<String, Vec<Rule>>,
     /// Elements of maps have a value, elements of sets have none.
-    pub(crate) elements: BTreeMap<Element, Option<String>>,
+    pub(crate) elements: BTreeMap<Element, Option<Value>>,
 }
 
 /// What is in the kernel, as far as this process knows.
@@ -51,12 +59,33 @@ pub(crate) struct Ruleset {
     exact: bool,
 }
 
-/// A script and the state that holds once it ran.
+/// What has to be done, and the state that holds once it was done.
 #[derive(Debug)]
 pub(crate) struct Transaction {
-    pub(crate) script: String,
+    table: String,
+    /// The table is made anew with these chains, which the fixed part leads to, and the fixed part.
+    anew: Option<String>,
+    steps: Vec<Step>,
     items: BTreeMap<Item, Option<Parts>>,
-    replaces_all: bool,
+}
+
+impl Transaction {
+    /// The kernel has nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.anew.is_none() && self.steps.is_empty()
+    }
+
+    /// The transaction for `nft`.
+    pub(crate) fn script(&self) -> String {
+        let mut text = self.anew.clone().unwrap_or_default();
+        text.push_str(&script::text(&self.table, &self.steps));
+        text
+    }
+
+    /// The same as netlink messages. Not every transaction has that form.
+    pub(crate) fn requests(&self) -> Option<Vec<Request>> {
+        if self.anew.is_some() { None } else { native::requests(&self.table, &self.steps) }
+    }
 }
 
 impl Ruleset {
@@ -89,47 +118,48 @@ impl Ruleset {
         self.items.keys()
     }
 
-    /// The shortest script that makes these changes. Without a change it is empty.
+    /// The shortest transaction that makes these changes. Without a change it is empty.
     pub(crate) fn change(&self, changes: BTreeMap<Item, Option<Parts>>) -> Transaction {
-        let mut script = Script { table: self.table(), text: String::new() };
         let changes: BTreeMap<Item, Option<Parts>> =
             changes.into_iter().filter(|(item, parts)| self.items.get(item) != parts.as_ref()).collect();
+        let steps = self.steps(&changes);
+        Transaction { table: self.table().to_owned(), anew: None, steps, items: changes }
+    }
+
+    fn steps(&self, changes: &BTreeMap<Item, Option<Parts>>) -> Vec<Step> {
         let nothing = Parts::default();
         let pairs: Vec<(&Parts, &Parts)> = changes
             .iter()
             .map(|(item, new)| (self.items.get(item).unwrap_or(&nothing), new.as_ref().unwrap_or(&nothing)))
             .collect();
-        let elements = self.element_changes(&changes);
-        script.elements("delete", elements.iter().filter(|(_, c)| c.old.is_some()).map(|(e, _)| (*e, None)));
+        let elements = self.element_changes(changes);
+        let mut steps = deletions(&elements);
         for (old, new) in &pairs {
             for (name, declaration) in new.sets.iter().filter(|(name, _)| !old.sets.contains_key(*name)) {
-                script.line(&format!("add set inet {} {name} {{ {declaration} }}", self.table()));
+                steps.push(Step::AddSet { name: name.clone(), declaration });
             }
         }
         for (old, new) in &pairs {
             for (name, rules) in
                 new.chains.iter().filter(|(name, rules)| old.chains.get(*name) != Some(*rules))
             {
-                script.chain(name, rules);
+                steps.push(Step::Chain { name: name.clone(), rules: rules.clone() });
             }
         }
-        let added = elements.iter().filter_map(|(e, c)| Some((*e, c.new.as_ref()?.as_deref())));
-        script.elements("add", added);
+        steps.extend(additions(elements));
         let kept_chains: BTreeSet<&String> = pairs.iter().flat_map(|(_, new)| new.chains.keys()).collect();
         for (old, _) in &pairs {
-            for name in old.chains.keys().filter(|name| !kept_chains.contains(name)) {
-                script.line(&format!("delete chain inet {} {name}", self.table()));
-            }
+            let gone = old.chains.keys().filter(|name| !kept_chains.contains(name));
+            steps.extend(gone.map(|name| Step::DeleteChain { name: name.clone() }));
         }
         for (old, new) in &pairs {
-            for name in old.sets.keys().filter(|name| !new.sets.contains_key(*name)) {
-                script.line(&format!("delete set inet {} {name}", self.table()));
-            }
+            let gone = old.sets.keys().filter(|name| !new.sets.contains_key(*name));
+            steps.extend(gone.map(|name| Step::DeleteSet { name: name.clone() }));
         }
-        Transaction { script: script.text, items: changes, replaces_all: false }
+        steps
     }
 
-    /// A script that replaces the whole table in one step by the fixed part and the known items with these changes.
+    /// A transaction that replaces the whole table by the fixed part and the known items with these changes.
     pub(crate) fn replace(&self, changes: BTreeMap<Item, Option<Parts>>) -> Transaction {
         let mut items = self.items.clone();
         for (item, parts) in changes {
@@ -148,13 +178,12 @@ impl Ruleset {
         }
         text.push_str(&self.fixed.script());
         let rest = empty.change(items.into_iter().map(|(item, parts)| (item, Some(parts))).collect());
-        text.push_str(&rest.script);
-        Transaction { script: text, items: rest.items, replaces_all: true }
+        Transaction { anew: Some(text), ..rest }
     }
 
-    /// Notes that the script ran.
+    /// Notes that the transaction ran.
     pub(crate) fn commit(&mut self, done: Transaction) {
-        if done.replaces_all {
+        if done.anew.is_some() {
             self.items.clear();
             self.wanted.clear();
             self.exact = true;
@@ -183,7 +212,7 @@ impl Ruleset {
         &'a self,
         changes: &'a BTreeMap<Item, Option<Parts>>,
     ) -> BTreeMap<&'a Element, ElementChange> {
-        let mut touched: BTreeMap<&Element, Vec<(&Item, &Option<String>)>> = BTreeMap::new();
+        let mut touched: BTreeMap<&Element, Vec<(&Item, &Option<Value>)>> = BTreeMap::new();
         for (item, new) in changes {
             for element in self.items.get(item).into_iter().flat_map(|parts| parts.elements.keys()) {
                 touched.entry(element).or_default();
@@ -214,53 +243,37 @@ impl Ruleset {
 }
 
 struct ElementChange {
-    old: Option<Option<String>>,
-    new: Option<Option<String>>,
+    old: Option<Option<Value>>,
+    new: Option<Option<Value>>,
 }
 
-struct Script<'a> {
-    table: &'a str,
-    text: String,
+/// One step for all elements of a set; they come in the order of their sets.
+fn deletions(elements: &BTreeMap<&Element, ElementChange>) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for (element, _) in elements.iter().filter(|(_, change)| change.old.is_some()) {
+        match steps.last_mut() {
+            Some(Step::DeleteElements { set, keys }) if *set == element.set => keys.push(element.key.clone()),
+            _ => {
+                let keys = vec![element.key.clone()];
+                steps.push(Step::DeleteElements { set: element.set.clone(), keys });
+            }
+        }
+    }
+    steps
 }
 
-impl Script<'_> {
-    fn line(&mut self, line: &str) {
-        self.text.push_str(line);
-        self.text.push('\n');
-    }
-
-    fn chain(&mut self, name: &str, rules: &[String]) {
-        let table = self.table;
-        self.line(&format!("add chain inet {table} {name}\nflush chain inet {table} {name}"));
-        for rule in rules {
-            self.line(&format!("add rule inet {table} {name} {rule}"));
+/// The same for those that come.
+fn additions(elements: BTreeMap<&Element, ElementChange>) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for (element, change) in elements {
+        let Some(value) = change.new else { continue };
+        let added = (element.key.clone(), value);
+        match steps.last_mut() {
+            Some(Step::AddElements { set, elements }) if *set == element.set => elements.push(added),
+            _ => steps.push(Step::AddElements { set: element.set.clone(), elements: vec![added] }),
         }
     }
-
-    /// One command for all elements of a set; they come in the order of their sets.
-    fn elements<'e>(&mut self, verb: &str, elements: impl Iterator<Item = (&'e Element, Option<&'e str>)>) {
-        let mut open: Option<&str> = None;
-        for (element, value) in elements {
-            let Element { set, key } = element;
-            if open == Some(set) {
-                self.text.push_str(", ");
-            } else {
-                if open.is_some() {
-                    self.text.push_str(" }\n");
-                }
-                self.text.push_str(&format!("{verb} element inet {} {set} {{ ", self.table));
-                open = Some(set);
-            }
-            self.text.push_str(key);
-            if let Some(value) = value {
-                self.text.push_str(" : ");
-                self.text.push_str(value);
-            }
-        }
-        if open.is_some() {
-            self.text.push_str(" }\n");
-        }
-    }
+    steps
 }
 
 #[cfg(test)]

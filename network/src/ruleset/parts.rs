@@ -5,19 +5,24 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::base::MARK_SHIFT;
+use super::rule::{Field, Fields, Rule, Value};
 use super::{Element, Parts};
 use crate::model::{Block, HostPort, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
 use crate::random;
 
 impl Parts {
-    fn element(&mut self, set: &str, key: String, value: Option<String>) {
-        self.elements.insert(Element { set: set.to_owned(), key }, value);
+    fn element(&mut self, set: &str, key: &[Field], value: Option<Value>) {
+        self.elements.insert(element(set, key), value);
     }
 
-    fn chain(&mut self, name: &str, rules: Vec<String>) {
+    fn chain(&mut self, name: &str, rules: Vec<Rule>) {
         self.chains.insert(name.to_owned(), rules);
     }
+}
+
+fn element(set: &str, key: &[Field]) -> Element {
+    Element { set: set.to_owned(), key: Fields(key.to_vec()) }
 }
 
 /// A service: its VIP and those of its ports that are published here.
@@ -29,27 +34,16 @@ pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str
     shift(&mut addresses, node);
     if let Some(vip) = service.vip {
         let chain = format!("vip_{}", identifier(&service.id));
-        let rules = match choice(&addresses) {
-            Some(choice) => vec![format!("dnat ip to {choice}")],
-            None => nobody(),
-        };
-        parts.chain(&chain, rules);
-        parts.element("vips", vip.to_string(), Some(format!("goto {chain}")));
+        parts.chain(&chain, balance(&addresses, None));
+        parts.element("vips", &[Field::Address(vip)], Some(Value::Goto(chain)));
     }
     for port in ports {
         let chain = format!("port_{}_{}", port.protocol, port.published);
-        let rules = match choice(&addresses) {
-            Some(choice) => {
-                vec![format!("meta l4proto {} dnat ip to {choice} : {}", port.protocol, port.target)]
-            }
-            None => nobody(),
-        };
-        parts.chain(&chain, rules);
-        let Element { set, key } = published(port);
-        parts.element(&set, key, Some(format!("goto {chain}")));
+        parts.chain(&chain, balance(&addresses, Some((port.protocol, port.target))));
+        parts.elements.insert(published(port), Some(Value::Goto(chain)));
     }
     for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
-        parts.element("hairpin", format!("{0} . {0}", endpoint.address), None);
+        parts.element("hairpin", &[Field::Address(endpoint.address); 2], None);
     }
     parts
 }
@@ -61,19 +55,18 @@ pub(crate) fn published(port: &PublishedPort) -> Element {
 
 /// The same, by number.
 pub(crate) fn published_at(port: u16, protocol: Protocol) -> Element {
-    Element { set: "published".to_owned(), key: format!("{protocol} . {port}") }
+    element("published", &[Field::Protocol(protocol), Field::Port(port)])
 }
 
 /// The element that stands for a container's published port.
 fn host_port(port: &HostPort) -> Element {
+    let HostPort { protocol, published, .. } = *port;
     match port.address {
-        None => {
-            Element { set: "hostports".to_owned(), key: format!("{} . {}", port.protocol, port.published) }
+        None => element("hostports", &[Field::Protocol(protocol), Field::Port(published)]),
+        Some(address) => {
+            let key = [Field::Address(address), Field::Protocol(protocol), Field::Port(published)];
+            element("hostports_at", &key)
         }
-        Some(address) => Element {
-            set: "hostports_at".to_owned(),
-            key: format!("{address} . {} . {}", port.protocol, port.published),
-        },
     }
 }
 
@@ -81,8 +74,9 @@ fn host_port(port: &HostPort) -> Element {
 pub(crate) fn host_ports(address: Ipv4Addr, ports: &[HostPort]) -> Parts {
     let mut parts = Parts::default();
     for port in ports {
-        parts.elements.insert(host_port(port), Some(format!("{address} . {}", port.target)));
-        parts.element("hairpin", format!("{address} . {address}"), None);
+        let target = Fields(vec![Field::Address(address), Field::Port(port.target)]);
+        parts.elements.insert(host_port(port), Some(Value::Fields(target)));
+        parts.element("hairpin", &[Field::Address(address); 2], None);
     }
     parts
 }
@@ -90,10 +84,10 @@ pub(crate) fn host_ports(address: Ipv4Addr, ports: &[HostPort]) -> Parts {
 /// A peer: packets from its Ethernet address are its.
 pub(crate) fn peer(underlay: Ipv4Addr, mac: Option<Mac>, number: u16) -> Parts {
     let mut parts = Parts::default();
-    parts.element("peer_addresses", underlay.to_string(), None);
+    parts.element("peer_addresses", &[Field::Address(underlay)], None);
     if let Some(mac) = mac {
-        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        parts.element("peers", mac, Some(format!("{:#010x}", u32::from(number) << MARK_SHIFT)));
+        let mark = Value::Mark(u32::from(number) << MARK_SHIFT);
+        parts.element("peers", &[Field::Mac(mac)], Some(mark));
     }
     parts
 }
@@ -102,15 +96,8 @@ pub(crate) fn peer(underlay: Ipv4Addr, mac: Option<Mac>, number: u16) -> Parts {
 pub(crate) fn network(name: &str, cluster_pool: Ipv4Net, vip_pool: Ipv4Net, local_pool: Ipv4Net) -> Parts {
     let mut parts = Parts::default();
     let set = network_set(name);
-    parts.chain(
-        &network_chain(name),
-        vec![
-            format!("ip daddr @{set} accept"),
-            format!(
-                "ip daddr {{ {cluster_pool}, {vip_pool}, {local_pool} }} reject with icmpx admin-prohibited"
-            ),
-        ],
-    );
+    let fence = Rule::Fence { ranges: vec![cluster_pool, vip_pool, local_pool] };
+    parts.chain(&network_chain(name), vec![Rule::Reach { set: set.clone() }, fence]);
     parts.sets.insert(set, "type ipv4_addr; flags interval;");
     parts
 }
@@ -119,10 +106,11 @@ pub(crate) fn network(name: &str, cluster_pool: Ipv4Net, vip_pool: Ipv4Net, loca
 pub(crate) fn block(block: &Block, underlay: Option<Ipv4Addr>) -> Parts {
     let mut parts = Parts::default();
     let range = block.block.trunc();
-    parts.element(&network_set(&block.network), range.to_string(), None);
-    parts.element("networks", range.to_string(), Some(format!("goto {}", network_chain(&block.network))));
+    let chain = network_chain(&block.network);
+    parts.element(&network_set(&block.network), &[Field::Range(range)], None);
+    parts.element("networks", &[Field::Range(range)], Some(Value::Goto(chain)));
     if let Some(underlay) = underlay {
-        parts.element("own_blocks", format!("{underlay} . {range}"), None);
+        parts.element("own_blocks", &[Field::Address(underlay), Field::Range(range)], None);
     }
     parts
 }
@@ -145,21 +133,12 @@ fn shift(addresses: &mut [Ipv4Addr], node: &str) {
     addresses.rotate_left(by as usize);
 }
 
-/// The choice of an address for a new connection: each in turn.
-fn choice(addresses: &[Ipv4Addr]) -> Option<String> {
-    match addresses {
-        [] => None,
-        [one] => Some(one.to_string()),
-        many => {
-            let map: Vec<String> = many.iter().enumerate().map(|(i, a)| format!("{i} : {a}")).collect();
-            Some(format!("numgen inc mod {} map {{ {} }}", many.len(), map.join(", ")))
-        }
+/// Every address in turn. A service without endpoints refuses at once.
+fn balance(addresses: &[Ipv4Addr], port: Option<(Protocol, u16)>) -> Vec<Rule> {
+    if addresses.is_empty() {
+        return vec![Rule::Reset, Rule::Refuse];
     }
-}
-
-/// A service without endpoints refuses at once.
-fn nobody() -> Vec<String> {
-    vec!["meta l4proto tcp reject with tcp reset".to_owned(), "reject".to_owned()]
+    vec![Rule::Balance { addresses: addresses.to_vec(), port }]
 }
 
 /// A name of nftables: the id where it is one, else one made from it.

@@ -40,7 +40,7 @@ fn service(id: &str, endpoints: u32, ports: &[u16]) -> (Item, Option<Parts>) {
 
 fn apply(ruleset: &mut Ruleset, changes: impl IntoIterator<Item = (Item, Option<Parts>)>) -> String {
     let transaction = ruleset.change(changes.into_iter().collect());
-    let script = transaction.script.clone();
+    let script = transaction.script();
     ruleset.commit(transaction);
     script
 }
@@ -106,7 +106,7 @@ fn replacing_gives_what_changing_gives() {
     apply(&mut replaced, [service("b", 2, &[81])]);
     let changes = BTreeMap::from([(Item::Service("b".into()), None), service("a", 2, &[80])]);
     let transaction = replaced.replace(changes);
-    assert!(transaction.script.starts_with("add table inet rorqual_t\ndelete table inet rorqual_t\n"));
+    assert!(transaction.script().starts_with("add table inet rorqual_t\ndelete table inet rorqual_t\n"));
     replaced.commit(transaction);
     assert!(replaced.is_exact() && !changed.is_exact());
     assert_eq!((replaced.items, replaced.wanted), (changed.items, changed.wanted));

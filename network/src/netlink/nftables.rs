@@ -1,0 +1,295 @@
+//! Transactions of nf_tables (linux/netfilter/nf_tables.h, nfnetlink.h): messages between a beginning and an end, of
+//! which all take effect at once or none does. What is built here is what `nft` sends for the same, so that
+//! `nft list` shows it as its own.
+
+use std::net::Ipv4Addr;
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::SndBufForce;
+use nix::sys::socket::{SockProtocol, setsockopt};
+
+use super::{BUFFER_BYTES, CREATE, NLM_F_ACK, NLMSG_ERROR, Netlink, Request, messages, u32_at};
+use crate::error::Error;
+
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
+const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
+const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
+const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
+/// For new rules: behind those that are there.
+const APPEND: u16 = 0x800;
+
+/// `struct nfgenmsg` for the family `inet`.
+const INET: [u8; 4] = [1, 0, 0, 0];
+/// `struct nfgenmsg` around a batch: the subsystem that it is for.
+const AROUND: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
+
+/// `struct nlattr` names of a list's elements and of what an expression is made of.
+const LIST_ELEMENT: u16 = 1;
+/// Name that the kernel completes, as `nft` gives it to the map of a rule.
+const ANONYMOUS: &str = "__map%d";
+/// NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_MAP
+const ANONYMOUS_MAP: u32 = 0x01 | 0x02 | 0x08;
+/// How `nft` calls data types in what it stores with a set: an integer, an IPv4 address.
+const TYPE_INTEGER: u32 = 4;
+const TYPE_ADDRESS: u32 = 7;
+/// For `nft list`: the key is in host order, the value in network order and no range.
+const USER_DATA: [u8; 18] = {
+    let [a, b, c, d] = 1u32.to_ne_bytes();
+    let [e, f, g, h] = 2u32.to_ne_bytes();
+    [0, 4, a, b, c, d, 1, 4, e, f, g, h, 6, 4, 0, 0, 0, 0]
+};
+/// The two registers that rules use.
+const FIRST: u32 = 1;
+const SECOND: u32 = 2;
+const VERDICT_GOTO: i32 = -4;
+
+/// Elements in one message: a list of them is an attribute, and has less than 64 KiB.
+const ELEMENTS: usize = 256;
+
+/// What a map has for a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Data {
+    Bytes(Vec<u8>),
+    Goto(String),
+}
+
+/// A step of a rule. Values are in the first register; a port is in the second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Expression {
+    /// The packet's transport protocol.
+    LoadProtocol,
+    /// The rule goes on if the register holds this.
+    Equals(Vec<u8>),
+    /// The next of 0, 1, … below a bound.
+    Count(usize),
+    /// What an anonymous map of this batch has for the register.
+    LookUp(u32),
+    LoadAddress(Ipv4Addr),
+    LoadPort(u16),
+    /// The connection's new destination; with `port`, also its port.
+    Translate {
+        port: bool,
+    },
+    /// Answers with a TCP reset.
+    Reset,
+    /// Answers that the port can't be reached.
+    Refuse,
+}
+
+/// Messages about one table of the family `inet`.
+pub(crate) struct Batch<'a> {
+    table: &'a str,
+    requests: Vec<Request>,
+    maps: u32,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn new(table: &'a str) -> Batch<'a> {
+        Batch { table, requests: Vec::new(), maps: 0 }
+    }
+
+    /// What [`transact`] takes.
+    pub(crate) fn finish(self) -> Vec<Request> {
+        self.requests
+    }
+
+    /// A chain that is there stays as it is.
+    pub(crate) fn add_chain(&mut self, name: &str) {
+        let request = self.request(NEW_CHAIN, CREATE, format!("add chain {name}"));
+        self.requests.push(request.attr_str(3, name));
+    }
+
+    /// Removes all rules of a chain.
+    pub(crate) fn flush_chain(&mut self, name: &str) {
+        let request = self.request(DELETE_RULE, 0, format!("flush chain {name}"));
+        self.requests.push(request.attr_str(2, name));
+    }
+
+    pub(crate) fn delete_chain(&mut self, name: &str) {
+        let request = self.request(DELETE_CHAIN, 0, format!("delete chain {name}"));
+        self.requests.push(request.attr_str(3, name));
+    }
+
+    /// A rule behind those of the chain.
+    pub(crate) fn add_rule(&mut self, chain: &str, expressions: &[Expression]) {
+        let request = self.request(NEW_RULE, CREATE | APPEND, format!("add a rule to chain {chain}"));
+        let fill = |list| expressions.iter().fold(list, |list, expression| expression.put(list));
+        self.requests.push(request.attr_str(2, chain).nest(4, fill));
+    }
+
+    /// A map without a name from 0, 1, … to the addresses, for one rule of this batch. Returns its number.
+    pub(crate) fn add_numbered(&mut self, addresses: &[Ipv4Addr]) -> u32 {
+        self.maps += 1;
+        let id = self.maps;
+        let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let request = self.request(NEW_SET, CREATE, "add the map of a rule".to_owned());
+        let request =
+            number(number(number(request.attr_str(2, ANONYMOUS), 3, ANONYMOUS_MAP), 4, TYPE_INTEGER), 5, 4);
+        let request = number(number(number(request, 6, TYPE_ADDRESS), 7, 4), 10, id);
+        self.requests.push(request.nest(9, |r| number(r, 1, count)).attr(13, &USER_DATA));
+        let elements: Vec<_> = (0u32..)
+            .zip(addresses)
+            .map(|(at, address)| (at.to_ne_bytes().to_vec(), Some(Data::Bytes(address.octets().to_vec()))))
+            .collect();
+        self.elements(NEW_ELEMENTS, ANONYMOUS, Some(id), &elements);
+        id
+    }
+
+    /// An element that is there with the same value is fine.
+    pub(crate) fn add_elements(&mut self, set: &str, elements: &[(Vec<u8>, Option<Data>)]) {
+        self.elements(NEW_ELEMENTS, set, None, elements);
+    }
+
+    pub(crate) fn delete_elements(&mut self, set: &str, keys: &[(Vec<u8>, Option<Data>)]) {
+        self.elements(DELETE_ELEMENTS, set, None, keys);
+    }
+
+    fn elements(&mut self, kind: u16, set: &str, id: Option<u32>, elements: &[(Vec<u8>, Option<Data>)]) {
+        let (flags, verb) = if kind == NEW_ELEMENTS { (CREATE, "add") } else { (0, "delete") };
+        for some in elements.chunks(ELEMENTS) {
+            let request = self.request(kind, flags, format!("{verb} elements of {set}")).attr_str(2, set);
+            let request = match id {
+                Some(id) => number(request, 4, id),
+                None => request,
+            };
+            self.requests.push(request.nest(3, |list| some.iter().fold(list, put_element)));
+        }
+    }
+
+    fn request(&self, kind: u16, flags: u16, operation: String) -> Request {
+        let operation = format!("{operation} in table {}", self.table);
+        Request::new(kind, flags, operation).put(&INET).attr_str(1, self.table)
+    }
+}
+
+/// An attribute of 32 bits in network order, as all of nf_tables' are.
+fn number(request: Request, kind: u16, value: u32) -> Request {
+    request.attr(kind, &value.to_be_bytes())
+}
+
+/// `NFTA_DATA_VALUE` in a nest.
+fn value(request: Request, kind: u16, bytes: &[u8]) -> Request {
+    request.nest(kind, |r| r.attr(1, bytes))
+}
+
+fn put_element(list: Request, (key, data): &(Vec<u8>, Option<Data>)) -> Request {
+    list.nest(LIST_ELEMENT, |element| {
+        let element = value(element, 1, key);
+        match data {
+            None => element,
+            Some(Data::Bytes(bytes)) => value(element, 2, bytes),
+            Some(Data::Goto(chain)) => element
+                .nest(2, |data| data.nest(2, |r| r.attr(1, &VERDICT_GOTO.to_be_bytes()).attr_str(2, chain))),
+        }
+    })
+}
+
+impl Expression {
+    fn name(&self) -> &'static str {
+        match self {
+            Expression::LoadProtocol => "meta",
+            Expression::Equals(_) => "cmp",
+            Expression::Count(_) => "numgen",
+            Expression::LookUp(_) => "lookup",
+            Expression::LoadAddress(_) | Expression::LoadPort(_) => "immediate",
+            Expression::Translate { .. } => "nat",
+            Expression::Reset | Expression::Refuse => "reject",
+        }
+    }
+
+    fn put(&self, list: Request) -> Request {
+        list.nest(LIST_ELEMENT, |r| r.attr_str(1, self.name()).nest(2, |r| self.put_attributes(r)))
+    }
+
+    fn put_attributes(&self, r: Request) -> Request {
+        const L4PROTO: u32 = 16;
+        const DNAT: u32 = 1;
+        const IPV4: u32 = 2;
+        const PORT_IS_GIVEN: u32 = 2;
+        const TCP_RESET: u32 = 1;
+        const ICMPX: u32 = 2;
+        const PORT_UNREACHABLE: u8 = 1;
+        match self {
+            Expression::LoadProtocol => number(number(r, 2, L4PROTO), 1, FIRST),
+            Expression::Equals(bytes) => value(number(number(r, 1, FIRST), 2, 0), 3, bytes),
+            Expression::Count(bound) => {
+                let bound = u32::try_from(*bound).unwrap_or(u32::MAX);
+                number(number(number(number(r, 1, FIRST), 2, bound), 3, 0), 4, 0)
+            }
+            Expression::LookUp(id) => {
+                number(number(number(r, 2, FIRST), 3, FIRST).attr_str(1, ANONYMOUS), 4, *id)
+            }
+            Expression::LoadAddress(address) => value(number(r, 1, FIRST), 2, &address.octets()),
+            Expression::LoadPort(port) => value(number(r, 1, SECOND), 2, &port.to_be_bytes()),
+            Expression::Translate { port } => {
+                let r = number(number(number(r, 1, DNAT), 2, IPV4), 3, FIRST);
+                if *port { number(number(r, 5, SECOND), 7, PORT_IS_GIVEN) } else { r }
+            }
+            Expression::Reset => number(r, 1, TCP_RESET).attr(2, &[0]),
+            Expression::Refuse => number(r, 1, ICMPX).attr(2, &[PORT_UNREACHABLE]),
+        }
+    }
+}
+
+/// Opens a socket for transactions in this thread's namespace.
+pub(crate) fn open() -> Result<Netlink, Error> {
+    Netlink::open(SockProtocol::NetlinkNetFilter)
+}
+
+/// Runs the requests as one transaction. After an error the table is as it was, unless the answer itself was lost.
+pub(crate) fn transact(netlink: &mut Netlink, requests: Vec<Request>) -> Result<(), Error> {
+    let refused = |operation: &str, errno: &dyn std::fmt::Display| Error::Nft {
+        reason: format!("{operation}: {errno}"),
+    };
+    let first = netlink.sequence.wrapping_add(1);
+    let last = requests.len();
+    let around = |kind| Request::new(kind, 0, "run the transaction").put(&AROUND);
+    let mut all = vec![around(BATCH_BEGIN)];
+    all.extend(requests);
+    all.push(around(BATCH_END));
+    let mut bytes = Vec::new();
+    for (at, request) in all.iter_mut().enumerate() {
+        netlink.sequence = netlink.sequence.wrapping_add(1);
+        request.finish(netlink.sequence, 0);
+        // The kernel tells of every error; that the last request was heard says that there is no more to come.
+        if at != last {
+            let flags = request.flags() & !NLM_F_ACK;
+            request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        }
+        bytes.extend_from_slice(&request.bytes);
+    }
+    let unheard = |error: std::io::Error| refused("netlink", &error);
+    make_room(netlink, bytes.len()).and_then(|()| netlink.send(&bytes)).map_err(unheard)?;
+    let mut outcome = Ok(());
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let length = netlink.receive(&mut buffer).map_err(unheard)?;
+        for message in messages(&buffer[..length]) {
+            let at = message.sequence.wrapping_sub(first) as usize;
+            // An answer to an earlier transaction.
+            let (Some(request), true) = (all.get(at), message.kind == NLMSG_ERROR) else { continue };
+            let code = i32::from_ne_bytes(u32_at(message.payload, 0).unwrap_or(0).to_ne_bytes());
+            if code != 0 && outcome.is_ok() {
+                outcome = Err(refused(&request.operation, &Errno::from_raw(-code).desc()));
+            }
+            // What is said of the beginning is said of the whole, and is the last word where it is an error.
+            if at == last || at == 0 {
+                return outcome;
+            }
+        }
+    }
+}
+
+/// A transaction has to be sent in one piece.
+fn make_room(netlink: &Netlink, bytes: usize) -> std::io::Result<()> {
+    if bytes > super::BATCH_BYTES {
+        setsockopt(&netlink.socket, SndBufForce, &(2 * bytes))?;
+    }
+    Ok(())
+}

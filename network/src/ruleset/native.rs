@@ -1,0 +1,110 @@
+//! The steps of a transaction as netlink messages, where every step has that form.
+//!
+//! What changes while services run has it: chains that balance or refuse, and elements without ranges. Blocks and
+//! networks, which come and go with leases and not with tasks, have not: `nft` cuts their ranges into the pieces
+//! that the kernel's interval sets want, and what it has cut only it can take away again.
+
+use super::rule::{Field, Fields, Rule, Value};
+use super::script::Step;
+use crate::model::Protocol;
+use crate::netlink::Request;
+use crate::netlink::nftables::{Batch, Data, Expression};
+
+/// The messages; none where a step has no such form.
+pub(crate) fn requests(table: &str, steps: &[Step]) -> Option<Vec<Request>> {
+    let mut batch = Batch::new(table);
+    for step in steps {
+        match step {
+            Step::DeleteElements { set, keys } => {
+                let keys: Option<Vec<_>> = keys.iter().map(|key| Some((bytes(key)?, None))).collect();
+                batch.delete_elements(set, &keys?);
+            }
+            Step::AddElements { set, elements } => {
+                let elements: Option<Vec<_>> = elements.iter().map(element).collect();
+                batch.add_elements(set, &elements?);
+            }
+            Step::Chain { name, rules } => {
+                batch.add_chain(name);
+                batch.flush_chain(name);
+                for rule in rules {
+                    let expressions = expressions(&mut batch, rule)?;
+                    batch.add_rule(name, &expressions);
+                }
+            }
+            Step::DeleteChain { name } => batch.delete_chain(name),
+            Step::AddSet { .. } | Step::DeleteSet { .. } => return None,
+        }
+    }
+    Some(batch.finish())
+}
+
+fn element((key, value): &(Fields, Option<Value>)) -> Option<(Vec<u8>, Option<Data>)> {
+    let data = match value {
+        None => None,
+        Some(Value::Goto(chain)) => Some(Data::Goto(chain.clone())),
+        Some(Value::Fields(fields)) => Some(Data::Bytes(bytes(fields)?)),
+        Some(Value::Mark(mark)) => Some(Data::Bytes(mark.to_ne_bytes().to_vec())),
+    };
+    Some((bytes(key)?, data))
+}
+
+/// Fields as the kernel compares them: each in network order, and filled up to whole registers of four bytes where
+/// several stand together.
+fn bytes(fields: &Fields) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    for field in &fields.0 {
+        match field {
+            Field::Address(address) => all.extend_from_slice(&address.octets()),
+            Field::Protocol(protocol) => all.push(number(*protocol)),
+            Field::Port(port) => all.extend_from_slice(&port.to_be_bytes()),
+            Field::Mac(mac) => all.extend_from_slice(mac),
+            Field::Range(_) => return None,
+        }
+        if fields.0.len() > 1 {
+            all.resize(all.len().next_multiple_of(4), 0);
+        }
+    }
+    Some(all)
+}
+
+/// The number of a protocol in an IP header.
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
+    let only = |protocol| [Expression::LoadProtocol, Expression::Equals(vec![number(protocol)])];
+    match rule {
+        Rule::Balance { addresses, port } => {
+            let mut all = Vec::new();
+            if let Some((protocol, _)) = port {
+                all.extend(only(*protocol));
+            }
+            match addresses[..] {
+                [address] => all.push(Expression::LoadAddress(address)),
+                _ => {
+                    let map = batch.add_numbered(addresses);
+                    all.extend([Expression::Count(addresses.len()), Expression::LookUp(map)]);
+                }
+            }
+            all.extend(port.map(|(_, port)| Expression::LoadPort(port)));
+            all.push(Expression::Translate { port: port.is_some() });
+            Some(all)
+        }
+        Rule::Reset => {
+            let mut all = only(Protocol::Tcp).to_vec();
+            all.push(Expression::Reset);
+            Some(all)
+        }
+        Rule::Refuse => Some(vec![Expression::Refuse]),
+        Rule::Reach { .. } | Rule::Fence { .. } => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "native_tests.rs"]
+mod tests;

@@ -1,0 +1,124 @@
+//! Rules, keys and values of the parts that belong to items, with the words that `nft` has for them.
+//!
+//! They are types and not text because a change may reach the kernel on two ways: as text through `nft` (`script`)
+//! or as netlink messages of our own (`native`).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::model::Protocol;
+use crate::netlink::link::Mac;
+
+/// One field of a key or a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Field {
+    Address(Ipv4Addr),
+    /// Only in sets with `flags interval`.
+    Range(Ipv4Net),
+    Protocol(Protocol),
+    Port(u16),
+    Mac(Mac),
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Field::Address(address) => address.fmt(f),
+            Field::Range(range) => range.fmt(f),
+            Field::Protocol(protocol) => protocol.fmt(f),
+            Field::Port(port) => port.fmt(f),
+            Field::Mac([a, b, c, d, e, g]) => {
+                write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+            }
+        }
+    }
+}
+
+/// Fields that stand together, as `ipv4_addr . inet_service`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fields(pub(crate) Vec<Field>);
+
+impl fmt::Display for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, field) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str(" . ")?;
+            }
+            field.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a map leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// To a chain.
+    Goto(String),
+    Fields(Fields),
+    Mark(u32),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Goto(chain) => write!(f, "goto {chain}"),
+            Value::Fields(fields) => fields.fmt(f),
+            Value::Mark(mark) => write!(f, "{mark:#010x}"),
+        }
+    }
+}
+
+/// A rule of an item's chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// A new connection goes to each address in turn; never without an address. With a protocol and a port only
+    /// that protocol's, and to that port.
+    Balance { addresses: Vec<Ipv4Addr>, port: Option<(Protocol, u16)> },
+    /// TCP is refused.
+    Reset,
+    /// Everything is refused.
+    Refuse,
+    /// Traffic to an address of the set passes.
+    Reach { set: String },
+    /// Traffic to these is refused.
+    Fence { ranges: Vec<Ipv4Net> },
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rule::Balance { addresses, port } => {
+                if let Some((protocol, _)) = port {
+                    write!(f, "meta l4proto {protocol} ")?;
+                }
+                write!(f, "dnat ip to {}", choice(addresses))?;
+                port.map_or(Ok(()), |(_, port)| write!(f, " : {port}"))
+            }
+            Rule::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
+            Rule::Refuse => f.write_str("reject"),
+            Rule::Reach { set } => write!(f, "ip daddr @{set} accept"),
+            Rule::Fence { ranges } => {
+                write!(f, "ip daddr {{ {} }} reject with icmpx admin-prohibited", joined(ranges))
+            }
+        }
+    }
+}
+
+fn choice(addresses: &[Ipv4Addr]) -> String {
+    match addresses {
+        [one] => one.to_string(),
+        many => {
+            let map = many.iter().enumerate().map(|(at, address)| format!("{at} : {address}"));
+            format!("numgen inc mod {} map {{ {} }}", many.len(), joined(map))
+        }
+    }
+}
+
+/// Items with a comma between them.
+pub(crate) fn joined<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    items.join(", ")
+}
