@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
-use rorqual_proto::tls::{CredentialStore, ServerTls};
+use rorqual_proto::tls::{CredentialStore, PING_INTERVAL, PING_TIMEOUT, ServerTls};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -106,8 +106,8 @@ pub(crate) async fn tls(
         };
         let served = Server::builder()
             .tcp_nodelay(true)
-            .http2_keepalive_interval(Some(std::time::Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(std::time::Duration::from_secs(5)))
+            .http2_keepalive_interval(Some(PING_INTERVAL))
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, done)
             .await;

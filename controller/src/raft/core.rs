@@ -163,6 +163,29 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         self.node.raft.state == StateRole::Leader
     }
 
+    /// How many ticks from now on do nothing but count, so that nobody has to wake up for each of them. Never
+    /// more than lie between two heartbeats: after a longer sleep than was meant, a follower still has time to
+    /// hear its leader before it calls an election.
+    pub(super) fn quiet_ticks(&self) -> u32 {
+        let raft = &self.node.raft;
+        let busy = self.closing.is_some()
+            || self.reads.are_asked()
+            || raft.lead_transferee.is_some()
+            || !raft.prs().conf().learners().is_empty()
+            || raft.has_pending_conf();
+        if busy {
+            return 0;
+        }
+        let heartbeat = raft.heartbeat_timeout();
+        let until_due = if self.is_leader() {
+            let quorum = raft.election_timeout().saturating_sub(raft.election_elapsed);
+            heartbeat.saturating_sub(raft.heartbeat_elapsed()).min(quorum)
+        } else {
+            raft.randomized_election_timeout().saturating_sub(raft.election_elapsed)
+        };
+        u32::try_from(until_due.saturating_sub(1).min(heartbeat)).unwrap_or(0)
+    }
+
     /// One unit of time has passed.
     pub(super) fn tick(&mut self) {
         self.now += 1;

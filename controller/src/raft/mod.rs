@@ -6,7 +6,7 @@
 //! ```text
 //! Store ── Event::Propose ──┐                          ┌─▶ LogStore (storage.rs): entries, barrier
 //! RaftService ── Message ───┼─▶ bounded queue ─▶ pump ─┼─▶ Machine: committed entries
-//! tick, 100 ms ─────────────┘     (its own thread)     └─▶ Transport: one stream a peer
+//! ticks of 100 ms ───────────┘     (its own thread)     └─▶ Transport: one stream a peer
 //! ```
 //!
 //! - `pump.rs`: the thread, its queue and its clock. Blocking disk I/O happens there and on the thread that

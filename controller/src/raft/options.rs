@@ -74,7 +74,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             tick: Duration::from_millis(100),
-            heartbeat_ticks: 2,
+            heartbeat_ticks: 3,
             loyalty_ticks: 6,
             election_ticks: 7..11,
             snapshot_entries: 1000,

@@ -1,7 +1,8 @@
 //! The pump: one thread that owns the [`Core`], its queue and its clock.
 //!
-//! It sleeps until there is an event or a tick is due. What waits in the queue is taken together, so that
-//! proposals that come in while the disk works share the next barrier.
+//! It sleeps until there is an event or a tick is due that does something: ticks before that only count, and
+//! are counted when it wakes. What waits in the queue is taken together, so that proposals that come in while
+//! the disk works share the next barrier.
 
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -83,7 +84,18 @@ fn run<M: Machine, S: LogStore, T: Transport>(
     core.begin()?;
     let mut next_tick = Instant::now() + tick;
     loop {
-        match events.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+        let quiet = core.quiet_ticks();
+        let due = next_tick + tick * quiet;
+        let woken = events.recv_timeout(due.saturating_duration_since(Instant::now()));
+        // Before what came: it came after them.
+        for _ in 0..quiet {
+            if Instant::now() < next_tick {
+                break;
+            }
+            core.tick();
+            next_tick += tick;
+        }
+        match woken {
             Ok(event) => {
                 core.handle(event)?;
                 for event in events.try_iter().take(TOGETHER) {

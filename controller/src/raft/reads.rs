@@ -47,6 +47,11 @@ impl Reads {
         }
     }
 
+    /// Something may have to be asked again.
+    pub(super) fn are_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     fn len(&self) -> usize {
         self.queued.len()
             + self.asked.values().map(|(_, replies)| replies.len()).sum::<usize>()

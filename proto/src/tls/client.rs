@@ -12,6 +12,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::alive::{self, PING_INTERVAL, PING_TIMEOUT};
 use super::identity::server_name;
 use super::verify::HashVerifier;
 use super::{ALPN, CONTROLLER_NAME, CredentialStore, TlsError, VERSIONS, node_name, provider};
@@ -19,10 +20,6 @@ use crate::model::NodeId;
 
 /// TCP and TLS together, each time that the channel connects.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A connection whose other end is silent is pinged this often, and given up after [`PING_TIMEOUT`].
-const PING_INTERVAL: Duration = Duration::from_secs(2);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who has to answer at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +100,7 @@ async fn handshake(
     config: Arc<ClientConfig>,
 ) -> io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    alive::watch(&stream)?;
     TlsConnector::from(config).connect(name, stream).await
 }
 

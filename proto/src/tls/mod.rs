@@ -10,6 +10,7 @@
 //! The cryptography is ring's, passed to each configuration by hand: nothing here reads or sets the
 //! process' default provider. Sessions are never resumed, so that each connection shows its certificate.
 
+mod alive;
 mod ca;
 mod client;
 mod credentials;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
+pub use alive::{PING_INTERVAL, PING_TIMEOUT};
 pub use ca::{CertificateAuthority, ca_hash, generate_csr};
 pub use client::{Expect, connect, connect_bootstrap};
 pub use credentials::{CredentialStore, Credentials};

@@ -25,6 +25,7 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 use tracing::debug;
 
+use super::alive;
 use super::{CredentialStore, Identity};
 use crate::model::Role;
 
@@ -159,7 +160,7 @@ async fn greet(
     stream: TcpStream,
     store: &CredentialStore,
 ) -> io::Result<(TlsStream<TcpStream>, Option<Identity>)> {
-    stream.set_nodelay(true)?;
+    alive::watch(&stream)?;
     let stream = TlsAcceptor::from(store.present().server.clone()).accept(stream).await?;
     let identity = match stream.get_ref().1.peer_certificates() {
         Some([leaf, ..]) => Some(Identity::from_certificate(leaf).map_err(io::Error::other)?),

@@ -176,7 +176,12 @@ impl World {
 
     fn tick(&mut self, id: u64) {
         if let Some(core) = self.core(id) {
+            // The pump sleeps through these.
+            let quiet = core.quiet_ticks() > 0 && !core.node.has_ready();
+            let before = (core.node.raft.state, core.node.raft.term);
             core.tick();
+            let after = (core.node.raft.state, core.node.raft.term);
+            assert!(!quiet || (before == after && !core.node.has_ready()), "a quiet tick did something");
         }
         let jobs = std::mem::take(&mut *self.nodes[&id].jobs.lock().unwrap());
         for saved in jobs {
