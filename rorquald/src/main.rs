@@ -25,8 +25,9 @@ use gate::ControlGate;
 use membership::MembershipApi;
 use node::Node;
 
-/// Threads that run the daemon's tasks; blocking work has its own.
-const WORKERS: usize = 2;
+/// Threads that run the daemon's tasks; blocking work has its own. With a second one, every message that comes
+/// to an idle daemon wakes both: the first to take it, the other to look for more.
+const WORKERS: usize = 1;
 
 /// The most threads for blocking work (launches, unpacking, disk).
 const BLOCKING_THREADS: usize = 16;

@@ -28,6 +28,8 @@ struct Round {
     command: f64,
     /// All ten have answered through every node.
     answered: f64,
+    /// Milliseconds of a core that the three daemons took meanwhile, with programs that they ran to their end.
+    daemons_cpu: f64,
 }
 
 fn main() {
@@ -76,9 +78,11 @@ fn ms(duration: Duration) -> f64 {
 
 fn scale_up(lab: &Lab) -> Round {
     let before: BTreeSet<u32> = all_processes(lab);
+    let cpu_before = daemons_cpu_ms(lab);
     let (started, started_ticks) = (Instant::now(), uptime_ms());
     lab.node(1).rctl(&["service", "scale", "--quiet", &format!("web={REPLICAS}")]).ok();
     let command = ms(started.elapsed());
+    let daemons_cpu = daemons_cpu_ms(lab) - cpu_before;
     for node in lab.nodes() {
         let mut seen = BTreeSet::new();
         while seen.len() < REPLICAS {
@@ -95,7 +99,7 @@ fn scale_up(lab: &Lab) -> Round {
     let starts: Vec<f64> = first.filter_map(|pid| start_ms(*pid)).map(|at| at - started_ticks).collect();
     let least = starts.iter().copied().fold(f64::INFINITY, f64::min);
     let most = starts.iter().copied().fold(0.0, f64::max);
-    Round { first_start: least.max(0.0), last_start: most, command, answered }
+    Round { first_start: least.max(0.0), last_start: most, command, answered, daemons_cpu }
 }
 
 fn write_only(lab: &Lab) -> f64 {
@@ -120,6 +124,18 @@ fn scale_down(lab: &Lab) {
 
 fn all_processes(lab: &Lab) -> BTreeSet<u32> {
     lab.nodes().iter().flat_map(|node| node.container_processes().into_keys()).collect()
+}
+
+/// User and system time of the daemons and of their children that have ended and were waited for.
+fn daemons_cpu_ms(lab: &Lab) -> f64 {
+    let of = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let after_name = stat.rsplit_once(')').unwrap().1;
+        // proc_pid_stat(5): utime, stime, cutime, cstime are fields 14 to 17, in ticks of 10 ms.
+        let ticks = after_name.split_whitespace().skip(11).take(4);
+        ticks.map(|ticks| ticks.parse::<f64>().unwrap() * 10.0).sum::<f64>()
+    };
+    lab.nodes().iter().filter_map(|node| node.daemon_pid()).map(of).sum()
 }
 
 /// Milliseconds since boot, in the clock that processes' start times are in.
@@ -160,12 +176,13 @@ fn tell(ours: &[Round], written: &[f64], peer: &[f64]) {
         values.median
     };
     println!("\n{:<66} {:>6} {:>6} {:>6}", "ms since the command was started", "median", "min", "max");
-    row("the command's start, connection and commit (scale --detach)", spread(written.iter().copied()));
-    row(
+    let commit =
+        row("the command's start, connection and commit (scale --detach)", spread(written.iter().copied()));
+    let first = row(
         "first of nine new containers started (to 10 ms)",
         spread(ours.iter().map(|round| round.first_start)),
     );
-    row("last of them started (to 10 ms)", spread(ours.iter().map(|round| round.last_start)));
+    let last = row("last of them started (to 10 ms)", spread(ours.iter().map(|round| round.last_start)));
     let command = row(
         "reported, in the balancer, and heard by the command",
         spread(ours.iter().map(|round| round.command)),
@@ -174,6 +191,16 @@ fn tell(ours: &[Round], written: &[f64], peer: &[f64]) {
         row("all ten have answered through all three nodes", spread(ours.iter().map(|round| round.answered)));
     println!(
         "The last row holds the requests until each node has met all ten: some 90, one after the other."
+    );
+    println!("\nWhere the command's time goes (differences of the medians above):");
+    let phase = |what: &str, from: f64, to: f64| println!("{what:<66} {:6.0}", (to - from).max(0.0));
+    phase("connect, commit", 0.0, commit);
+    phase("plan, commit, assign, prepare, until the first process", commit, first);
+    phase("until the last process", first, last);
+    phase("its start, status, commit, balancer, watch, the command's end", last, command);
+    row(
+        "\nCPU of the three daemons and what they ran to its end",
+        spread(ours.iter().map(|round| round.daemons_cpu)),
     );
     let peer = (!peer.is_empty())
         .then(|| row("Docker Swarm, one node, until ten tasks run", spread(peer.iter().copied())));

@@ -87,7 +87,13 @@ pub enum Change {
     /// A node was written or removed.
     Node(NodeId),
     /// A service was written or removed.
-    Service(ServiceId),
+    Service {
+        /// Its id.
+        id: ServiceId,
+        /// Nodes may see it otherwise than before: under another name, in another network, at another
+        /// address or port. Another number of replicas is nothing that they see.
+        seen: bool,
+    },
     /// A task was made, written or removed.
     Task {
         /// Its id.

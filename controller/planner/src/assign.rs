@@ -232,9 +232,10 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
                 let tasks = state.tasks_on_node(id).filter(|task| task.is_endpoint());
                 touched.everywhere.services.extend(tasks.map(|task| task.service_id.clone()));
             }
-            Change::Service(id) => {
+            Change::Service { id, seen: true } => {
                 touched.everywhere.services.insert(id.clone());
             }
+            Change::Service { seen: false, .. } => {}
             Change::Network(id) => {
                 touched.everywhere.blocks = true;
                 let named = |service: &&Arc<Service>| service.vips.iter().any(|vip| vip.network_id == *id);
@@ -291,6 +292,15 @@ fn touch_task(
             parts.services.extend(inside.map(|service| service.id.clone()));
         }
     }
+}
+
+/// Whether the views of a service are the same for two of its records, as far as the record goes.
+pub(crate) fn looks_same(one: &Service, other: &Service) -> bool {
+    let names = crate::allocate::network_names;
+    one.spec.name == other.spec.name
+        && names(&one.spec) == names(&other.spec)
+        && one.vips == other.vips
+        && one.ports == other.ports
 }
 
 /// What to tell a node about parts that were touched.

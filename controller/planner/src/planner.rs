@@ -76,7 +76,7 @@ impl Planner {
                 self.dirty.nodes.insert(id.clone());
                 self.dirty.capacity = true;
             }
-            Change::Service(id) => {
+            Change::Service { id, .. } => {
                 self.dirty.services.insert(id.clone());
                 // A port or an address may have become free for another service.
                 self.dirty.capacity = true;

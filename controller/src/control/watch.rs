@@ -75,7 +75,7 @@ async fn lost(leadership: &mut Receiver<Leadership>) {
 
 fn touches(change: &Change, id: &ServiceId) -> bool {
     match change {
-        Change::Service(service_id) | Change::Task { service_id, .. } => service_id == id,
+        Change::Service { id: service_id, .. } | Change::Task { service_id, .. } => service_id == id,
         // It fell silent or is back, or tells that a port is held: seldom, and for any service.
         Change::Node(_) => true,
         _ => false,

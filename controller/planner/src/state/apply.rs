@@ -9,6 +9,7 @@ use rorqual_proto::model::{
 
 use super::State;
 use crate::action::{Action, ActionKind, Change};
+use crate::assign;
 
 impl State {
     /// Writes one action. `index` is its place in the log and becomes the object's version; `at_ms` is the
@@ -31,8 +32,9 @@ impl State {
                 let mut service = (**service).clone();
                 service.meta = stamp.meta(self.services.get(&service.id).map(|old| &old.meta));
                 let id = service.id.clone();
+                let seen = self.services.get(&id).is_none_or(|old| !assign::looks_same(old, &service));
                 self.set_service(Arc::new(service));
-                Change::Service(id)
+                Change::Service { id, seen }
             }
             ActionKind::PutTask(task) => self.put_task(task, stamp),
             ActionKind::PutNetwork(network) => {
@@ -145,7 +147,7 @@ impl State {
     fn remove_service(&mut self, id: &ServiceId) -> Change {
         let Some(service) = self.services.remove(id) else { return Change::Nothing };
         self.index.unlink_service(&service);
-        Change::Service(id.clone())
+        Change::Service { id: id.clone(), seen: true }
     }
 
     fn remove_task(&mut self, id: &TaskId) -> Change {

@@ -560,6 +560,23 @@ fn assignments_follow_what_changes_touch() {
     assert!(world.state.service(&inner).is_none());
 }
 
+#[test]
+fn another_number_of_replicas_is_told_to_nobody() {
+    let mut world = World::new(1);
+    let mut web = spec("web", 1);
+    web.ports = vec![port(8080, 80)];
+    let web = world.create(web);
+    world.run_until_whole();
+    world.changes.clear();
+    world.scale(&web, 5);
+    assert!(!world.changes.is_empty());
+    let touched = assign::touched(&world.state, &world.changes);
+    assert_eq!(touched, assign::Touched::default());
+    world.update(&web, |spec| spec.name = "www".into());
+    let touched = assign::touched(&world.state, &world.changes);
+    assert!(touched.everywhere.services.contains(&web));
+}
+
 /// What a node has taken in.
 #[derive(Debug, Default, PartialEq)]
 struct Known {
