@@ -572,7 +572,9 @@ fn another_number_of_replicas_is_told_to_nobody() {
     assert!(!world.changes.is_empty());
     let touched = assign::touched(&world.state, &world.changes);
     assert_eq!(touched, assign::Touched::default());
-    world.update(&web, |spec| spec.name = "www".into());
+    world.update(&web, |spec| spec.ports.clear());
+    let plan = world.plan();
+    world.write(plan.actions);
     let touched = assign::touched(&world.state, &world.changes);
     assert!(touched.everywhere.services.contains(&web));
 }
