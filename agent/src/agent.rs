@@ -255,6 +255,11 @@ impl Agent {
         }
     }
 
+    /// The node's containers as the kernel has them.
+    pub(crate) fn runtime(&self) -> &Arc<Runtime> {
+        self.inner.executor.runtime()
+    }
+
     /// Every container that the runtime knows.
     async fn found(&self) -> Result<BTreeMap<String, ContainerState>, AgentError> {
         let runtime = self.inner.executor.runtime().clone();

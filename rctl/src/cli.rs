@@ -41,6 +41,10 @@ enum Command {
     Image(image::Command),
     /// Run a container on this node
     Run(Box<container::RunArgs>),
+    /// Run a further program in a running container of this node
+    Exec(Box<container::ExecArgs>),
+    /// Take over the input and output of a running container of this node
+    Attach(container::AttachArgs),
     /// List the containers of this node
     Ps(container::PsArgs),
     /// Show what a container of this node has written
@@ -67,6 +71,8 @@ impl Cli {
             Command::Completion(args) => completion::run(&args)?,
             Command::Version(args) => version::run(&args, connect().await).await?,
             Command::Run(args) => return container::run(*args, connect).await,
+            Command::Exec(args) => return container::exec(*args, &connect().await?).await,
+            Command::Attach(args) => return container::attach(args, &connect().await?).await,
             Command::Cluster(command) => cluster::run(command, connect).await?,
             Command::Node(command) => node::run(command, &connect().await?).await?,
             Command::Service(command) => service::run(command, connect).await?,
@@ -120,6 +126,10 @@ mod tests {
             "rctl node update --availability drain --label-add a=b n1",
             "rctl --socket /x run -d --rm --name a -p 80 -m 64m --cpus 0.5 --pids-limit 10 busybox sleep 1",
             "rctl run -e A=1 -v /a:/b:ro --restart on-failure:3 busybox",
+            "rctl run -it --rm busybox sh",
+            "rctl exec -it -u root -w / -e A=1 web sh -c -x",
+            "rctl exec -d web touch /x",
+            "rctl attach --no-stdin --detach-keys ctrl-a,d web",
             "rctl ps -a --socket /x",
             "rctl stop -t 3 a b",
         ];
@@ -157,6 +167,9 @@ mod tests {
             ("rctl service update web", "--image"),
             ("rctl run --rm --restart always busybox", "--restart"),
             ("rctl cluster token boss", "worker"),
+            ("rctl exec web", "CMD"),
+            ("rctl exec -d -i web sh", "--interactive"),
+            ("rctl attach --detach-keys alt-x web", "is not a key"),
         ];
         for (line, expected) in cases {
             let error = parse(line).map(|_| ()).expect_err(line);

@@ -18,6 +18,7 @@ mod progress;
 mod show;
 mod spec;
 mod table;
+mod terminal;
 mod wait;
 
 use std::process::ExitCode;

@@ -63,6 +63,7 @@ fn launch(base: &Path, id: &str, args: &[&str]) -> Launch {
         },
         user: None,
         log: LogPolicy::default(),
+        stdin: false,
     }
 }
 

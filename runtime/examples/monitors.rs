@@ -53,5 +53,6 @@ fn launch(base: &Path, id: &str) -> Launch {
         rootfs: Rootfs::Directory(base.join("rootfs")),
         user: None,
         log: LogPolicy::default(),
+        stdin: false,
     }
 }

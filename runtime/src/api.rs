@@ -58,6 +58,8 @@ pub struct Launch {
     pub user: Option<String>,
     /// How much of its output is kept.
     pub log: LogPolicy,
+    /// Whether standard input is kept open for those who attach; else the program reads nothing. A terminal always is.
+    pub stdin: bool,
 }
 
 /// How much of a container's output is kept.
@@ -90,6 +92,25 @@ pub enum Rootfs {
         /// Overlayfs' work folder: empty, on the same file system as `upper`.
         work: PathBuf,
     },
+}
+
+/// A further program for a container that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// The program and its arguments; not empty.
+    pub args: Vec<String>,
+    /// `NAME=value`, on top of the container's own.
+    pub env: Vec<String>,
+    /// The working directory; `None`: the container's.
+    pub cwd: Option<String>,
+    /// As [`Launch::user`]; `None`: the container's.
+    pub user: Option<String>,
+    /// Whether it gets a terminal.
+    pub terminal: bool,
+    /// The terminal's first size: characters in a line, lines.
+    pub size: Option<(u16, u16)>,
+    /// Whether it gets standard input; else it reads nothing.
+    pub stdin: bool,
 }
 
 /// A container that runs.

@@ -148,19 +148,16 @@ pub enum Error {
 }
 
 fn join(errors: &[Error]) -> String {
-    let texts: Vec<String> = errors.iter().map(chain).collect();
+    let texts: Vec<String> = errors.iter().map(|error| chain(error)).collect();
     texts.join("; ")
 }
 
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
+/// An error with what it came from.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
     }
-    text
 }
 
 /// A container that did not start. Nothing of it is left on the machine but its own directory.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 
 use crate::cgroup::{Group, Layout};
+use crate::error::chain;
 use crate::host;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, ExecRequest};
@@ -140,11 +141,4 @@ fn foreign_namespaces(pid: i32) -> Result<u64, Failure> {
         }
     }
     Ok(foreign)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
 }

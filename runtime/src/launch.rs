@@ -19,7 +19,7 @@ use crate::record::{self, Files, Record, Report, State};
 use crate::sys;
 
 /// No honest launch takes longer; a file system that hangs does.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The monitor's program, opened so that nothing that runs it can write to it.
 ///
@@ -180,6 +180,7 @@ fn write_request(
         rootfs: launch.rootfs.clone(),
         user: launch.user.clone(),
         log: launch.log,
+        stdin: launch.stdin,
         cgroup_parent: options.cgroup_parent.clone(),
         group: group.clone(),
         facts: facts.clone(),
@@ -221,7 +222,7 @@ fn report(child: &mut Child) -> io::Result<Option<Report>> {
     }
 }
 
-fn from_failure(failure: Failure) -> LaunchError {
+pub(crate) fn from_failure(failure: Failure) -> LaunchError {
     let source = failure.error();
     let Failure { kind, subject, detail, .. } = failure;
     match kind {

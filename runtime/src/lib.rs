@@ -16,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod api;
+pub mod attach;
 mod cgroup;
 mod error;
 mod exec;
@@ -35,8 +36,8 @@ pub mod spec;
 mod sys;
 
 pub use api::{
-    CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, LogPolicy, Rootfs, RuntimeOptions, Started,
-    Stats,
+    CgroupVersion, ContainerState, Exec, ExitStatus, HostFacts, Launch, LogPolicy, Rootfs, RuntimeOptions,
+    Started, Stats,
 };
 pub use error::{Error, LaunchError, Result};
 pub use oci_spec;

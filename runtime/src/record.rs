@@ -31,6 +31,7 @@ pub(crate) struct Record {
     pub(crate) rootfs: Rootfs,
     pub(crate) user: Option<String>,
     pub(crate) log: LogPolicy,
+    pub(crate) stdin: bool,
     pub(crate) cgroup_parent: String,
     pub(crate) group: Group,
     pub(crate) facts: Facts,

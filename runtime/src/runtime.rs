@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 
 use crate::api::{
-    CgroupVersion, ContainerState, ExitStatus, HostFacts, Launch, RuntimeOptions, Started, Stats,
+    CgroupVersion, ContainerState, Exec, ExitStatus, HostFacts, Launch, RuntimeOptions, Started, Stats,
 };
+use crate::attach::{FRAME_BYTES, Frame};
 use crate::cgroup::Layout;
 use crate::error::{Error, LaunchError, Result};
 use crate::host;
@@ -122,6 +123,55 @@ impl Runtime {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// The input and output of a running container: frames of [`crate::attach`] in both directions, beginning with what
+    /// it wrote before anybody was attached. Any number may be attached at once.
+    pub fn attach(&self, id: &str) -> Result<UnixStream> {
+        self.say(id, &Frame::Attach)
+    }
+
+    /// Runs a further program in a running container; returns once it runs. The stream carries its input and output as
+    /// frames of [`crate::attach`], and how it ended. It goes on when the stream is dropped.
+    pub fn exec(&self, id: &str, exec: &Exec) -> Result<UnixStream, LaunchError> {
+        let monitor = |source| Error::Monitor { id: id.to_owned(), source };
+        let request = serde_json::to_vec(exec).map_err(io::Error::other).map_err(monitor)?;
+        if request.len() >= FRAME_BYTES {
+            return Err(LaunchError::InvalidSpec {
+                field: "args, env".to_owned(),
+                reason: format!("{} bytes in all, {FRAME_BYTES} are allowed", request.len()),
+            });
+        }
+        let ask = Frame::Execute { terminal: exec.terminal, stdin: exec.stdin, request };
+        let mut stream = self.say(id, &ask)?;
+        stream.set_read_timeout(Some(launch::DEADLINE)).map_err(monitor)?;
+        let answer = Frame::read(&mut stream).map_err(monitor)?;
+        stream.set_read_timeout(None).map_err(monitor)?;
+        match answer {
+            Frame::Executed => Ok(stream),
+            Frame::NotExecuted(json) => match serde_json::from_slice(&json) {
+                Ok(failure) => Err(launch::from_failure(failure)),
+                Err(error) => Err(monitor(error.into()).into()),
+            },
+            _ => Err(monitor(io::ErrorKind::InvalidData.into()).into()),
+        }
+    }
+
+    /// Connects to the monitor of a running container and says something.
+    fn say(&self, id: &str, frame: &Frame) -> Result<UnixStream> {
+        let failed = |source| Error::Monitor { id: id.to_owned(), source };
+        check_id(id)?;
+        match self.look(id)?.ok_or_else(|| Error::NotFound { id: id.to_owned() })? {
+            (Some(_), ContainerState::Running(_)) => {}
+            _ => return Err(Error::NotRunning { id: id.to_owned() }),
+        }
+        let mut stream = match connect(&self.files(id).0) {
+            // It has ended since.
+            Err(_) if !monitor_lives(&self.files(id)) => return Err(Error::NotRunning { id: id.to_owned() }),
+            other => other.map_err(failed)?,
+        };
+        stream.write_all(&frame.encode()).map_err(failed)?;
+        Ok(stream)
     }
 
     /// Sends a signal to the container's first process; SIGKILL goes to all of its processes.

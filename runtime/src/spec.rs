@@ -32,6 +32,8 @@ pub struct ContainerSettings {
     pub cwd: String,
     /// The host name. Empty: the kernel's default is kept.
     pub hostname: String,
+    /// Whether the process gets a terminal; TERM is added if it is missing.
+    pub terminal: bool,
     /// Whether the root file system is read-only.
     pub read_only_rootfs: bool,
     /// Mounts beyond the default ones, in the order given. One on the place of a default mount replaces it.
@@ -188,9 +190,12 @@ fn process(settings: &ContainerSettings) -> Result<Process, LaunchError> {
     if !settings.hostname.is_empty() && !env.iter().any(|entry| entry.starts_with("HOSTNAME=")) {
         env.push(format!("HOSTNAME={}", settings.hostname));
     }
+    if settings.terminal && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
     let cwd = if settings.cwd.is_empty() { "/" } else { &settings.cwd };
     let mut process = Process::default();
-    process.set_terminal(Some(false));
+    process.set_terminal(Some(settings.terminal));
     process.set_user(User::default());
     process.set_args(Some(settings.args.clone()));
     process.set_env(Some(env));

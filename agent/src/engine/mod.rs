@@ -5,6 +5,7 @@
 //! be started says in the metadata `rorqual-exit-code` what a shell would have ended with.
 
 mod images;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -66,6 +67,8 @@ impl EngineApi {
 impl engine_server::Engine for EngineApi {
     type PullImageStream = ReceiverStream<Result<wire::PullProgress, Status>>;
     type ContainerLogsStream = Lines;
+    type AttachStream = streams::Responses;
+    type ExecStream = streams::Responses;
 
     async fn load_image(
         &self,
@@ -203,9 +206,34 @@ impl engine_server::Engine for EngineApi {
         let lines = self.agent.containers().logs(&name, wanted, self.agent.hostname());
         lines.map(Response::new).map_err(|error| status(&error))
     }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<wire::StreamRequest>>,
+    ) -> Result<Response<streams::Responses>, Status> {
+        streams::attach(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<wire::StreamRequest>>,
+    ) -> Result<Response<streams::Responses>, Status> {
+        streams::exec(self, request.into_inner()).await.map(Response::new)
+    }
 }
 
 impl EngineApi {
+    /// The id of the container that is meant, a service's or a plain one, and whether it has a terminal.
+    fn running(&self, name: &str) -> Result<(String, bool), Status> {
+        if let Some(id) = self.task_named(name) {
+            let entries = self.agent.tasks().entries();
+            let task = entries.iter().find(|entry| entry.task.id.as_str() == id);
+            return Ok((id, task.is_some_and(|entry| entry.task.container.tty)));
+        }
+        let record = self.agent.containers().record(name).map_err(|error| status(&error))?;
+        Ok((record.id, record.spec.is_some_and(|spec| spec.tty)))
+    }
+
     /// The id of the task that is meant, by id or name; plain containers go before.
     fn task_named(&self, name: &str) -> Option<String> {
         if self.agent.containers().record(name).is_ok() {

@@ -321,6 +321,7 @@ impl Inner {
             env: process.env,
             cwd: process.workdir,
             hostname: hostname(workload).to_owned(),
+            terminal: spec.tty,
             read_only_rootfs: spec.read_only,
             mounts: mounts::resolve(&spec.mounts, &places).map_err(refused)?,
             netns_path: Some(netns),
@@ -339,6 +340,7 @@ impl Inner {
             rootfs: Rootfs::Overlay { lowers, upper: folder.upper(), work: folder.work() },
             user: process.user,
             log: LogPolicy::default(),
+            stdin: spec.open_stdin,
         };
         self.runtime.launch(launch).map_err(|error| launch_failure(&error))
     }

@@ -146,6 +146,7 @@ impl World {
             rootfs: Rootfs::Directory(root),
             user: None,
             log: LogPolicy::default(),
+            stdin: false,
         };
         let started = Runtime::new(self.runtime_options()).unwrap().launch(launch).unwrap();
         started.pid.try_into().unwrap()

@@ -28,6 +28,8 @@ impl From<&model::ContainerSpec> for wire::ContainerSpec {
             labels: spec.labels.clone(),
             init: spec.init,
             sysctls: spec.sysctls.clone(),
+            tty: spec.tty,
+            open_stdin: spec.open_stdin,
         }
     }
 }
@@ -56,6 +58,8 @@ impl TryFrom<wire::ContainerSpec> for model::ContainerSpec {
             labels: spec.labels,
             init: spec.init,
             sysctls: spec.sysctls,
+            tty: spec.tty,
+            open_stdin: spec.open_stdin,
         })
     }
 }

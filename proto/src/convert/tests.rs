@@ -62,6 +62,8 @@ fn container() -> ContainerSpec {
         labels: labels(&["c"]),
         init: true,
         sysctls: labels(&["net.core.somaxconn"]),
+        tty: true,
+        open_stdin: true,
     }
 }
 

@@ -43,6 +43,10 @@ pub struct ContainerSpec {
     pub init: bool,
     /// Namespaced kernel parameters.
     pub sysctls: BTreeMap<String, String>,
+    /// Gives the process a terminal.
+    pub tty: bool,
+    /// Keeps standard input open for those who attach.
+    pub open_stdin: bool,
 }
 
 /// Amounts of what a node has; 0 means none asked for, or no limit.

@@ -91,6 +91,12 @@ pub struct ContainerSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Gives the process a terminal.
+    #[prost(bool, tag = "20")]
+    pub tty: bool,
+    /// Keeps standard input open for those who attach.
+    #[prost(bool, tag = "21")]
+    pub open_stdin: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resources {
@@ -4261,6 +4267,99 @@ pub struct ContainerLogsRequest {
     #[prost(bool, tag = "5")]
     pub timestamps: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamRequest {
+    #[prost(oneof = "stream_request::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<stream_request::Kind>,
+}
+/// Nested message and enum types in `StreamRequest`.
+pub mod stream_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// First, for Attach.
+        #[prost(message, tag = "1")]
+        Attach(super::AttachStart),
+        /// First, for Exec.
+        #[prost(message, tag = "2")]
+        Exec(super::ExecStart),
+        #[prost(bytes, tag = "3")]
+        Input(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "4")]
+        EndOfInput(super::EndOfInput),
+        #[prost(message, tag = "5")]
+        Resize(super::TerminalSize),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachStart {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecStart {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// NAME=value, on top of the container's.
+    #[prost(string, repeated, tag = "3")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Empty: the container's.
+    #[prost(string, tag = "4")]
+    pub workdir: ::prost::alloc::string::String,
+    /// Empty: the container's.
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub tty: bool,
+    /// Without it the program reads nothing.
+    #[prost(bool, tag = "7")]
+    pub stdin: bool,
+    /// The terminal's first size.
+    #[prost(message, optional, tag = "8")]
+    pub size: ::core::option::Option<TerminalSize>,
+    /// Answered as soon as the program runs; nobody gets its output.
+    #[prost(bool, tag = "9")]
+    pub detach: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndOfInput {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TerminalSize {
+    #[prost(uint32, tag = "1")]
+    pub columns: u32,
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamResponse {
+    #[prost(oneof = "stream_response::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<stream_response::Kind>,
+}
+/// Nested message and enum types in `StreamResponse`.
+pub mod stream_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// The way stands, or the program runs.
+        #[prost(message, tag = "1")]
+        Started(super::StreamStarted),
+        #[prost(bytes, tag = "2")]
+        Output(::prost::alloc::vec::Vec<u8>),
+        #[prost(bytes, tag = "3")]
+        ErrorOutput(::prost::alloc::vec::Vec<u8>),
+        /// Last.
+        #[prost(int32, tag = "4")]
+        ExitCode(i32),
+        /// Something that was asked for on the way was not done, and why.
+        #[prost(string, tag = "5")]
+        Refused(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamStarted {
+    #[prost(bool, tag = "1")]
+    pub tty: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InfoRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4792,6 +4891,51 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "ContainerLogs"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Input and output of a running container. The first message says which one.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::StreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rorqual.v1.Engine/Attach");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Engine", "Attach"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Runs a further program in a running container, with its input and output. The first message says which.
+        /// It goes on when the client goes, unless its input ends it.
+        pub async fn exec(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::StreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rorqual.v1.Engine/Exec");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Engine", "Exec"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4914,6 +5058,29 @@ pub mod engine_server {
             tonic::Response<Self::ContainerLogsStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Attach method.
+        type AttachStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Input and output of a running container. The first message says which one.
+        async fn attach(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
+        /// Server streaming response type for the Exec method.
+        type ExecStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Runs a further program in a running container, with its input and output. The first message says which.
+        /// It goes on when the client goes, unless its input ends it.
+        async fn exec(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct EngineServer<T> {
@@ -5570,6 +5737,98 @@ pub mod engine_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::StreamingService<super::StreamRequest>
+                    for AttachSvc<T> {
+                        type Response = super::StreamResponse;
+                        type ResponseStream = T::AttachStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::attach(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/Exec" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::StreamingService<super::StreamRequest>
+                    for ExecSvc<T> {
+                        type Response = super::StreamResponse;
+                        type ResponseStream = T::ExecStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::exec(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

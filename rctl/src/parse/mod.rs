@@ -4,6 +4,7 @@
 mod amount;
 mod duration;
 mod env;
+mod keys;
 mod mount;
 mod pair;
 mod port;
@@ -15,6 +16,7 @@ mod words;
 pub(crate) use amount::{bytes, cpus};
 pub(crate) use duration::{duration, seconds, wait};
 pub(crate) use env::{env_file, env_value};
+pub(crate) use keys::keys;
 pub(crate) use mount::{mount, volume};
 pub(crate) use pair::pair;
 pub(crate) use port::ports;

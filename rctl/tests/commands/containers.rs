@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rorqual_proto::wire::{ContainerInfo, LogLine};
+use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
 use super::daemon::{Daemon, Script};
@@ -120,4 +121,60 @@ async fn a_reader_that_goes_away_is_no_error() {
         tokio::time::timeout(Duration::from_secs(20), child.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// Runs rctl with something on its standard input.
+async fn with_input(daemon: &Daemon, words: &[&str], input: &[u8]) -> std::process::Output {
+    let mut command = command(&daemon.socket(), words);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).await.unwrap();
+    tokio::time::timeout(super::DEADLINE, child.wait_with_output()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn exec_passes_input_and_output_on_and_ends_with_the_exit_code() {
+    let daemon = Daemon::with(Script::default()).await;
+    let input = vec![b'x'; 300_000];
+    let words = ["exec", "-i", "-u", "app", "-w", "/srv", "-e", "A=1", "web", "cat", "-"];
+    let output = with_input(&daemon, &words, &input).await;
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(7), &b"ready\n"[..]));
+    assert_eq!(output.stdout, input);
+    let executed = daemon.script(|script| script.executed.clone()).unwrap();
+    assert_eq!(
+        (executed.name.as_str(), executed.args.as_slice()),
+        ("web", &["cat".to_owned(), "-".to_owned()][..])
+    );
+    assert_eq!((executed.user.as_str(), executed.workdir.as_str()), ("app", "/srv"));
+    assert_eq!(executed.env, ["A=1"]);
+    assert!(executed.stdin && !executed.tty && !executed.detach);
+}
+
+#[tokio::test]
+async fn exec_of_what_is_not_there_is_127() {
+    let daemon = Daemon::with(Script::default()).await;
+    let mut status = Status::failed_precondition("command \"nope\" not found in the container");
+    status.metadata_mut().insert("rorqual-exit-code", "127".parse().unwrap());
+    daemon.script(|script| script.start = Some(status));
+    let ended = rctl(&daemon.socket(), &["exec", "web", "nope"]).await;
+    assert_eq!(ended.code, Some(127));
+    assert_eq!(ended.err, "rctl: cannot execute nope in web: command \"nope\" not found in the container\n");
+}
+
+#[tokio::test]
+async fn with_input_the_foreground_is_attached() {
+    let daemon = ending_with(7, vec![]).await;
+    let output = with_input(&daemon, &["run", "-i", "--rm", "busybox", "cat"], b"hello\n").await;
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(7), &b"hello\n"[..]));
+    assert!(daemon.asked("attach") && !daemon.asked("logs"));
+    let request = daemon.script(|script| script.created_container.clone()).unwrap();
+    assert!(request.spec.unwrap().open_stdin);
+}
+
+#[tokio::test]
+async fn what_ended_before_anybody_was_attached_is_in_the_log() {
+    let daemon = ending_with(3, vec![line("stdout", "soon gone\n")]).await;
+    daemon.script(|script| script.attach = Some(Status::failed_precondition("container c1 is not running")));
+    let output = with_input(&daemon, &["run", "-i", "busybox"], b"").await;
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"soon gone\n"[..]));
 }

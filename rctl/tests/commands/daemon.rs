@@ -38,6 +38,8 @@ pub(crate) struct Script {
     pub(crate) updated_service: Option<ServiceSpec>,
     pub(crate) created_container: Option<CreateContainerRequest>,
     pub(crate) loaded_bytes: usize,
+    pub(crate) attach: Option<Status>,
+    pub(crate) executed: Option<ExecStart>,
 }
 
 #[derive(Clone)]
@@ -250,6 +252,42 @@ impl Engine for Fake {
             return Ok(Response::new(Box::pin(tokio_stream::iter(lines).chain(end))));
         }
         Ok(Response::new(Box::pin(tokio_stream::iter(lines))))
+    }
+
+    type AttachStream = Sent<StreamResponse>;
+    async fn attach(&self, request: Request<Streaming<StreamRequest>>) -> Answer<Self::AttachStream> {
+        self.ask("attach");
+        match self.script(|script| script.attach.clone()) {
+            Some(status) => Err(status),
+            None => Ok(Response::new(self.echo(request.into_inner()))),
+        }
+    }
+
+    type ExecStream = Sent<StreamResponse>;
+    async fn exec(&self, request: Request<Streaming<StreamRequest>>) -> Answer<Self::ExecStream> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|request| request.kind);
+        let Some(stream_request::Kind::Exec(start)) = first else { return unknown() };
+        self.script(|script| script.executed = Some(start));
+        match self.script(|script| script.start.clone()) {
+            Some(status) => Err(status),
+            None => Ok(Response::new(self.echo(requests))),
+        }
+    }
+}
+
+impl Fake {
+    /// Gives input back as output, and ends with 7 when the input has ended.
+    fn echo(&self, requests: Streaming<StreamRequest>) -> Sent<StreamResponse> {
+        use stream_response::Kind;
+        let started = Kind::Started(StreamStarted { tty: false });
+        let input = requests.filter_map(|request| match request.ok()?.kind? {
+            stream_request::Kind::Input(bytes) => Some(Kind::Output(bytes)),
+            stream_request::Kind::EndOfInput(_) => Some(Kind::ExitCode(7)),
+            _ => None,
+        });
+        let first = tokio_stream::iter([started, Kind::ErrorOutput(b"ready\n".to_vec())]);
+        Box::pin(first.chain(input).map(|kind| Ok(StreamResponse { kind: Some(kind) })))
     }
 }
 

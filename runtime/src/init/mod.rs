@@ -75,8 +75,8 @@ impl Failure {
 /// What becomes of standard input, output and error.
 #[derive(Debug)]
 pub(crate) enum Stdio {
-    /// Output goes into these; input comes from the container's null device.
-    Pipes { stdout: OwnedFd, stderr: OwnedFd },
+    /// Output goes into these; input comes from the one, or from the container's null device.
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
     /// They are those of the process that makes the container.
     Inherited,
 }
@@ -298,13 +298,16 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
         other => other,
     };
     match stdio {
-        Stdio::Pipes { stdout, stderr } => {
-            // The host's null device would do as well, but its owner and mode could then be changed from inside.
-            let flags = libc::O_RDONLY | libc::O_NOFOLLOW;
-            let null = sys::openat2(state.root()?.as_raw_fd(), c"dev/null", flags, 0, 0)?;
-            files::check_null(null.as_fd())?;
-            sys::dup_to(null.as_fd(), 0)?;
-            for (pipe, number) in [(stdout, 1), (stderr, 2)] {
+        Stdio::Pipes { stdin, stdout, stderr } => {
+            if stdin.is_none() {
+                // The host's null device would do as well, but its owner and mode could then be changed from inside.
+                let flags = libc::O_RDONLY | libc::O_NOFOLLOW;
+                let null = sys::openat2(state.root()?.as_raw_fd(), c"dev/null", flags, 0, 0)?;
+                files::check_null(null.as_fd())?;
+                sys::dup_to(null.as_fd(), 0)?;
+            }
+            let input = stdin.iter().map(|pipe| (pipe, 0));
+            for (pipe, number) in input.chain([(stdout, 1), (stderr, 2)]) {
                 // So that a program without privileges can open /dev/stdout.
                 own(pipe.as_fd(), state.user.gid)?;
                 sys::dup_to(pipe.as_fd(), number)?;

@@ -1,26 +1,39 @@
-//! Looks after a running container: writes its logs, tells watchers of its end, records its end. Keeps little in
+//! Looks after a running container: writes its logs, passes input and output on to those who are attached, tells them
+//! of its end, records its end. Keeps little in
 //! memory, since there is one of it per container: no JSON library, no thread, buffers only where something flows.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use super::clients::{ClientId, Clients};
+use super::session::{Sessions, Wanted};
+use super::stdio::{Stdio, handed_over};
+use super::wait_code;
 use crate::api::{ExitStatus, LogPolicy};
+use crate::attach::Frame;
 use crate::log::Stream;
 use crate::log::writer::LogWriter;
 use crate::record;
 use crate::sys;
 
-/// More do not watch one container; a further one is turned away.
-const WATCHERS: usize = 64;
-
 /// How long output is waited for after the first process has ended. All others of its pid namespace are gone by then,
 /// so that only one who took a descriptor elsewhere can keep a pipe open.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long clients may take to read what they were sent when the container has ended.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What a container that takes input wrote before anybody was attached is kept up to this size: its first prompt is for
+/// the first one who attaches.
+const PROLOGUE_BYTES: usize = 64 * 1024;
+
+/// Reads of one stream before the others get their turn.
+const ROUNDS: usize = 16;
 
 struct Server {
     pid: i32,
@@ -28,9 +41,12 @@ struct Server {
     /// Where the kernel counts its kills for want of memory.
     oom: PathBuf,
     signals: File,
-    listener: UnixListener,
-    streams: [Option<File>; 2],
-    watchers: Vec<UnixStream>,
+    clients: Clients,
+    stdio: Stdio,
+    sessions: Sessions,
+    runtime_dir: PathBuf,
+    /// Nobody was attached yet.
+    prologue: Option<Vec<(Stream, Vec<u8>)>>,
     log: LogWriter,
     /// Held as long as we live.
     _lock: OwnedFd,
@@ -46,19 +62,10 @@ pub(super) fn run(args: &[String]) -> ExitCode {
 
 impl Server {
     fn from_args(args: &[String]) -> Option<Server> {
-        let [_id, pid, stdout, stderr, listener, lock, max_bytes, max_files, dir, oom] = args else {
+        let [_id, pid, stdio, listener, lock, max_bytes, max_files, dir, oom, runtime_dir] = args else {
             return None;
         };
-        let fd = |text: &String| {
-            let fd = sys::adopt_fd(text.parse().ok()?).ok()?;
-            sys::set_cloexec(fd.as_fd(), true).ok()?;
-            Some(fd)
-        };
-        let stream = |text: &String| {
-            let fd = fd(text)?;
-            sys::set_nonblocking(fd.as_fd()).ok()?;
-            Some(File::from(fd))
-        };
+        let stdio = Stdio::from_word(stdio)?;
         for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
             sys::ignore_signal(signal);
         }
@@ -69,11 +76,13 @@ impl Server {
             pid: pid.parse().ok()?,
             oom: PathBuf::from(oom),
             signals: File::from(signals),
-            listener: UnixListener::from(fd(listener)?),
-            streams: [Some(stream(stdout)?), Some(stream(stderr)?)],
-            watchers: Vec::new(),
+            clients: Clients::new(UnixListener::from(handed_over(listener)?)),
+            prologue: stdio.takes_input().then(Vec::new),
+            stdio,
+            sessions: Sessions::default(),
+            runtime_dir: PathBuf::from(runtime_dir),
             log: LogWriter::open(dir.clone(), policy),
-            _lock: fd(lock)?,
+            _lock: handed_over(lock)?,
             dir,
         })
     }
@@ -83,9 +92,7 @@ impl Server {
         // It may have ended before the signals were looked for.
         let mut ended = self.reap();
         while ended.is_none() {
-            self.wait(-1);
-            self.read_streams();
-            self.accept();
+            self.wait(if self.sessions.in_grace() { 50 } else { -1 });
             if let Some(signal) = self.next_signal() {
                 if signal == libc::SIGTERM {
                     // The machine is shut down: the container's turn to end by itself.
@@ -95,12 +102,14 @@ impl Server {
             }
         }
         let deadline = Instant::now() + DRAIN;
-        while self.streams.iter().any(Option::is_some) && Instant::now() < deadline {
+        while self.is_draining() && Instant::now() < deadline {
             self.read_streams();
-            if self.streams.iter().any(Option::is_some) {
+            if self.is_draining() {
                 self.wait(50);
+                self.reap();
             }
         }
+        self.sessions.end_all(&mut self.clients);
         for stream in [Stream::Stdout, Stream::Stderr] {
             self.log.finish(stream);
         }
@@ -108,17 +117,22 @@ impl Server {
         ExitStatus { code, signal, oom_killed: oom_kills(&self.oom) > 0, finished_at_ms: record::now_ms() }
     }
 
+    fn is_draining(&self) -> bool {
+        self.stdio.streams.iter().any(Option::is_some) || !self.sessions.is_empty()
+    }
+
     /// Reaps everything that has ended; returns code and signal if the container's first process is among it.
-    fn reap(&self) -> Option<(i32, Option<i32>)> {
+    fn reap(&mut self) -> Option<(i32, Option<i32>)> {
         let mut ended = None;
         while let Some((pid, status)) = sys::reap() {
             if pid == self.pid {
-                ended = Some(if libc::WIFSIGNALED(status) {
-                    (128 + libc::WTERMSIG(status), Some(libc::WTERMSIG(status)))
-                } else {
-                    (libc::WEXITSTATUS(status), None)
-                });
+                ended = Some(wait_code(status));
+            } else {
+                self.sessions.note_end(pid, status, &mut self.clients);
             }
+        }
+        if !self.sessions.is_empty() {
+            self.sessions.serve(&mut self.clients);
         }
         ended
     }
@@ -130,50 +144,89 @@ impl Server {
         Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
     }
 
+    /// Waits until there is something to do, and does what clients and streams want.
     fn wait(&mut self, timeout_ms: i32) {
-        let interest = |fd, events| libc::pollfd { fd, events, revents: 0 };
-        let mut fds = vec![interest(self.signals.as_raw_fd(), libc::POLLIN)];
-        fds.push(interest(self.listener.as_raw_fd(), libc::POLLIN));
-        for stream in self.streams.iter().flatten() {
-            fds.push(interest(stream.as_raw_fd(), libc::POLLIN));
-        }
-        let before_watchers = fds.len();
-        fds.extend(self.watchers.iter().map(|watcher| interest(watcher.as_raw_fd(), libc::POLLRDHUP)));
+        let Server { signals, stdio, sessions, clients, .. } = self;
+        // poll(2) passes over negative numbers.
+        let number = |file: &Option<File>| file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let mut interests =
+            vec![(signals.as_raw_fd(), libc::POLLIN), (stdio.room().unwrap_or(-1), libc::POLLOUT)];
+        interests.extend(stdio.streams.iter().map(|file| (number(file), libc::POLLIN)));
+        interests.extend(sessions.interests(clients));
+        let first_client = interests.len() + 1;
+        let room = stdio.has_room();
+        interests.extend(clients.interests(|id| if sessions.has(id) { sessions.has_room(id) } else { room }));
+        let poll = |(fd, events)| libc::pollfd { fd, events, revents: 0 };
+        let mut fds: Vec<_> = interests.into_iter().map(poll).collect();
         if sys::poll(&mut fds, timeout_ms).is_err() {
             return;
         }
-        let mut gone = fds[before_watchers..].iter().map(|fd| fd.revents != 0);
-        self.watchers.retain(|_| !gone.next().unwrap_or(false));
+        self.stdio.flush();
+        self.read_streams();
+        for (client, frames) in self.clients.serve(&fds[first_client..]) {
+            frames.into_iter().for_each(|frame| self.answer(client, &frame));
+        }
+        if !self.sessions.is_empty() {
+            self.sessions.serve(&mut self.clients);
+        }
+        self.clients.sweep();
+        self.clients.accept();
     }
 
     fn read_streams(&mut self) {
         let mut buffer = [0; 16 * 1024];
         for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
             // A bounded number of rounds, so that one noisy stream does not keep the other and the socket waiting.
-            for _ in 0..16 {
-                let Some(file) = &mut self.streams[index] else { break };
+            for _ in 0..ROUNDS {
+                let Some(file) = &mut self.stdio.streams[index] else { break };
                 match file.read(&mut buffer) {
-                    Ok(0) => {
-                        self.streams[index] = None;
+                    Ok(count) if count > 0 => self.output(stream, &buffer[..count]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // The end; a terminal's is an error (EIO), when nobody in the container has it open any more.
+                    Ok(_) | Err(_) => {
+                        self.stdio.streams[index] = None;
                         self.log.finish(stream);
                     }
-                    Ok(count) => self.log.take(stream, &buffer[..count]),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => break,
                 }
             }
         }
     }
 
-    /// Takes new watchers in: processes of root or of our own user.
-    fn accept(&mut self) {
-        while let Ok((mut watcher, _)) = self.listener.accept() {
-            let known = sys::peer_uid(watcher.as_fd()).is_ok_and(|uid| uid == 0 || uid == sys::euid());
-            let _ = watcher.set_nonblocking(true);
-            // The greeting promises the line: who has not read it looks into exit.json instead.
-            if known && self.watchers.len() < WATCHERS && watcher.write_all(b"ok\n").is_ok() {
-                self.watchers.push(watcher);
+    fn output(&mut self, stream: Stream, bytes: &[u8]) {
+        self.log.take(stream, bytes);
+        if !self.clients.output(stream, bytes)
+            && let Some(prologue) = &mut self.prologue
+        {
+            let kept: usize = prologue.iter().map(|(_, bytes)| bytes.len()).sum();
+            prologue.push((stream, bytes[..bytes.len().min(PROLOGUE_BYTES - kept)].to_vec()));
+        }
+    }
+
+    /// Does what a client asks for.
+    fn answer(&mut self, client: ClientId, frame: &Frame) {
+        let done = match frame {
+            Frame::Attach => {
+                self.clients.attach(client);
+                for (stream, bytes) in self.prologue.take().unwrap_or_default() {
+                    self.clients.send_output(client, stream, &bytes);
+                }
+                Ok(())
             }
+            Frame::Execute { terminal, stdin, request } if self.clients.execute(client) => {
+                let wanted = Wanted { terminal: *terminal, stdin: *stdin };
+                let begun = self.sessions.begin(client, wanted, request, &self.runtime_dir);
+                if let Err(failure) = begun {
+                    let json = serde_json::to_vec(&failure).unwrap_or_default();
+                    self.clients.send(client, &Frame::NotExecuted(json).encode());
+                    self.clients.release(client);
+                }
+                Ok(())
+            }
+            frame => self.sessions.take(client, frame).unwrap_or_else(|| self.stdio.take(frame)),
+        };
+        if let Err(why) = done {
+            self.clients.send(client, &Frame::Refused(why).encode());
         }
     }
 
@@ -190,11 +243,7 @@ impl Server {
             std::thread::sleep(pause);
             pause *= 2;
         }
-        self.accept();
-        for watcher in &mut self.watchers {
-            // One that has gone away needs no answer.
-            let _ = watcher.write_all(line.as_bytes());
-        }
+        self.clients.tell_the_end(&line, Instant::now() + FAREWELL);
     }
 }
 

@@ -13,19 +13,19 @@ use std::time::Duration;
 use oci_spec::runtime::Spec;
 
 use super::SERVE;
+use super::stdio::Ends;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Keeper, Plan, Request};
 use crate::record::{self, Files, Record, Report, SOCKET, State};
 use crate::seccomp::Asked;
-use crate::spawn::{self, Child, groups};
+use crate::spawn::{self, Ask, Child, Flow, groups};
 use crate::sys;
 
 /// Everything the serving process needs.
 struct Container {
     record: Record,
     state: State,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    ends: Ends,
     listener: UnixListener,
     lock: File,
 }
@@ -47,7 +47,7 @@ pub(super) fn run(dir: &Path) -> ExitCode {
         }
     };
     report(&Report::Started(container.state));
-    let error = serve_anew(container);
+    let error = serve_anew(&files, container);
     // Our end takes the container with it, and the next look at it finds it lost; this says why.
     let _ = fs::write(dir.join("monitor.err"), format!("executing the monitor anew: {error}\n"));
     ExitCode::FAILURE
@@ -121,9 +121,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
     let started = first_process(files, &plan, &record, spec);
     drop(made);
     match started {
-        Ok((state, stdout, stderr, listener)) => {
-            Ok(Container { record, state, stdout, stderr, listener, lock })
-        }
+        Ok((state, ends, listener)) => Ok(Container { record, state, ends, listener, lock }),
         Err(failure) => {
             // The failure that counts is the one that is reported; the launcher looks after leftovers.
             let _ = record.group.remove(&record.id, Duration::from_secs(2));
@@ -147,11 +145,17 @@ fn load(files: &Files) -> Result<(Record, Spec), Failure> {
     Ok((record, spec))
 }
 
-type Running = (State, OwnedFd, OwnedFd, UnixListener);
+type Running = (State, Ends, UnixListener);
 
 fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Result<Running, Failure> {
-    let pipe = || sys::pipe().map_err(|error| Failure::step("making a pipe", &error));
-    let ((stdout, stdout_in), (stderr, stderr_in)) = (pipe()?, pipe()?);
+    let wants_terminal = plan.steps.iter().any(|step| matches!(step, plan::Step::Terminal(_)));
+    let (stdio, mut ends) = if wants_terminal {
+        // It is made inside the container, and comes with the question.
+        (Stdio::Inherited, None)
+    } else {
+        let (stdio, ends) = pipes(record.stdin).map_err(|error| Failure::step("making a pipe", &error))?;
+        (stdio, Some(ends))
+    };
     let listener = listen(&files.0).map_err(|error| Failure::step("listening for watchers", &error))?;
     fs::create_dir_all(files.mountpoint())
         .map_err(|error| Failure::step("making the mount point", &error))?;
@@ -165,12 +169,22 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         maps: plan.maps.as_ref(),
         net_devices: &plan.net_devices,
         privileged: record.facts.privileged,
-        stdio: Stdio::Pipes { stdout: stdout_in, stderr: stderr_in },
+        stdio,
         start: None,
         target: None,
         listener: plan.listener.as_ref().map(asked),
     };
-    let pid = spawn::first_process(child, |ask, _, _| Err(spawn::unanswered(ask)))?;
+    let pid = spawn::first_process(child, |ask, _, fd| match (ask, fd) {
+        (Ask::Terminal, Some(master)) => {
+            ends = Some(Ends::Terminal(master));
+            Ok(Flow::GoOn)
+        }
+        (ask, _) => Err(spawn::unanswered(ask)),
+    })?;
+    let Some(ends) = ends else {
+        let none = io::Error::other("it was not made");
+        return Err(Failure::step("taking the terminal", &none));
+    };
     let state = State {
         pid,
         // It is our child and not reaped, so it is there, even if it has ended already.
@@ -184,7 +198,15 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         let _ = sys::wait_for(pid);
         return Err(Failure::step(format!("recording container {}", record.id), &error));
     }
-    Ok((state, stdout, stderr, listener))
+    Ok((state, ends, listener))
+}
+
+/// Pipes for a container without a terminal: its ends and ours.
+fn pipes(with_input: bool) -> io::Result<(Stdio, Ends)> {
+    let ((stdout, stdout_in), (stderr, stderr_in)) = (sys::pipe()?, sys::pipe()?);
+    let (stdin_out, stdin) = if with_input { Some(sys::pipe()?) } else { None }.unzip();
+    let theirs = Stdio::Pipes { stdin: stdin_out, stdout: stdout_in, stderr: stderr_in };
+    Ok((theirs, Ends::Pipes { stdout, stderr, stdin }))
 }
 
 /// A socket in the file system: an abstract one would be seen from every container in the host's network namespace.
@@ -197,8 +219,8 @@ fn listen(dir: &Path) -> io::Result<UnixListener> {
 }
 
 /// Executes this program anew, with nothing but what serving needs.
-fn serve_anew(container: Container) -> io::Error {
-    let Container { record, state, stdout, stderr, listener, lock } = container;
+fn serve_anew(files: &Files, container: Container) -> io::Error {
+    let Container { record, state, ends, listener, lock } = container;
     let text = |text: String| CString::new(text).map_err(io::Error::other);
     let oom = record.group.oom_file();
     let dir = record.dir.as_os_str().as_bytes().to_vec();
@@ -206,13 +228,15 @@ fn serve_anew(container: Container) -> io::Error {
         let mut args = vec![c"rorqual-monitor".to_owned(), c"monitor".to_owned(), text(SERVE.to_owned())?];
         args.push(text(record.id)?);
         args.push(text(state.pid.to_string())?);
-        for fd in [stdout, stderr, OwnedFd::from(listener), OwnedFd::from(lock)] {
+        args.push(text(ends.into_word()?)?);
+        for fd in [OwnedFd::from(listener), OwnedFd::from(lock)] {
             args.push(text(sys::into_number(fd)?.to_string())?);
         }
         args.push(text(record.log.max_bytes.to_string())?);
         args.push(text(record.log.max_files.to_string())?);
         args.push(CString::new(dir).map_err(io::Error::other)?);
         args.push(CString::new(oom.as_os_str().as_bytes()).map_err(io::Error::other)?);
+        args.push(CString::new(files.0.as_os_str().as_bytes()).map_err(io::Error::other)?);
         Ok(args)
     })();
     match args {

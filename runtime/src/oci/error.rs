@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::chain;
 use crate::init::{Failure, Kind};
 
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
@@ -69,14 +70,6 @@ impl Error {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         Error::Start(Box::new(failure))
-    }
-}
-
-/// An error with what it came from.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use oci_spec::runtime::{Hook, Hooks, Process, Spec};
 
-use super::{Invalid, Result, Step, Terminal, invalid};
+use super::{Result, Step, Terminal, invalid};
 use crate::spawn::Ask;
 
 /// Who looks after the container.
@@ -25,8 +25,10 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
     let hooks = spec.hooks().as_ref();
     match keeper {
         Keeper::Monitor => {
-            refuse("hooks", hooks.is_some())?;
-            refuse("process.terminal", process.terminal() == Some(true))?;
+            if hooks.is_some() {
+                return Err(invalid("hooks", "a monitored container has none: leave it out"));
+            }
+            terminal(process, steps);
             // A change of user takes the wish away; a filter might refuse it.
             let user = steps.iter().position(|step| matches!(step, Step::Credentials { .. }));
             steps.insert(user.map_or(0, |at| at + 1), Step::DieWithMonitor);
@@ -39,10 +41,7 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
             let create_container = hooks.and_then(|hooks| hooks.create_container().as_ref());
             before_pivot.extend(container_hooks("createContainer", create_container, state));
             insert(steps, is_pivot, before_pivot);
-            if process.terminal() == Some(true) {
-                let after = steps.iter().position(is_pivot).map_or(0, |at| at + 1);
-                steps.insert(after, Step::Terminal(Terminal { size: size(process), console: true }));
-            }
+            terminal(process, steps);
             // A filter may forbid what waiting and hooks take, so it comes after them.
             let last = |step: &Step| matches!(step, Step::Seccomp { .. } | Step::Execute(_));
             let mut waiting = Vec::new();
@@ -85,6 +84,14 @@ fn container_hooks(point: &'static str, hooks: Option<&Vec<Hook>>, state: &str) 
     Some(Step::Hooks { point, hooks, state: state.to_owned() })
 }
 
+/// The terminal is made as soon as the root file system is entered.
+fn terminal(process: &Process, steps: &mut Vec<Step>) {
+    if process.terminal() == Some(true) {
+        let after = steps.iter().position(is_pivot).map_or(0, |at| at + 1);
+        steps.insert(after, Step::Terminal(Terminal { size: size(process), console: true }));
+    }
+}
+
 fn insert(steps: &mut Vec<Step>, before: impl Fn(&Step) -> bool, new: Vec<Step>) {
     let at = steps.iter().position(before).unwrap_or(steps.len());
     steps.splice(at..at, new);
@@ -93,11 +100,4 @@ fn insert(steps: &mut Vec<Step>, before: impl Fn(&Step) -> bool, new: Vec<Step>)
 /// The step that enters the root file system.
 fn is_pivot(step: &Step) -> bool {
     matches!(step, Step::Pivot { .. } | Step::MoveRoot | Step::ChangeRoot)
-}
-
-fn refuse(field: &str, set: bool) -> std::result::Result<(), Invalid> {
-    if set {
-        return Err(invalid(field, "a monitored container has none: leave it out"));
-    }
-    Ok(())
 }

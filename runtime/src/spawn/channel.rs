@@ -54,6 +54,21 @@ impl Channel {
         Channel(fd)
     }
 
+    /// Its number, for poll(2).
+    pub(crate) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
+    /// Whether [`Channel::receive`] would return at once.
+    pub(crate) fn has_word(&self) -> io::Result<bool> {
+        let mut fds = [libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        Ok(sys::poll(&mut fds, 0)? > 0)
+    }
+
     /// First process: asks and waits for the answer.
     pub(crate) fn ask(&self, ask: &Ask, fd: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::step("asking the runtime", &error);

@@ -80,14 +80,16 @@ pub(crate) fn first_process(
 ) -> Result<i32, Failure> {
     let (ours, theirs) = channel().map_err(|error| Failure::step("making a channel", &error))?;
     let mounts = prepare::prepare(child.prepared)?;
-    if let (Stdio::Pipes { stdout, stderr }, Some(maps), true) = (&child.stdio, child.maps, child.privileged)
+    if let (Stdio::Pipes { stdin, stdout, stderr }, Some(maps), true) =
+        (&child.stdio, child.maps, child.privileged)
     {
         // Its root can then give them to its user; ours it could not touch.
         let (uid, gid) = (maps.outside_root(false), maps.outside_root(true));
-        [stdout, stderr]
+        stdin
             .iter()
+            .chain([stdout, stderr])
             .try_for_each(|pipe| sys::fchown(pipe.as_fd(), uid, gid))
-            .map_err(|error| Failure::step("giving the output pipes away", &error))?;
+            .map_err(|error| Failure::step("giving the pipes away", &error))?;
     }
     let group = match child.unified {
         Some(dir) => {

@@ -90,6 +90,7 @@ impl World {
             rootfs: self.overlay(id),
             user: None,
             log: LogPolicy::default(),
+            stdin: false,
         }
     }
 

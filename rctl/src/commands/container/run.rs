@@ -13,14 +13,19 @@ use rorqual_proto::wire::{
 };
 use rorqual_proto::{model, wire};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
+use super::detach::Keys;
 use super::logs::show;
+use super::streams::{self, End, Wanted};
 use crate::connect::{CALL, Daemon, LONG_CALL, within};
 use crate::failure::{CANNOT_RUN, ENGINE_FAILED, Failure, NOT_FOUND, Result, WRONG_USAGE};
 use crate::spec::container::{ContainerArgs, map};
 use crate::spec::{check, image};
 use crate::{output, parse};
+
+/// Docker's.
+pub(crate) const DETACH_KEYS: &str = "ctrl-p,ctrl-q";
 
 /// The trailer in which the engine says 126 or 127.
 const EXIT_CODE_TRAILER: &str = "rorqual-exit-code";
@@ -36,6 +41,15 @@ pub(crate) struct RunArgs {
     /// Leave it running, and print its id
     #[arg(long, short)]
     pub(crate) detach: bool,
+    /// Pass standard input on to it
+    #[arg(long, short)]
+    interactive: bool,
+    /// Give it a terminal
+    #[arg(long, short)]
+    tty: bool,
+    /// Keys that leave it to itself
+    #[arg(long, value_name = "KEYS", default_value = DETACH_KEYS, value_parser = streams::detach_keys)]
+    detach_keys: Keys,
     /// Take it away when it has ended
     #[arg(long)]
     rm: bool,
@@ -79,6 +93,8 @@ impl RunArgs {
         spec.mounts.extend(volumes.map_err(|error| Failure::usage(format!("--volume: {error}")))?);
         spec.entrypoint = self.entrypoint.into_iter().filter(|program| !program.is_empty()).collect();
         spec.labels = map(self.label);
+        spec.tty = self.tty;
+        spec.open_stdin = self.interactive;
         spec.limits = Some(Resources {
             nano_cpus: self.cpus.unwrap_or_default(),
             memory_bytes: self.memory.unwrap_or_default(),
@@ -100,6 +116,9 @@ impl RunArgs {
 /// Gives the exit code.
 pub(crate) async fn run(args: RunArgs, connect: impl AsyncFnOnce() -> Result<Daemon>) -> Result<u8> {
     let detach = args.detach;
+    // Only an attached client gets input through, and a terminal's output as it comes.
+    let attached = (args.interactive || args.tty)
+        .then(|| Wanted { input: args.interactive, detach_keys: args.detach_keys.clone() });
     let attempt = format!("cannot run {}", args.image_and_command.first().map_or("", String::as_str));
     let engine_failed = |failure: Failure| match failure.code {
         WRONG_USAGE | CANNOT_RUN | NOT_FOUND => failure.doing(&attempt),
@@ -119,7 +138,7 @@ pub(crate) async fn run(args: RunArgs, connect: impl AsyncFnOnce() -> Result<Dae
         output::line(&id)?;
         return Ok(0);
     }
-    foreground(&daemon, &id, auto_remove).await.map_err(engine_failed)
+    foreground(&daemon, &id, auto_remove, attached).await.map_err(engine_failed)
 }
 
 async fn start(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<()> {
@@ -134,7 +153,7 @@ async fn start(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<()> {
 }
 
 /// The failure of a container that did not start, with Docker's exit codes.
-fn not_started(status: &Status) -> Failure {
+pub(crate) fn not_started(status: &Status) -> Failure {
     let code = status.metadata().get(EXIT_CODE_TRAILER).and_then(|value| value.to_str().ok()?.parse().ok());
     let code = match code {
         Some(code @ (CANNOT_RUN | NOT_FOUND)) => code,
@@ -144,30 +163,37 @@ fn not_started(status: &Status) -> Failure {
 }
 
 /// Starts the container and stays with it to its end.
-async fn foreground(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<u8> {
+async fn foreground(daemon: &Daemon, id: &str, auto_remove: bool, attached: Option<Wanted>) -> Result<u8> {
     let mut interrupts = Interrupts::new()?;
     // Both are asked for before the start, so that a container that ends at once is not missed.
     let waiting = tokio::spawn(wait(daemon.clone(), id.to_owned()));
-    let lines = tokio::spawn(show_lines(daemon.clone(), id.to_owned()));
+    let lines = attached.is_none().then(|| tokio::spawn(show_lines(daemon.clone(), id.to_owned())));
     tokio::task::yield_now().await;
     if let Err(failure) = start(daemon, id, auto_remove).await {
         waiting.abort();
-        lines.abort();
+        lines.inspect(tokio::task::JoinHandle::abort);
         return Err(failure);
     }
-    let (mut waiting, mut lines) = (waiting, Some(lines));
+    let (mut waiting, mut lines) = (waiting, lines);
+    if let Some(wanted) = attached {
+        lines = Some(tokio::spawn(show_attached(daemon.clone(), id.to_owned(), wanted)));
+    }
     let mut asked = false;
     let ended = loop {
         // All cancel-safe: handles of tasks and signals keep what they have got.
         tokio::select! {
             ended = &mut waiting => break ended,
-            result = finished(&mut lines) => if let Err(failure) = result {
-                // Nobody reads the output any more: the container has to end as with a closed pipe.
-                interrupt(daemon, id, asked).await;
-                if failure.message.is_some() {
-                    output::complain(&failure.message.unwrap_or_default());
+            result = finished(&mut lines) => match result {
+                Ok(End::Detached) => return Ok(0),
+                Ok(End::Exited(_)) => {}
+                Err(failure) => {
+                    // Nobody reads the output any more: the container has to end as with a closed pipe.
+                    interrupt(daemon, id, asked).await;
+                    if failure.message.is_some() {
+                        output::complain(&failure.message.unwrap_or_default());
+                    }
+                    asked = true;
                 }
-                asked = true;
             },
             () = interrupts.next() => {
                 interrupt(daemon, id, asked).await;
@@ -184,7 +210,7 @@ async fn foreground(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<u8> 
 }
 
 /// Waits for the end of the output; never ends a second time.
-async fn finished(lines: &mut Option<tokio::task::JoinHandle<Result<()>>>) -> Result<()> {
+async fn finished(lines: &mut Option<tokio::task::JoinHandle<Result<End>>>) -> Result<End> {
     let Some(handle) = lines.as_mut() else { return std::future::pending().await };
     let result = handle.await;
     *lines = None;
@@ -196,8 +222,24 @@ async fn wait(daemon: Daemon, id: String) -> Result<ContainerInfo, Status> {
     Ok(answer.into_inner().container.unwrap_or_default())
 }
 
-async fn show_lines(daemon: Daemon, id: String) -> Result<()> {
-    let request = ContainerLogsRequest { name: id, follow: true, ..ContainerLogsRequest::default() };
+/// Shows the output by way of the log, so that not even the first line is missed; the code is not known here.
+async fn show_lines(daemon: Daemon, id: String) -> Result<End> {
+    show_log(daemon, id, true).await.map(|()| End::Exited(0))
+}
+
+/// Attaches; what a container wrote that has ended before is in its log.
+async fn show_attached(daemon: Daemon, id: String, wanted: Wanted) -> Result<End> {
+    match streams::to_container(&daemon, id.clone(), wanted).await {
+        Ok(end) => end,
+        Err(status) if status.code() == Code::FailedPrecondition => {
+            show_log(daemon, id, false).await.map(|()| End::Exited(0))
+        }
+        Err(status) => Err(status.into()),
+    }
+}
+
+async fn show_log(daemon: Daemon, id: String, follow: bool) -> Result<()> {
+    let request = ContainerLogsRequest { name: id, follow, ..ContainerLogsRequest::default() };
     let mut lines: Streaming<LogLine> = daemon.engine().container_logs(request).await?.into_inner();
     while let Some(line) = lines.message().await? {
         show(&line, false)?;
@@ -249,7 +291,12 @@ impl Interrupts {
 
 /// The container's exit code; what is more than eight bits can't be told.
 fn exit_code(info: &ContainerInfo) -> u8 {
-    match info.exit_code {
+    exit_code_of(info.exit_code)
+}
+
+/// A code as a process may end with it.
+pub(crate) fn exit_code_of(code: Option<i32>) -> u8 {
+    match code {
         Some(code) => u8::try_from(code).unwrap_or(u8::MAX),
         None => ENGINE_FAILED,
     }
@@ -258,7 +305,7 @@ fn exit_code(info: &ContainerInfo) -> u8 {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use rorqual_proto::wire::{mount::Kind, restart_policy::Condition};
+    use rorqual_proto::wire::{mount::Kind as Mounted, restart_policy::Condition};
 
     use super::*;
 
@@ -276,7 +323,7 @@ mod tests {
     #[test]
     fn every_flag_has_its_field() {
         let request = request(
-            "--name a --cpus 0.5 -m 64m --pids-limit 10 -p 8080:80 -v /a:/b:ro -v data:/c --restart on-failure:3 \
+            "-it --name a --cpus 0.5 -m 64m --pids-limit 10 -p 8080:80 -v /a:/b:ro -v data:/c --restart on-failure:3 \
              -l x=y --entrypoint /bin/sh -e A=1 busybox -c true",
         );
         assert_eq!(request.name, "a");
@@ -287,8 +334,9 @@ mod tests {
         let spec = request.spec.clone().unwrap();
         assert_eq!((spec.image.as_str(), spec.args), ("busybox", vec!["-c".to_owned(), "true".to_owned()]));
         assert_eq!(spec.entrypoint, ["/bin/sh"]);
-        let kinds: Vec<Kind> = spec.mounts.iter().map(Mount::kind).collect();
-        assert_eq!(kinds, [Kind::Bind, Kind::Volume]);
+        assert!(spec.tty && spec.open_stdin);
+        let kinds: Vec<Mounted> = spec.mounts.iter().map(Mount::kind).collect();
+        assert_eq!(kinds, [Mounted::Bind, Mounted::Volume]);
         let limits = spec.limits.unwrap();
         assert_eq!((limits.nano_cpus, limits.memory_bytes, limits.pids), (500_000_000, 64 << 20, 10));
         assert_eq!(check::container(&request), Ok(()));
