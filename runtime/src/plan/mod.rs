@@ -127,7 +127,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         listener: None,
     };
     enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
-    file_system(request, linux, facts, &namespaces, &mut plan)?;
+    let sealed = file_system(request, linux, facts, &namespaces, &mut plan)?;
     let steps = &mut plan.steps;
     check::sysctls(linux, &namespaces, steps)?;
     for (field, list, masked) in [
@@ -141,6 +141,9 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     }
     let cwd = working_directory(process)?;
     steps.push(Step::MakeDirectory(below_root(process.cwd(), "process.cwd")?));
+    if sealed {
+        steps.push(Step::Seal);
+    }
     if spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)) {
         steps.push(Step::ReadOnlyRoot);
     }
@@ -192,14 +195,15 @@ fn enter_namespaces(
     Ok(())
 }
 
-/// Everything that is mounted and made below the root, until the process is in it.
+/// Everything that is mounted and made below the root, until the process is in it. Returns whether some of it waits to
+/// be made read-only.
 fn file_system(
     request: &Request<'_>,
     linux: &oci_spec::runtime::Linux,
     facts: &Facts,
     namespaces: &Namespaces,
     plan: &mut Plan,
-) -> Result<()> {
+) -> Result<bool> {
     let spec = request.spec;
     let own_mounts = namespaces.is_own(libc::CLONE_NEWNS);
     let wants_shared = |mount: &oci_spec::runtime::Mount| {
@@ -263,9 +267,6 @@ fn file_system(
             Step::Devices { devices: check::devices(linux)?, bind: namespaces.user || facts.user_namespace }
         }
     });
-    if sealed {
-        plan.steps.push(Step::Seal);
-    }
     if namespaces.is_new(libc::CLONE_NEWNET) {
         plan.steps.push(Step::LoopbackUp);
     }
@@ -278,7 +279,7 @@ fn file_system(
     if own_mounts && propagation.after != 0 {
         plan.steps.push(Step::RootPropagation(propagation.after));
     }
-    Ok(())
+    Ok(sealed)
 }
 
 fn mount_root(
