@@ -70,10 +70,12 @@ rq_cargo() { (cd "$RQ_ROOT" && CARGO_TARGET_DIR=$RQ_TARGET rq_as_builder cargo "
 rq_build_programs() {
   local triple
   rq_cargo build --release --locked -p rorquald -p rctl
-  # Static, because it also runs inside containers' file systems, and to start in less time.
+  # Static, because it also runs inside containers' file systems, and to start in less time. Optimised as a whole, and
+  # without unwinding, it maps 0.6 MiB less and takes a tenth less time for a container (tests/bench/launch).
   triple=$(rq_as_builder rustc -vV | sed -n 's/^host: //p')
   RQ_RUNTIME=$RQ_TARGET/$triple/release/rorqual-runtime
   if ! RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
+    CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort \
     rq_cargo build --release --locked --target "$triple" -p rorqual-runtime; then
     note "    The static build of rorqual-runtime failed (its messages are above; is libc6-dev complete?)."
     note "    Building it dynamically linked instead: it works, and starts containers a little slower."
