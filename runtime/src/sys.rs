@@ -4,7 +4,9 @@
 //! The new mount interface (fsopen, open_tree, move_mount, mount_setattr) is used throughout, because it mounts on a
 //! descriptor: nobody can put a link between the check of a target and its use.
 
+mod bpf;
 mod mount;
+mod process;
 mod shared;
 mod task;
 mod terminal;
@@ -15,7 +17,9 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+pub(crate) use bpf::*;
 pub(crate) use mount::*;
+pub(crate) use process::*;
 pub(crate) use shared::SharedWord;
 pub(crate) use task::*;
 pub(crate) use terminal::*;
@@ -192,187 +196,6 @@ pub(crate) fn filesystem_magic(fd: BorrowedFd<'_>) -> io::Result<i64> {
     Ok(statfs.f_type as i64)
 }
 
-/// A prctl with integer arguments.
-pub(crate) fn prctl(option: i32, a: u64, b: u64) -> io::Result<i64> {
-    let zero: libc::c_ulong = 0;
-    // SAFETY: only options with integer arguments are passed by the callers in this crate.
-    let result = unsafe { libc::prctl(option, a as libc::c_ulong, b as libc::c_ulong, zero, zero) };
-    check(result.into())
-}
-
-/// Sets the file mode creation mask.
-pub(crate) fn umask(mask: u32) {
-    // SAFETY: umask cannot fail and touches no memory.
-    unsafe { libc::umask(mask) };
-}
-
-/// Sets a resource limit of this process.
-pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: the limit lives through the call; no old value is asked for.
-    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, ptr::null::<u8>()) })
-        .map(drop)
-}
-
-/// Becomes another user; groups are left alone if there are none given. Raw calls, since glibc's would look for other
-/// threads.
-pub(crate) fn become_user(uid: u32, gid: u32, groups: Option<&[u32]>) -> io::Result<()> {
-    if let Some(groups) = groups {
-        // SAFETY: the pointer and the count describe `groups`.
-        check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
-    }
-    // SAFETY: takes integers only.
-    check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
-    // SAFETY: takes integers only.
-    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
-}
-
-#[repr(C)]
-struct CapHeader {
-    version: u32,
-    pid: i32,
-}
-
-/// This process' effective capabilities, as a bit set.
-pub(crate) fn effective_capabilities() -> io::Result<u64> {
-    let header = CapHeader { version: 0x2008_0522, pid: 0 };
-    let mut data = [[0_u32; 3]; 2];
-    // SAFETY: header and data have the layout of version 3: two times (effective, permitted, inheritable).
-    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) })?;
-    Ok(u64::from(data[1][0]) << 32 | u64::from(data[0][0]))
-}
-
-/// Sets this process' capabilities, as bit sets.
-pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    let header = CapHeader { version: 0x2008_0522, pid: 0 };
-    let word = |half: u32| [effective, permitted, inheritable].map(|set| (set >> (32 * half)) as u32);
-    let data = [word(0), word(1)];
-    // SAFETY: header and data have the layout of version 3: two times (effective, permitted, inheritable).
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
-}
-
-/// One instruction of a classic BPF program.
-pub(crate) type Instruction = libc::sock_filter;
-
-/// Loads a seccomp filter into this process. Returns the number of the descriptor that tells of filtered calls, if the
-/// flags ask for one.
-pub(crate) fn load_seccomp(program: &[Instruction], flags: u64) -> io::Result<Option<RawFd>> {
-    let len = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
-    // SAFETY: the program lives through the call, and the kernel only reads it.
-    let result = check(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter)
-    })?;
-    Ok((flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0).then_some(result as RawFd))
-}
-
-/// A list of strings as execve wants it: pointers that end with a null.
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
-}
-
-/// Replaces this process' program, trying each path in turn as execvp(3) does. Returns the error of every try.
-pub(crate) fn execve(paths: &[CString], args: &[CString], env: &[CString]) -> Vec<io::Error> {
-    let (args, env) = (pointers(args), pointers(env));
-    let mut errors = Vec::new();
-    for path in paths {
-        // SAFETY: both lists end with a null, and their strings outlive the call.
-        unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
-        let error = io::Error::last_os_error();
-        let go_on = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES));
-        errors.push(error);
-        if !go_on {
-            break;
-        }
-    }
-    errors
-}
-
-/// Blocks the signals given in this process and makes a descriptor that reads them.
-pub(crate) fn signalfd(signals: &[i32]) -> io::Result<OwnedFd> {
-    let set = signal_set(signals);
-    // SAFETY: the set is initialised and lives through the calls.
-    unsafe {
-        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()).into())?;
-        check_fd(libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())
-    }
-}
-
-fn signal_set(signals: &[i32]) -> libc::sigset_t {
-    // SAFETY: a sigset of zeros is valid memory, sigemptyset makes it the empty set, and sigaddset only sets bits.
-    unsafe {
-        let mut set: libc::sigset_t = mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in signals {
-            libc::sigaddset(&raw mut set, *signal);
-        }
-        set
-    }
-}
-
-/// Gives every signal its default meaning and blocks none: what a new program expects.
-pub(crate) fn reset_signals() -> io::Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is always a valid disposition. SIGKILL and SIGSTOP refuse, which is as well.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    let none = signal_set(&[]);
-    // SAFETY: the set is initialised and lives through the call.
-    check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) }.into()).map(drop)
-}
-
-/// Ignores a signal in this process.
-pub(crate) fn ignore_signal(signal: i32) {
-    // SAFETY: SIG_IGN is always a valid disposition.
-    unsafe { libc::signal(signal, libc::SIG_IGN) };
-}
-
-/// Reaps one child that has ended, if there is one: (pid, wait status).
-pub(crate) fn reap() -> Option<(i32, i32)> {
-    let mut status = 0;
-    // SAFETY: status is ours to write to.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    (pid > 0).then_some((pid, status))
-}
-
-/// Waits for one child: its wait status.
-pub(crate) fn wait_for(pid: i32) -> io::Result<i32> {
-    let mut status = 0;
-    loop {
-        // SAFETY: status is ours to write to.
-        match check(unsafe { libc::waitpid(pid, &raw mut status, 0) }.into()) {
-            Ok(_) => return Ok(status),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// A descriptor of a process, which no other process can come to stand for.
-pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: takes integers only.
-    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map_err(since("pidfd_open", "5.3"))
-}
-
-/// A copy of a descriptor that the process of a pidfd has.
-pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: takes integers only.
-    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
-}
-
-/// Sends a signal to the process of a pidfd.
-pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
-    let none = ptr::null::<libc::siginfo_t>();
-    // SAFETY: a null siginfo means the one that kill(2) would send.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) }).map(drop)
-}
-
-/// Sends a signal to a child that has not been reaped, or to a process of a group that is being killed.
-pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
-    // SAFETY: takes integers only.
-    check(unsafe { libc::kill(pid, signal) }.into()).map(drop)
-}
-
 /// The user id of the process at the other end of a Unix socket.
 pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
     let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
@@ -449,107 +272,6 @@ pub(crate) fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<usiz
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
         Err(error) => Err(error),
     }
-}
-
-/// Loads an eBPF program of the kind that decides on devices; see bpf(2).
-pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Load {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-        kern_version: u32,
-        prog_flags: u32,
-    }
-    let license = c"Apache-2.0";
-    let load = Load {
-        prog_type: 15, // BPF_PROG_TYPE_CGROUP_DEVICE
-        insn_cnt: instructions.len() as u32,
-        insns: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        ..Load::default()
-    };
-    // SAFETY: all that the attributes point to lives through the call.
-    check_fd(unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const load, mem::size_of::<Load>()) })
-}
-
-/// A counter that the kernel adds to; reading it never waits.
-pub(crate) fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: takes integers only.
-    check_fd(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())
-}
-
-/// What has been added to an eventfd since the last call.
-pub(crate) fn take_events(eventfd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut count = 0u64;
-    // SAFETY: an eventfd writes eight bytes, for which there is room.
-    match check(unsafe { libc::read(eventfd.as_raw_fd(), (&raw mut count).cast(), 8) } as libc::c_long) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        other => other.map(|_| count),
-    }
-}
-
-const BPF_CGROUP_DEVICE: u32 = 6;
-
-/// Attaches a device program to a cgroup2 directory; it goes when the directory goes. `old`, if given, is replaced at
-/// the same moment.
-pub(crate) fn attach_device_program(
-    cgroup: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-    old: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    let attach: [u32; 5] = [
-        cgroup.as_raw_fd() as u32,
-        program.as_raw_fd() as u32,
-        BPF_CGROUP_DEVICE,
-        // BPF_F_ALLOW_MULTI: groups below may narrow it; BPF_F_REPLACE.
-        2 | if old.is_some() { 4 } else { 0 },
-        old.map_or(0, |old| old.as_raw_fd() as u32),
-    ];
-    // SAFETY: the attributes live through the call.
-    check(unsafe { libc::syscall(libc::SYS_bpf, 8, attach.as_ptr(), mem::size_of_val(&attach)) }).map(drop)
-}
-
-/// The device programs that are attached to a cgroup2 directory itself.
-pub(crate) fn device_programs(cgroup: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
-    #[repr(C)]
-    struct Query {
-        target: u32,
-        kind: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        ids: u64,
-        count: u32,
-        pad: u32,
-    }
-    // The kernel takes 64 programs a group.
-    let mut ids = [0u32; 64];
-    let mut query = Query {
-        target: cgroup.as_raw_fd() as u32,
-        kind: BPF_CGROUP_DEVICE,
-        query_flags: 0,
-        attach_flags: 0,
-        ids: ids.as_mut_ptr() as u64,
-        count: ids.len() as u32,
-        pad: 0,
-    };
-    // SAFETY: the kernel writes at most `count` ids, and the attributes live through the call.
-    check(unsafe { libc::syscall(libc::SYS_bpf, 16, &raw mut query, mem::size_of::<Query>()) })?;
-    ids[..(query.count as usize).min(ids.len())]
-        .iter()
-        .map(|id| {
-            let attributes: [u32; 3] = [*id, 0, 0];
-            // SAFETY: BPF_PROG_GET_FD_BY_ID reads the id only.
-            check_fd(unsafe {
-                libc::syscall(libc::SYS_bpf, 13, attributes.as_ptr(), mem::size_of_val(&attributes))
-            })
-        })
-        .collect()
 }
 
 /// Starts this process' own program anew, with no environment: what the old one had in memory is gone.

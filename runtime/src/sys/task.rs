@@ -76,7 +76,7 @@ pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
 
 /// Replaces this process' program by that of a descriptor. Returns only to say why not.
 pub(crate) fn execute_file(file: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
-    let (args, env) = (super::pointers(args), super::pointers(env));
+    let (args, env) = (super::process::pointers(args), super::process::pointers(env));
     // SAFETY: both lists end with a null, and their strings outlive the call; the path is static.
     unsafe {
         libc::syscall(
