@@ -34,7 +34,7 @@ pub(crate) use exec::{ExecRequest, exec_plan};
 pub(crate) use identity::{IdMaps, Range};
 pub(crate) use keeper::{Keeper, of_the_host};
 use mounts::{Dev, Found, Mounts};
-pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source};
+pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source, Tree};
 use namespaces::{Namespaces, Propagation};
 pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
 pub(crate) use step::{Device, Execute, Join, NetDevice, RootSource, Step, Terminal, User};
@@ -221,7 +221,7 @@ fn file_system(
         } else if propagation.before != 0 {
             plan.steps.push(Step::DetachMounts { propagation: propagation.before });
         }
-        mount_root(request, facts, namespaces, propagation.shared, plan)?;
+        mount_root(request, facts, namespaces, &propagation, plan)?;
     } else {
         check::without_mounts(spec, linux)?;
         let Rootfs::Directory(dir) = request.rootfs else {
@@ -256,6 +256,7 @@ fn file_system(
         group: request.group,
         bundle: request.bundle,
         propagation: propagation.private.then_some(private),
+        prepared_propagation: propagation.of_prepared(namespaces.user),
         steps: &mut plan.steps,
         prepared: &mut plan.prepared,
     };
@@ -286,7 +287,7 @@ fn mount_root(
     request: &Request<'_>,
     facts: &Facts,
     namespaces: &Namespaces,
-    shared: bool,
+    propagation: &Propagation,
     plan: &mut Plan,
 ) -> Result<()> {
     let mountpoint = match request.rootfs {
@@ -296,12 +297,13 @@ fn mount_root(
     };
     let rootfs = request.rootfs.clone();
     let source = if namespaces.user && facts.privileged {
-        plan.prepared.push(Prepared::Root(rootfs));
+        let propagation = propagation.of_prepared(namespaces.user);
+        plan.prepared.push(Prepared { tree: Tree::Root(rootfs), propagation });
         RootSource::Prepared(plan.prepared.len() - 1)
     } else {
         RootSource::Own(rootfs)
     };
-    plan.steps.push(Step::MountRoot { source, mountpoint, shared });
+    plan.steps.push(Step::MountRoot { source, mountpoint, shared: propagation.shared });
     Ok(())
 }
 

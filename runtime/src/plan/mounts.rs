@@ -59,7 +59,17 @@ pub(crate) struct Filesystem {
 /// A mount that the parent makes: the first process, in a user namespace of its own, may neither reach every source nor
 /// map owners.
 #[derive(Clone, Debug)]
-pub(crate) enum Prepared {
+pub(crate) struct Prepared {
+    pub(crate) tree: Tree,
+    /// What becomes of its ties to the host's mounts, an MS_* flag; 0: they stay. The parent makes it where the host's
+    /// mounts are, so detaching those of the container's namespace is not enough: where the host's are shared, whatever
+    /// is mounted in the container would appear there.
+    pub(crate) propagation: u64,
+}
+
+/// Where a prepared mount comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Tree {
     Root(Rootfs),
     Bind { path: CString, recursive: bool, idmap: Option<Idmap> },
 }
@@ -93,10 +103,10 @@ impl fmt::Display for MountPlan {
 
 impl fmt::Display for Prepared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Prepared::Root(_) => write!(f, "mounting the root file system"),
-            Prepared::Bind { path, idmap: None, .. } => write!(f, "opening {}", path.to_string_lossy()),
-            Prepared::Bind { path, .. } => write!(
+        match &self.tree {
+            Tree::Root(_) => write!(f, "mounting the root file system"),
+            Tree::Bind { path, idmap: None, .. } => write!(f, "opening {}", path.to_string_lossy()),
+            Tree::Bind { path, .. } => write!(
                 f,
                 "mapping the owners of {} (needs Linux 5.12, and a file system that can)",
                 path.to_string_lossy()
@@ -116,6 +126,8 @@ pub(super) struct Mounts<'a> {
     pub(super) bundle: Option<&'a Path>,
     /// How a mount takes part in propagation if none of its options says so.
     pub(super) propagation: Option<Change>,
+    /// That of the mounts that the parent makes.
+    pub(super) prepared_propagation: u64,
     pub(super) steps: &'a mut Vec<Step>,
     pub(super) prepared: &'a mut Vec<Prepared>,
 }
@@ -209,7 +221,8 @@ impl Mounts<'_> {
         if idmap.is_none() && !(self.namespaces.user && self.facts.privileged) {
             return Source::Bind { path, recursive };
         }
-        self.prepared.push(Prepared::Bind { path: path.clone(), recursive, idmap });
+        let tree = Tree::Bind { path: path.clone(), recursive, idmap };
+        self.prepared.push(Prepared { tree, propagation: self.prepared_propagation });
         Source::Prepared { path, index: self.prepared.len() - 1 }
     }
 

@@ -199,6 +199,15 @@ pub(super) struct Propagation {
 }
 
 impl Propagation {
+    /// Done to each mount that the parent makes, as `before` is to the others. With a user namespace (`user`) the kernel
+    /// itself lets nothing of the container's mounts reach the host's.
+    pub(super) fn of_prepared(&self, user: bool) -> u64 {
+        match self.before & !libc::MS_REC {
+            0 if user => libc::MS_SLAVE,
+            before => before,
+        }
+    }
+
     /// `asked`: whether a mount wants the host's mounts to come in or its own to go out.
     pub(super) fn of(linux: &Linux, asked: bool) -> Result<Propagation> {
         let of = |before, after| Propagation { before, after, shared: before == 0, private: false };

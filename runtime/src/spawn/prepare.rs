@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::maps;
 use crate::init::{self, Failure};
-use crate::plan::{IdMaps, Idmap, Owners, Prepared};
+use crate::plan::{IdMaps, Idmap, Owners, Prepared, Tree};
 use crate::sys;
 
 /// Makes the mounts, attached nowhere yet.
@@ -16,9 +16,9 @@ pub(super) fn prepare(mounts: &[Prepared]) -> Result<Vec<OwnedFd>, Failure> {
 }
 
 fn one(mount: &Prepared) -> io::Result<OwnedFd> {
-    match mount {
-        Prepared::Root(rootfs) => init::detached_root(rootfs),
-        Prepared::Bind { path, recursive, idmap } => {
+    let tree = match &mount.tree {
+        Tree::Root(rootfs) => init::detached_root(rootfs)?,
+        Tree::Bind { path, recursive, idmap } => {
             let tree = sys::open_tree(sys::CWD, path, *recursive)?;
             if let Some(Idmap { recursive, maps }) = idmap {
                 let namespace = match maps {
@@ -27,9 +27,11 @@ fn one(mount: &Prepared) -> io::Result<OwnedFd> {
                 };
                 sys::mount_idmap(tree.as_fd(), namespace.as_fd(), *recursive)?;
             }
-            Ok(tree)
+            tree
         }
-    }
+    };
+    sys::mount_setattr(tree.as_fd(), 0, 0, mount.propagation, true)?;
+    Ok(tree)
 }
 
 /// A user namespace with these mappings, which nobody is in: made by a process that has ended by then.
