@@ -7,6 +7,7 @@ mod config;
 mod gate;
 mod membership;
 mod node;
+mod notify;
 mod record;
 mod serve;
 
@@ -78,6 +79,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .add_service(ControlServer::new(gate));
     let door = serve::local(&socket, routes.prepare())?;
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+    notify::ready()?;
     // Cancel-safe: whatever one arm has taken ends the daemon.
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
