@@ -74,7 +74,8 @@ fn other_names_are_forwarded_to_the_first_resolver_that_answers() {
     let alive: SocketAddr = "127.0.0.1:5398".parse().unwrap();
     ns.run(move || {
         let socket = UdpSocket::bind(alive).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It waits while the node is made, which takes its time on an emulated machine.
+        socket.set_read_timeout(Some(PATIENCE * 12)).unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 512];
             let (length, client) = socket.recv_from(&mut buffer).unwrap();

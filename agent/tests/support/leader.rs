@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{DEADLINE, UNDERLAY};
+use super::{UNDERLAY, deadline};
 
 type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
 
@@ -81,7 +81,7 @@ impl Leader {
     }
 
     pub(crate) async fn next(&mut self) -> Told {
-        tokio::time::timeout(DEADLINE, self.told.recv()).await.expect("the agent is silent").unwrap()
+        tokio::time::timeout(deadline(), self.told.recv()).await.expect("the agent is silent").unwrap()
     }
 
     pub(crate) async fn hello(&mut self) -> wire::Hello {

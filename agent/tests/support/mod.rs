@@ -26,10 +26,19 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
 /// Longer than anything here takes, even on a busy machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) fn deadline() -> Duration {
+    Duration::from_secs(30) * slowness()
+}
 
 /// Longer than a whole test.
-const TEST_SECONDS: &str = "120";
+fn test_seconds() -> String {
+    (120 * slowness()).to_string()
+}
+
+/// How many times longer everything may take: more than one time on an emulated machine.
+fn slowness() -> u32 {
+    std::env::var("RORQUAL_TEST_SLOWNESS").map_or(1, |text| text.parse().unwrap())
+}
 
 /// The name of the test image.
 pub(crate) const IMAGE: &str = "docker.io/library/box:latest";
@@ -51,7 +60,7 @@ pub(crate) fn inside<F: Future<Output = ()>>(test: &str, body: impl FnOnce(World
     let script = "ip link set lo up && ip link add u0 type veth peer name u1 && ip link set u1 up && \
                   ip addr add 10.99.0.1/24 dev u0 && ip link set u0 up && exec \"$@\"";
     let status = Command::new("timeout")
-        .args(["--kill-after=5", TEST_SECONDS])
+        .args(["--kill-after=5", &test_seconds()])
         .args(["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .args(["sh", "-c", script, "sh"])
         .arg(std::env::current_exe().unwrap())
@@ -307,7 +316,7 @@ pub(crate) async fn run(
 
 /// The end of a container.
 pub(crate) async fn wait(engine: &mut EngineClient<Channel>, name: &str) -> wire::ContainerInfo {
-    let ended = tokio::time::timeout(DEADLINE, engine.wait_container(named(name))).await;
+    let ended = tokio::time::timeout(deadline(), engine.wait_container(named(name))).await;
     ended.expect("it does not end").unwrap().into_inner().container.unwrap()
 }
 
@@ -338,7 +347,7 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
         if let Some(found) = look().await {
             return found;
         }
-        assert!(started.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        assert!(started.elapsed() < deadline(), "{what}: not within {:?}", deadline());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
