@@ -87,5 +87,16 @@ rq_build_programs() {
 # rq_static_runtime prints where the static rorqual-runtime is once it is built.
 rq_static_runtime() { echo "$RQ_TARGET/$(rq_as_builder rustc -vV | sed -n 's/^host: //p')/release/rorqual-runtime"; }
 
+# rq_find_runtime sets RQ_RUNTIME to what an earlier rq_build_programs has made.
+rq_find_runtime() {
+  local file
+  for file in "$(rq_static_runtime)" "$RQ_TARGET/release/rorqual-runtime"; do
+    [[ -x $file ]] || continue
+    RQ_RUNTIME=$file
+    return
+  done
+  die "rorqual-runtime is not in $RQ_TARGET: build it first (leave out --no-build)"
+}
+
 # rq_program_dir prints where rorquald and rctl are once they are built. rorqual-runtime is RQ_RUNTIME.
 rq_program_dir() { echo "$RQ_TARGET/release"; }

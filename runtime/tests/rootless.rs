@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 
@@ -63,6 +64,9 @@ impl Bundle {
     /// Runs it as root, with these options of `run`.
     fn run_as_root(&self, options: &[&str]) -> (bool, String) {
         fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
+        // Its control group has the name, and several tests run at a time.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("by-root-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let output = Command::new(env!("CARGO_BIN_EXE_rorqual-runtime"))
             .arg("--root")
             .arg(self.dir.path().join("run"))
@@ -70,7 +74,7 @@ impl Bundle {
             .args(options)
             .arg("--bundle")
             .arg(self.dir.path())
-            .arg("by-root")
+            .arg(id)
             .output()
             .unwrap();
         let text = [output.stdout, output.stderr].concat();

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::wait::patient;
+
 /// How a program ended and what it said.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -76,7 +78,7 @@ impl Output {
 #[track_caller]
 pub fn run(command: &mut Command, deadline: Duration) -> Output {
     let told = told(command);
-    let started = Instant::now();
+    let (started, deadline) = (Instant::now(), patient(deadline));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
