@@ -110,6 +110,8 @@ struct State {
     /// An empty read-only folder, of which copies are mounted on masked folders.
     empty: Option<OwnedFd>,
     user: user::Identity,
+    /// Standard input, output and error are a terminal of the container's own.
+    terminal: bool,
 }
 
 impl State {
@@ -257,7 +259,11 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             None => sys::load_seccomp(program, *flags).map(drop),
         },
         Step::DieWithMonitor => die_with_monitor(fds),
-        Step::Terminal(wanted) => terminal::make(wanted, state.root()?, &fds.channel),
+        Step::Terminal(wanted) => {
+            terminal::make(wanted, state.root()?, &fds.channel)?;
+            state.terminal = true;
+            Ok(())
+        }
         Step::Enter { joins, new } => namespace::enter(joins, *new, fds),
         Step::FindUser(_)
         | Step::MakeDirectory(_)
@@ -313,17 +319,15 @@ fn stdio(state: &State, stdio: &Stdio) -> io::Result<()> {
                 sys::dup_to(pipe.as_fd(), number)?;
             }
         }
+        // Its group is the one that devpts gives to all terminals.
+        Stdio::Inherited if state.terminal => own(io::stdin().as_fd(), u32::MAX)?,
         Stdio::Inherited => {
             for fd in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
-                // Pipes and sockets of the caller, made for this, or the container's terminal; a null device or a
-                // file is everybody's.
-                let stat = sys::fstat(fd)?;
-                let kind = stat.st_mode & libc::S_IFMT;
+                // Pipes and sockets of the caller, made for this; a null device, a file or a terminal of the host is
+                // everybody's.
+                let kind = sys::fstat(fd)?.st_mode & libc::S_IFMT;
                 if kind == libc::S_IFIFO || kind == libc::S_IFSOCK {
                     own(fd, state.user.gid)?;
-                } else if terminal::is_slave(&stat) {
-                    // Its group is that of terminals, which the devpts was mounted with.
-                    own(fd, u32::MAX)?;
                 }
             }
         }

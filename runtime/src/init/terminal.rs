@@ -44,8 +44,3 @@ pub(super) fn make(wanted: &Terminal, root: BorrowedFd<'_>, channel: &Channel) -
     sys::make_controlling_terminal(slave.as_fd())?;
     (0..3).try_for_each(|number| sys::dup_to(slave.as_fd(), number))
 }
-
-/// Whether a descriptor is a terminal's slave.
-pub(super) fn is_slave(stat: &libc::stat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFCHR && SLAVES.contains(&libc::major(stat.st_rdev))
-}

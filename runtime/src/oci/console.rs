@@ -1,14 +1,13 @@
 //! Terminals and who gets the master: whoever listens on `--console-socket`, or this process, which then relays.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::error::{Error, Result};
 use crate::init::Failure;
 use crate::spawn;
-use crate::sys;
 
 /// A connection to the socket, made before anything else, so that a wrong path costs nothing.
 #[derive(Debug)]
@@ -28,9 +27,6 @@ pub(super) fn check(terminal: bool, socket: bool, attached: bool) -> Result<()> 
             wrong("cannot allocate tty if the runtime will detach without setting console socket")
         }
         (false, true) => wrong("cannot use console socket if the process has no terminal"),
-        (true, false) if !sys::is_terminal(io::stdin().as_raw_fd()) => wrong(
-            "a terminal is asked for and standard input is not a terminal: use one, or --console-socket",
-        ),
         _ => Ok(()),
     }
 }

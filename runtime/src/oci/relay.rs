@@ -16,7 +16,8 @@ const PENDING_BYTES: usize = 4096;
 /// A relay between two terminals. Dropping it makes ours as it was.
 pub(super) struct Relay {
     master: File,
-    before: Termios,
+    /// How ours was, if standard input is one.
+    before: Option<Termios>,
     /// Typed, and not yet read by the container.
     pending: Vec<u8>,
     /// Our terminal can still be read.
@@ -27,13 +28,16 @@ pub(super) struct Relay {
 
 impl Relay {
     pub(super) fn new(master: OwnedFd) -> Result<Relay> {
-        let set_up = || -> io::Result<Termios> {
+        let set_up = || -> io::Result<Option<Termios>> {
             sys::set_nonblocking(master.as_fd())?;
+            if !sys::is_terminal(0) {
+                return Ok(None);
+            }
             let before = termios::tcgetattr(io::stdin())?;
             let mut raw = before.clone();
             termios::cfmakeraw(&mut raw);
             termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
-            Ok(before)
+            Ok(Some(before))
         };
         let before = set_up().map_err(Error::system("preparing the terminal"))?;
         let relay =
@@ -113,6 +117,8 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSADRAIN, &self.before);
+        if let Some(before) = &self.before {
+            let _ = termios::tcsetattr(io::stdin(), SetArg::TCSADRAIN, before);
+        }
     }
 }

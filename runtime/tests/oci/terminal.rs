@@ -132,7 +132,6 @@ fn a_console_socket_gets_the_master() {
     // Without anybody to give the terminal to there is none.
     let spec = with_terminal(&cli, "none", &["true"]);
     cli.create("none", &spec).fails(1, "console socket");
-    cli.run_spec("none", &spec).fails(1, "not a terminal");
     let spec = cli.spec("none", &["true"]);
     cli.create_with("none", &spec, &["--console-socket", socket]).fails(1, "cannot use console socket");
     cli.create_with("none", &with_terminal(&cli, "none", &["true"]), &["--console-socket", "/no/socket"])
@@ -163,6 +162,27 @@ fn receive(listener: &UnixListener) -> Terminal {
     let input = File::from(OwnedFd::from(relay.stdin.take().unwrap()));
     let output = File::from(OwnedFd::from(relay.stdout.take().unwrap()));
     Terminal { input, output, relay: Some(relay) }
+}
+
+#[test]
+fn a_terminal_belongs_to_its_user_and_needs_none_outside() {
+    let cli = Cli::new();
+    let script = "stat -c %u,%g $(tty); test -t 1; echo $?; read line; echo got $line";
+    let mut spec = with_terminal(&cli, "user", &["sh", "-c", script]);
+    spec["process"]["user"] = json!({ "uid": 1000, "gid": 1001 });
+    spec["mounts"][2]["options"].as_array_mut().unwrap().push(json!("gid=5"));
+    let bundle = cli.bundle("user", &spec);
+    let mut child = cli
+        .command(&["run", "-b", bundle.to_str().unwrap(), "user"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    crate::common::cli::feed(&mut child, "typed\n");
+    let done = wait(child);
+    assert_eq!(done.code, 0);
+    assert!(done.out.contains("1000,5\r\n0\r\n") && done.out.contains("got typed\r\n"), "{done:?}");
 }
 
 /// CVE-2025-52565 and its like: what a container has put at /dev/console is not mounted on.
