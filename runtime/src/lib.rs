@@ -20,6 +20,7 @@ pub mod attach;
 mod cgroup;
 mod error;
 mod exec;
+mod fault;
 mod hooks;
 mod host;
 mod init;

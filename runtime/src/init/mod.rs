@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
 use crate::hooks;
 use crate::plan::Step;
 use crate::plan::capabilities::Sets;
@@ -135,7 +136,8 @@ pub(crate) fn run(steps: &[Step], mut fds: Fds) -> ! {
 
 fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
     let mut state = State::default();
-    for step in steps {
+    for (index, step) in steps.iter().enumerate() {
+        fault::at("init", index).map_err(|error| Failure::step(step, &error))?;
         match step {
             Step::FindUser(wanted) => {
                 let found =

@@ -18,6 +18,7 @@ use super::state::{Lock, Place, Record, State, Status};
 use super::{delete, start};
 use crate::api::Rootfs;
 use crate::cgroup::{self, Group, Layout, Wanted};
+use crate::fault;
 use crate::hooks::{self, Environment};
 use crate::host;
 use crate::init::{Failure, Kind, Stdio};
@@ -120,6 +121,7 @@ impl<'a> Making<'a> {
         console::check(terminal, options.console.is_some(), attached)?;
         warnings.iter().for_each(|warning| context.log.warn(warning));
         let lock = place.create()?;
+        let fault = |source| Error::System { operation: "making the container".to_owned(), source };
         let making = || -> Result<Making<'a>> {
             announce_listeners(&mut spec, options.preserved.listening);
             let facts = host::facts(Layout::discover()?)?;
@@ -139,9 +141,12 @@ impl<'a> Making<'a> {
                     .collect::<BTreeMap<_, _>>(),
                 group: group(context, &facts.layout, &spec, &place.id)?,
             };
+            fault::at("parent", 0).map_err(fault)?;
             place.write(&record)?;
+            fault::at("parent", 1).map_err(fault)?;
             let config = place.config();
             record::write(&config, &text, false).map_err(Error::file("write", &config))?;
+            fault::at("parent", 2).map_err(fault)?;
             let place = place.clone();
             Ok(Making { context, place, record, spec, facts, options, has_groups: false, _lock: lock })
         };
@@ -163,6 +168,7 @@ impl<'a> Making<'a> {
         // systemd takes a group away as soon as it is empty, so this is kept until somebody is in it.
         let _made = groups::make(&plan.cgroup)?;
         self.has_groups = true;
+        fault::at("parent", 3).map_err(Error::system("making groups"))?;
         let leave = listener.is_some();
         let group = self.record.group.clone();
         let asked = plan.listener.as_ref();
@@ -242,12 +248,14 @@ impl<'a> Making<'a> {
         self.record.pid = pid;
         // It is our child and not reaped, so it is there, even if it has ended already.
         self.record.start_ticks = record::start_ticks(pid).unwrap_or(0);
-        self.place.write(&self.record).map_err(|error| {
-            Failure::step("writing the container's state", &io::Error::other(error.to_string()))
-        })
+        let failed = |error: String| Failure::step("writing the container's state", &io::Error::other(error));
+        fault::at("parent", 5).map_err(|error| failed(error.to_string()))?;
+        self.place.write(&self.record).map_err(|error| failed(error.to_string()))?;
+        fault::at("parent", 6).map_err(|error| failed(error.to_string()))
     }
 
     pub(super) fn write_pid_file(&self) -> Result<()> {
+        fault::at("parent", 7).map_err(Error::system("writing the pid file"))?;
         match &self.options.pid_file {
             Some(path) => write_pid_file(path, self.record.pid),
             None => Ok(()),

@@ -20,6 +20,8 @@ mod delete;
 mod error;
 mod events;
 mod exec;
+#[cfg(test)]
+mod fault_tests;
 mod features;
 mod kill;
 mod list;

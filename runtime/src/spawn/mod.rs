@@ -29,6 +29,7 @@ pub(crate) use channel::{Ask, Channel, channel, send};
 
 use crate::cgroup::explain_join;
 use crate::cgroup::systemd::Unit;
+use crate::fault;
 use crate::init::{self, Failure, Fds, Stdio};
 use crate::plan::{IdMaps, NetDevice, Prepared, Step};
 use crate::seccomp::{self, Asked};
@@ -91,6 +92,7 @@ pub(crate) fn first_process(
             .try_for_each(|pipe| sys::fchown(pipe.as_fd(), uid, gid))
             .map_err(|error| Failure::step("giving the pipes away", &error))?;
     }
+    fault::at("parent", 4).map_err(|error| Failure::step("making the first process", &error))?;
     let group = match child.unified {
         Some(dir) => {
             Some(File::open(dir).map_err(|error| Failure::step("opening the control group", &error))?)
