@@ -197,8 +197,15 @@ mod tests {
         assert!(failed.reason.contains("timeout of 5 s"), "{}", failed.reason);
         assert!(start.elapsed() < Duration::from_secs(60));
         let pid = std::fs::read_to_string(pid).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(stat.map_or(true, |stat| stat.contains(") Z ")), "its child lives on");
+        let lives = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while lives() {
+            assert!(Instant::now() < deadline, "its child lives on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

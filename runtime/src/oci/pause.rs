@@ -22,8 +22,7 @@ pub(super) fn resume(context: &Context, matches: &Matches) -> Result<u8> {
     let place = context.place(matches.word(0))?;
     let _lock = place.lock()?;
     let record = place.read()?;
-    // One that has not been started can be paused, too; its status is created then.
-    if !place.status_now(&record).is_alive() || !record.group.is_frozen() {
+    if place.status_now(&record) != Status::Paused {
         return Err(Error::NotPaused);
     }
     record.group.thaw()?;

@@ -179,10 +179,11 @@ impl Place {
         if !is_alive(record) {
             return Status::Stopped;
         }
-        if self.socket().exists() {
-            return Status::Created;
+        // One that waits for its start can be paused, too.
+        if record.group.is_frozen() {
+            return Status::Paused;
         }
-        if record.group.is_frozen() { Status::Paused } else { Status::Running }
+        if self.socket().exists() { Status::Created } else { Status::Running }
     }
 }
 

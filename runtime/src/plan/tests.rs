@@ -205,12 +205,6 @@ fn what_is_wrong_is_named_by_its_field() {
         "process.args"
     );
     assert_eq!(
-        field(&|spec| process(spec, &|process| {
-            process.set_terminal(Some(true));
-        })),
-        "process.terminal"
-    );
-    assert_eq!(
         field(&|spec| {
             spec.set_linux(None);
         }),
