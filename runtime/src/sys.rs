@@ -95,6 +95,28 @@ pub(crate) fn close_range(first: u32, only_mark: bool) -> io::Result<()> {
         .map_err(since("close_range", "5.11"))
 }
 
+/// Closes every descriptor beyond standard error that would not outlive an exec, but for those in `keep`.
+pub(crate) fn close_marked(keep: &[RawFd]) -> io::Result<()> {
+    // Numbers are given from below, so a long gap is the end.
+    let (mut number, mut gap) = (3, 0);
+    while gap < 128 {
+        // SAFETY: F_GETFD only reads the descriptor table.
+        match unsafe { libc::fcntl(number, libc::F_GETFD) } {
+            flags if flags < 0 => gap += 1,
+            flags => {
+                gap = 0;
+                if flags & libc::FD_CLOEXEC != 0 && !keep.contains(&number) {
+                    // SAFETY: takes integers. Its owner belongs to the program before the clone, of which nothing runs
+                    // any more in this process, not even its destructors.
+                    check(unsafe { libc::syscall(libc::SYS_close_range, number, number, 0) })?;
+                }
+            }
+        }
+        number += 1;
+    }
+    Ok(())
+}
+
 #[repr(C)]
 struct OpenHow {
     flags: u64,

@@ -14,7 +14,7 @@ mod user;
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,25 @@ pub(crate) struct Fds {
     pub(crate) mounts: Vec<OwnedFd>,
     /// Where a filter that asks leaves the number of the descriptor that it asks with.
     pub(crate) notify: Option<SharedWord>,
+}
+
+impl Fds {
+    /// All that are needed behind [`Step::Enter`].
+    fn numbers(&self) -> Vec<RawFd> {
+        let pipes = match &self.stdio {
+            Stdio::Pipes { stdin, stdout, stderr } => {
+                vec![
+                    stdin.as_ref().map(AsRawFd::as_raw_fd),
+                    Some(stdout.as_raw_fd()),
+                    Some(stderr.as_raw_fd()),
+                ]
+            }
+            Stdio::Inherited => Vec::new(),
+        };
+        let start = self.start.as_ref().map(AsRawFd::as_raw_fd);
+        let mounts = self.mounts.iter().map(AsRawFd::as_raw_fd);
+        pipes.into_iter().chain([start, Some(self.channel.number())]).flatten().chain(mounts).collect()
+    }
 }
 
 /// What one step leaves for a later one.

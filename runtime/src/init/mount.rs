@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::copyup;
-use super::files::{self, IN_ROOT, NO_MAGICLINKS, NO_SYMLINKS};
+use super::files::{self, IN_ROOT, NO_MAGICLINKS, NO_SYMLINKS, PROC_MAGIC};
 use crate::plan::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change, Filesystem, MountPlan, Source};
 use crate::sys;
 
@@ -42,8 +42,20 @@ pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, prepared: &[OwnedFd]
     {
         return Err(io::Error::other("only a proc file system may be mounted there"));
     }
+    if !plan.strict {
+        not_by_a_link_into_proc(root, &plan.target, target.as_fd())?;
+    }
     sys::move_mount(mount.as_fd(), target.as_fd())?;
     Ok(mount)
+}
+
+/// What lies in /proc tells programs about themselves. By its name nothing may be mounted there, so by a link of the
+/// image neither (CVE-2025-52881).
+fn not_by_a_link_into_proc(root: BorrowedFd<'_>, path: &CStr, target: BorrowedFd<'_>) -> io::Result<()> {
+    if sys::filesystem_magic(target)? != PROC_MAGIC {
+        return Ok(());
+    }
+    sys::openat2(root.as_raw_fd(), path, libc::O_PATH, 0, IN_ROOT | NO_SYMLINKS).map(drop).map_err(linked)
 }
 
 /// Where to mount a folder, or a file, made if it is missing.

@@ -28,6 +28,9 @@ pub(super) fn enter(joins: &[Join], new: u64, fds: &Fds) -> io::Result<()> {
     // All are opened before one is entered: behind it the paths may mean something else.
     let opened = joins.iter().map(|join| Ok((open(join, fds)?, join.kinds())));
     enter_opened(&opened.collect::<io::Result<Vec<_>>>()?)?;
+    // From here on processes of the container that may trace others see us (CVE-2016-9962): what was inherited from the
+    // runtime, folders of the host among it, must not come along.
+    sys::close_marked(&fds.numbers())?;
     match sys::clone3(new | libc::CLONE_PARENT as u64, None)? {
         None => Ok(()),
         Some(pid) => {

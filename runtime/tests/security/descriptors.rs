@@ -1,0 +1,117 @@
+//! CVE-2024-21626 and CVE-2016-9962: what of the runtime a process of the container can get hold of, as it is made.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
+
+use super::common::cli::Cli;
+use super::common::{World, eventually};
+use super::install;
+
+/// Seen to fail (for `exec`) with `NO_MAGICLINKS` taken out of `files::working_directory`.
+#[test]
+fn no_working_directory_is_a_descriptor() {
+    let cli = Cli::new();
+    let kept = File::open("/etc").unwrap();
+    nix::fcntl::fcntl(kept.as_fd(), nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    assert_eq!(cli.create("cwd", &cli.spec("cwd", &["sleep", "1000"])).code, 0);
+    cli.ok(&["start", "cwd"]);
+    for fd in 3..24 {
+        let path = format!("/proc/self/fd/{fd}");
+        let done = cli.run(&["exec", "--cwd", &path, "cwd", "ls"]);
+        assert!(done.code != 0 && done.out.is_empty(), "{path}: {done:?}");
+        let mut spec = cli.spec("cwd-run", &["ls"]);
+        spec["process"]["cwd"] = format!("/proc/self/fd/{fd}").into();
+        let done = cli.run_spec("cwd-run", &spec);
+        assert!(done.code != 0 && done.out.is_empty(), "{fd}: {done:?}");
+    }
+    // A link in the image does not help.
+    std::os::unix::fs::symlink("/proc/self/fd/7", cli.rootfs().join("way")).unwrap();
+    let done = cli.run(&["exec", "--cwd", "/way", "cwd", "ls"]);
+    assert!(done.code != 0 && done.out.is_empty(), "{done:?}");
+}
+
+/// Seen to fail with `Step::CloseOnExec` taken out of the plan.
+#[test]
+fn descriptors_of_the_caller_stay_behind() {
+    let cli = Cli::new();
+    let kept = File::open("/etc").unwrap();
+    nix::fcntl::fcntl(kept.as_fd(), nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let count = "ls /proc/self/fd | wc -l";
+    // Three, and the folder that ls reads.
+    assert_eq!(cli.run_spec("fds", &cli.spec("fds", &["sh", "-c", count])).out.trim(), "4");
+    assert_eq!(cli.create("fds", &cli.spec("fds", &["sleep", "1000"])).code, 0);
+    cli.ok(&["start", "fds"]);
+    assert_eq!(cli.ok(&["exec", "fds", "sh", "-c", count]).trim(), "4");
+    let first = cli.state("fds")["pid"].as_i64().unwrap();
+    let open = fs::read_dir(format!("/proc/{first}/fd")).unwrap().count();
+    assert_eq!(open, 3);
+}
+
+/// What a spy in the container says about processes that enter it, with these capabilities.
+fn spied(capabilities: &[&str]) -> String {
+    let cli = Cli::new();
+    install(&cli.rootfs());
+    let mut spec = cli.spec("spy", &["probe", "spy"]);
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = serde_json::json!(capabilities);
+    }
+    assert_eq!(cli.create("spy", &spec).code, 0);
+    cli.ok(&["start", "spy"]);
+    let said = || fs::read_to_string(cli.output("spy")).unwrap();
+    eventually("it looks", || said().contains("ready"));
+    for _ in 0..60 {
+        cli.ok(&["exec", "spy", "/bin/true"]);
+    }
+    cli.ok(&["exec", "spy", "touch", "/tmp/stop"]);
+    eventually("it has ended", || said().contains("seen"));
+    let said = said();
+    let seen: u64 = said.trim().rsplit_once("seen ").unwrap().1.parse().unwrap();
+    assert!(seen > 20, "it has seen too little to tell: {seen}");
+    said
+}
+
+/// Seen to fail with `Step::Undumpable` left out of the plan.
+#[test]
+fn a_process_that_enters_cannot_be_looked_into() {
+    let said = spied(&["CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"]);
+    assert!(!said.contains("LEAK") && !said.contains("TRACED"), "{said}");
+}
+
+/// Who may trace everything can look into it all the same (ptrace(2), access modes), but finds nothing of the host:
+/// standard input and output, the channel, and what the process has opened in the container. Seen to fail without
+/// `sys::close_marked`: the folder of the container's control group was there.
+#[test]
+fn a_tracer_finds_nothing_of_the_host() {
+    let said = spied(&["CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"]);
+    for line in said.lines().filter(|line| line.starts_with("LEAK")) {
+        let words: Vec<&str> = line.splitn(5, ' ').collect();
+        let number: u32 = words[3].parse().unwrap();
+        let inside = ["/", "/etc/passwd", "/etc/group", "/dev/null"].contains(&words[4]);
+        assert!(number < 3 || words[4].starts_with("socket:") || inside, "{line}");
+    }
+}
+
+/// CVE-2020-15257: an abstract socket would be there for every container in the host's network namespace.
+#[test]
+fn the_monitor_has_no_abstract_socket() {
+    let world = World::new();
+    world.start("web", "sleep 1000");
+    let state = fs::read_to_string(world.options.runtime_dir.join("web/state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let monitor = state["monitor_pid"].as_i64().unwrap();
+    let sockets: Vec<String> = fs::read_dir(format!("/proc/{monitor}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.trim_end_matches(']').to_owned()))
+        .collect();
+    assert!(!sockets.is_empty());
+    let table = fs::read_to_string(format!("/proc/{monitor}/net/unix")).unwrap();
+    let names = table.lines().filter(|line| {
+        line.split_ascii_whitespace().nth(6).is_some_and(|inode| sockets.iter().any(|own| own == inode))
+    });
+    let names: Vec<&str> = names.filter_map(|line| line.split_ascii_whitespace().nth(7)).collect();
+    assert!(!names.is_empty() && names.iter().all(|name| name.starts_with('/')), "{names:?}");
+    // And only its owner may connect.
+    let socket = fs::metadata(world.options.runtime_dir.join("web")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&socket.permissions()) & 0o77, 0);
+}
