@@ -170,6 +170,18 @@ fn a_joined_network_namespace_is_not_touched() {
 }
 
 #[test]
+fn a_terminal_is_made_behind_the_root_and_before_the_user_changes() {
+    let settings = ContainerSettings { terminal: true, ..settings() };
+    let plan = plan_of(&default_spec(&settings).unwrap(), false).unwrap();
+    let position = |found: &dyn Fn(&Step) -> bool| plan.steps.iter().position(found).unwrap();
+    let terminal = position(&|step| matches!(step, Step::Terminal(_)));
+    assert!(position(&|step| matches!(step, Step::Pivot { .. })) < terminal);
+    assert!(terminal < position(&|step| matches!(step, Step::Stdio)));
+    let Some(Step::Execute(program)) = plan.steps.last() else { panic!() };
+    assert!(program.env.iter().any(|entry| entry.as_bytes() == b"TERM=xterm"));
+}
+
+#[test]
 fn what_is_wrong_is_named_by_its_field() {
     let field = |change: &dyn Fn(&mut Spec)| {
         let mut spec = default_spec(&settings()).unwrap();
@@ -203,6 +215,12 @@ fn what_is_wrong_is_named_by_its_field() {
             process.set_args(nul());
         })),
         "process.args"
+    );
+    assert_eq!(
+        field(&|spec| {
+            spec.set_hooks(Some(oci_spec::runtime::Hooks::default()));
+        }),
+        "hooks"
     );
     assert_eq!(
         field(&|spec| {
