@@ -150,6 +150,11 @@ impl Group {
             if controllers.is_none() && !self.is_v2() && paths.len() > 1 {
                 return Err(wrong(format!("{given:?} says for no controller: use CONTROLLER:PATH")));
             }
+            if path.split('/').any(|part| part == "..") {
+                return Err(wrong(format!(
+                    "{path} is not a sub cgroup path: name one below the container's, without '..'"
+                )));
+            }
             let path = clean(path);
             let mut found = false;
             let named = |member: &Member| {
@@ -233,6 +238,6 @@ mod tests {
         }
         fs::create_dir_all(dir.path().join("pids/in")).unwrap();
         assert!(sub(&["in"]).is_ok());
-        assert!(sub(&["../../in"]).is_ok(), "stays below");
+        assert!(sub(&["../../in"]).unwrap_err().to_string().contains("sub cgroup path"));
     }
 }
