@@ -1,6 +1,7 @@
 //! The planner as a whole, in a world of pretended nodes: scenarios, golden plans and generated histories.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod assignments;
 mod golden;
 mod properties;
 mod rules;
