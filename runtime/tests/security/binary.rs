@@ -7,7 +7,7 @@ use super::common::cli::Cli;
 use super::common::{World, eventually, shell, text};
 use super::install;
 
-/// Seen to fail with the runtime executed from its own file instead of from a clone that nobody can write to.
+/// Seen to fail without `oci::sealed`: with the runtime executed from its own file.
 #[test]
 fn a_container_cannot_write_to_the_runtime() {
     let cli = Cli::new();

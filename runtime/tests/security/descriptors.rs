@@ -7,7 +7,8 @@ use super::common::cli::Cli;
 use super::common::{World, eventually};
 use super::install;
 
-/// Seen to fail (for `exec`) with `NO_MAGICLINKS` taken out of `files::working_directory`.
+/// Several defences, each of which holds alone. Seen to fail with all taken out: `oci::sealed`, `Step::CloseOnExec`, and
+/// in `files::working_directory` the resolve flags and the look at where it got to.
 #[test]
 fn no_working_directory_is_a_descriptor() {
     let cli = Cli::new();
@@ -30,7 +31,7 @@ fn no_working_directory_is_a_descriptor() {
     assert!(done.code != 0 && done.out.is_empty(), "{done:?}");
 }
 
-/// Seen to fail with `Step::CloseOnExec` taken out of the plan.
+/// Seen to fail without both `Step::CloseOnExec` and the closing in `oci::sealed`: either suffices.
 #[test]
 fn descriptors_of_the_caller_stay_behind() {
     let cli = Cli::new();
@@ -70,7 +71,7 @@ fn spied(capabilities: &[&str]) -> String {
     said
 }
 
-/// Seen to fail with `Step::Undumpable` left out of the plan.
+/// Seen to fail with `Step::Undumpable` doing nothing.
 #[test]
 fn a_process_that_enters_cannot_be_looked_into() {
     let said = spied(&["CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE"]);

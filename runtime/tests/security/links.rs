@@ -25,7 +25,7 @@ fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
 }
 
-/// Seen to fail with links allowed in `MountPlan::strict` places; runc 1.1.5 and crun 1.8.1 follow them.
+/// Seen to fail with links allowed in the places that `MountPlan::strict` marks.
 #[test]
 fn linked_system_folders_are_refused() {
     let cli = Cli::new();
