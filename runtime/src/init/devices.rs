@@ -29,11 +29,14 @@ pub(super) fn make(root: BorrowedFd<'_>, devices: &[Device], bind: bool) -> io::
     null_in(dev.as_fd())
 }
 
-/// The null device of a /dev that was brought along.
-pub(super) fn null(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// The null device of a /dev that was brought along, if it has one.
+pub(super) fn null(root: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     let dev = sys::openat2(root.as_raw_fd(), c"dev", flags, 0, IN_ROOT | NO_SYMLINKS)?;
-    null_in(dev.as_fd())
+    match null_in(dev.as_fd()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 fn null_in(dev: BorrowedFd<'_>) -> io::Result<OwnedFd> {

@@ -247,7 +247,7 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             Ok(())
         }
         Step::GivenDevices => {
-            state.null = Some(devices::null(state.root()?)?);
+            state.null = devices::null(state.root()?)?;
             Ok(())
         }
         Step::LoopbackUp => sys::loopback_up(),
