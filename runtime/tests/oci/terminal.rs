@@ -190,7 +190,9 @@ fn a_terminal_belongs_to_its_user_and_needs_none_outside() {
 fn a_linked_console_is_refused() {
     let cli = Cli::new();
     let dev = cli.dir.path().join("dev");
-    std::fs::create_dir(&dev).unwrap();
+    std::fs::create_dir_all(dev.join("pts")).unwrap();
+    let null = Command::new("mknod").arg(dev.join("null")).args(["c", "1", "3"]).status().unwrap();
+    assert!(null.success());
     std::os::unix::fs::symlink("/proc/sys/kernel/core_pattern", dev.join("console")).unwrap();
     let mut spec = with_terminal(&cli, "link", &["true"]);
     spec["mounts"][1] = json!({ "destination": "/dev", "type": "bind", "source": dev, "options": ["bind"] });
