@@ -481,4 +481,6 @@ fn below_root(given: &Path, field: &str) -> Result<CString> {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
