@@ -90,7 +90,12 @@ fn a_hostile_specification_is_planned_or_refused() {
         let mut random = Random(seed);
         let mut spec = honest.clone();
         for _ in 0..1 + random.below(3) {
-            mutate(&mut spec, &mut random);
+            // From the top everything deep down would be rare.
+            let top = ["", "/linux", "/linux/seccomp", "/linux/seccomp/syscalls/0", "/process", "/mounts"];
+            let part = spec.pointer_mut(top[random.below(top.len())]);
+            if let Some(part) = part {
+                mutate(part, &mut random);
+            }
         }
         let text = spec.to_string();
         let outcome = std::panic::catch_unwind(|| {
@@ -107,5 +112,5 @@ fn a_hostile_specification_is_planned_or_refused() {
             Err(_) => panic!("seed {seed} panics: {text}"),
         }
     }
-    assert!(planned > 500 && refused > 500 && unread > 500, "{planned} {refused} {unread}");
+    assert!(planned > 200 && refused > 200 && unread > 200, "{planned} {refused} {unread}");
 }
