@@ -21,6 +21,9 @@ mod cgroup;
 mod error;
 mod exec;
 mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod hooks;
 mod host;
 mod init;

@@ -113,7 +113,7 @@ fn process(spec: &mut Spec, matches: &Matches, log: &Log) -> Result<Option<Strin
 }
 
 /// What a process file leaves out is as it is for the container.
-fn with_defaults(mut process: Process, own: Process) -> Process {
+pub(super) fn with_defaults(mut process: Process, own: Process) -> Process {
     if process.capabilities().is_none() {
         process.set_capabilities(own.capabilities().clone());
     }

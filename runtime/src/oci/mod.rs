@@ -23,6 +23,8 @@ mod exec;
 #[cfg(test)]
 mod fault_tests;
 mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod kill;
 mod list;
 mod log;

@@ -2,6 +2,7 @@
 
 use oci_spec::runtime::{Linux, LinuxDeviceType, PosixRlimitType, Spec};
 
+use super::cgroup::numbers::sorted;
 use super::namespaces::Namespaces;
 use super::{Device, NetDevice, Result, Step, below_root, invalid, text};
 
@@ -23,7 +24,7 @@ pub(super) fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
 pub(super) fn net_devices(linux: &Linux, namespaces: &Namespaces) -> Result<Vec<NetDevice>> {
     const FIELD: &str = "linux.netDevices";
     let mut devices = Vec::new();
-    for (host, device) in linux.net_devices().iter().flatten() {
+    for (host, device) in sorted(linux.net_devices()) {
         let field = format!("{FIELD}.{host}");
         let given = device.name().as_deref().filter(|name| !name.is_empty());
         let container = given.unwrap_or(host);
@@ -46,7 +47,6 @@ pub(super) fn net_devices(linux: &Linux, namespaces: &Namespaces) -> Result<Vec<
     if !devices.is_empty() && !namespaces.is_own(libc::CLONE_NEWNET) {
         return Err(invalid(FIELD, "needs a network namespace in linux.namespaces"));
     }
-    devices.sort_by(|one, other| one.host.cmp(&other.host));
     Ok(devices)
 }
 
@@ -133,9 +133,7 @@ pub(super) fn sysctls(linux: &Linux, namespaces: &Namespaces, steps: &mut Vec<St
         "kernel/shmmni",
         "kernel/shm_rmid_forced",
     ];
-    let mut sorted: Vec<_> = linux.sysctl().iter().flatten().collect();
-    sorted.sort();
-    for (name, value) in sorted {
+    for (name, value) in sorted(linux.sysctl()) {
         let field = format!("{FIELD}.{name}");
         let path = sysctl_path(name);
         let clean = path.split('/').all(|part| !part.is_empty() && part != ".." && part != ".");

@@ -11,6 +11,7 @@
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
 
+use super::cgroup::numbers::sorted;
 use super::identity::IdMaps;
 use super::mounts::Owners;
 use super::step::Join;
@@ -150,14 +151,14 @@ impl Namespaces {
 
     fn offsets(&mut self, linux: &Linux) -> Result<()> {
         const FIELD: &str = "linux.timeOffsets";
-        let offsets: Vec<_> = linux.time_offsets().iter().flatten().collect();
+        let offsets = sorted(linux.time_offsets());
         if !offsets.is_empty() && !self.is_new(LinuxNamespaceType::Time as i32) {
             return Err(invalid(FIELD, "needs a new time namespace in linux.namespaces"));
         }
         if !self.is_new(LinuxNamespaceType::Time as i32) {
             return Ok(());
         }
-        let mut lines: Vec<String> = Vec::new();
+        let mut lines = String::new();
         for (clock, offset) in offsets {
             if !matches!(clock.as_str(), "monotonic" | "boottime") {
                 return Err(invalid(FIELD, &format!("{clock:?} has no offset: monotonic and boottime do")));
@@ -166,10 +167,9 @@ impl Namespaces {
             if nanosecs >= 1_000_000_000 {
                 return Err(invalid(&format!("{FIELD}.{clock}.nanosecs"), "is a second or more"));
             }
-            lines.push(format!("{clock} {} {nanosecs}\n", offset.secs().unwrap_or(0)));
+            lines.push_str(&format!("{clock} {} {nanosecs}\n", offset.secs().unwrap_or(0)));
         }
-        lines.sort();
-        self.time_offsets = Some(lines.concat());
+        self.time_offsets = Some(lines);
         Ok(())
     }
 
