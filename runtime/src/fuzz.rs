@@ -156,7 +156,7 @@ fn machines() -> Vec<Facts> {
         "blkio",
         "hugetlb",
         "rdma",
-        "net_cls",
+        "net_cls,net_prio",
     ];
     let v1: Vec<Hierarchy> = v1.into_iter().map(hierarchy).collect();
     let named = vec![hierarchy("name=systemd")];
