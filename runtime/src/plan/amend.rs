@@ -1,5 +1,5 @@
 //! Specifications that are fine and that the types of `oci-spec` cannot hold: capabilities that they do not know (the
-//! specification says that a runtime logs a warning and goes on), and a flag whose name they spell in another way.
+//! specification says that a runtime logs a warning and goes on), and flags whose names they spell in another way.
 //! Only looked at once a specification could not be read as it is, so that others do not pay for it.
 
 use serde_json::Value;
@@ -17,8 +17,12 @@ pub(crate) fn amend(text: &[u8]) -> Option<(Vec<u8>, Vec<String>)> {
     };
     let unknown = take_unknown(process.get_mut("capabilities"));
     if let Some(Value::Array(flags)) = process.pointer_mut("/scheduler/flags") {
-        for flag in flags.iter_mut().filter(|flag| *flag == "SCHED_FLAG_DL_OVERRUN") {
-            *flag = Value::from("SCHED_FLAG_D_L_OVERRUN");
+        for flag in flags {
+            match flag.as_str() {
+                Some("SCHED_FLAG_DL_OVERRUN") => *flag = Value::from("SCHED_FLAG_D_L_OVERRUN"),
+                Some("SCHED_FLAG_RESET_ON_FORK") => *flag = Value::from("SCHED_RESET_ON_FORK"),
+                _ => {}
+            }
         }
     }
     if value == before {
@@ -75,12 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_of_the_deadline_scheduler_is_known() {
-        let flags = r#"{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_DL_OVERRUN","SCHED_FLAG_RECLAIM"]}"#;
+    fn the_schedulers_flags_have_the_kernels_names() {
+        let names = r#"["SCHED_FLAG_DL_OVERRUN","SCHED_FLAG_RECLAIM","SCHED_FLAG_RESET_ON_FORK"]"#;
+        let flags = format!(r#"{{"policy":"SCHED_DEADLINE","flags":{names}}}"#);
         let process = format!(r#"{{"cwd":"/","user":{{}},"scheduler":{flags}}}"#);
         assert!(serde_json::from_str::<Process>(&process).is_err(), "read as it is, once oci-spec knows it");
         let (process, warnings) = read::<Process>(process.as_bytes()).unwrap();
-        assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 2);
+        assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 3);
         assert!(warnings.is_empty());
     }
 
