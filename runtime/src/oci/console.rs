@@ -5,9 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use oci_spec::runtime::{BoxBuilder, Process};
+
 use super::error::{Error, Result};
 use crate::init::Failure;
 use crate::spawn;
+use crate::sys;
 
 /// A connection to the socket, made before anything else, so that a wrong path costs nothing.
 #[derive(Debug)]
@@ -28,6 +31,20 @@ pub(super) fn check(terminal: bool, socket: bool, attached: bool) -> Result<()> 
         }
         (false, true) => wrong("cannot use console socket if the process has no terminal"),
         _ => Ok(()),
+    }
+}
+
+/// A terminal that we relay is made with the size of ours: set later, it would be a change, and the program be told of it
+/// by a signal (SIGWINCH) that it has no reason to expect. A size that the specification names stays.
+pub(super) fn size_as_ours(process: &mut Process) {
+    if process.terminal() == Some(true)
+        && process.console_size().is_none()
+        && let Ok((rows, columns)) = sys::terminal_size(io::stdin().as_fd())
+        && rows > 0
+    {
+        // Without one of the two numbers it would not be made.
+        let size = BoxBuilder::default().height(u64::from(rows)).width(u64::from(columns));
+        process.set_console_size(size.build().ok());
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) struct Making<'a> {
     options: &'a Options,
     /// Until then the groups that the record names may be somebody else's.
     has_groups: bool,
-    _lock: Lock,
+    lock: Option<Lock>,
 }
 
 /// `create`.
@@ -124,6 +124,9 @@ impl<'a> Making<'a> {
         let fault = |source| Error::System { operation: "making the container".to_owned(), source };
         let making = || -> Result<Making<'a>> {
             announce_listeners(&mut spec, options.preserved.listening);
+            if let (Some(process), None) = (spec.process_mut(), &options.console) {
+                console::size_as_ours(process);
+            }
             let facts = host::facts(Layout::discover()?)?;
             let annotations = spec.annotations().iter().flatten();
             let record = Record {
@@ -148,11 +151,11 @@ impl<'a> Making<'a> {
             record::write(&config, &text, false).map_err(Error::file("write", &config))?;
             fault::at("parent", 2).map_err(fault)?;
             let place = place.clone();
-            Ok(Making { context, place, record, spec, facts, options, has_groups: false, _lock: lock })
+            Ok(Making { context, place, record, spec, facts, options, has_groups: false, lock: Some(lock) })
         };
         making().inspect_err(|_| {
             // The failure that counts is the one that is returned.
-            let _ = fs::remove_dir_all(&place.dir);
+            let _ = place.remove();
         })
     }
 
@@ -260,6 +263,11 @@ impl<'a> Making<'a> {
             Some(path) => write_pid_file(path, self.record.pid),
             None => Ok(()),
         }
+    }
+
+    /// The container is made: from here on other commands may change it, and take it away.
+    pub(super) fn unlock(&mut self) {
+        self.lock = None;
     }
 
     /// Takes away what there is of the container.

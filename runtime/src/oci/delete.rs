@@ -1,7 +1,5 @@
 //! `delete`: takes a container away, whole.
 
-use std::fs;
-use std::io;
 use std::time::Duration;
 
 use super::args::Matches;
@@ -69,12 +67,7 @@ pub(super) fn take_away(context: &Context, place: &Place, record: Option<&Record
         after_stop(context, place, record);
     }
     if errors.is_empty() {
-        match fs::remove_dir_all(&place.dir) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                errors.push(Error::File { operation: "remove", path: place.dir.clone(), source });
-            }
-            _ => {}
-        }
+        errors.extend(place.remove().err());
     }
     match errors.len() {
         0 => Ok(()),

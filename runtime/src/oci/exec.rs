@@ -45,6 +45,9 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     let console = console.map(|path| ConsoleSocket::connect(Path::new(path))).transpose()?;
     // Before there is a process whose end could be missed.
     let signals = if detached { None } else { Some(Signals::take()?) };
+    if let (Some(process), None) = (spec.process_mut(), &console) {
+        console::size_as_ours(process);
+    }
     let mut master = None;
     let below: Vec<String> = matches.all("cgroup").map(str::to_owned).collect();
     let wanted = Exec {

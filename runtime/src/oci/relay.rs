@@ -40,10 +40,7 @@ impl Relay {
             Ok(Some(before))
         };
         let before = set_up().map_err(Error::system("preparing the terminal"))?;
-        let relay =
-            Relay { master: File::from(master), before, pending: Vec::new(), input: true, output: true };
-        relay.resize();
-        Ok(relay)
+        Ok(Relay { master: File::from(master), before, pending: Vec::new(), input: true, output: true })
     }
 
     /// Our window has another size.

@@ -31,19 +31,28 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     }
     start::after_start(context, &making.place, &making.record);
     let Some(mut signals) = signals else { return Ok(0) };
+    making.unlock();
     let relay = terminal.map(Relay::new).transpose();
     let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay));
-    let code = match code {
-        Ok(code) => code,
-        Err(error) => {
-            making.undo();
-            return Err(error);
-        }
-    };
-    if !matches.is_set("keep") {
-        delete::take_away(context, &making.place, Some(&making.record))?;
+    if code.is_err() || !matches.is_set("keep") {
+        let gone = take_away(context, &making);
+        // What went wrong first is what counts.
+        return code.and_then(|code| gone.map(|()| code));
     }
-    Ok(code)
+    code
+}
+
+/// Takes the container away, unless another command has done so meanwhile, and perhaps made one of the same name.
+fn take_away(context: &Context, making: &Making<'_>) -> Result<()> {
+    let Making { place, record, .. } = making;
+    let _lock = match place.lock() {
+        Err(Error::NotFound) => return Ok(()),
+        other => other?,
+    };
+    let ours = place
+        .read_any()?
+        .is_some_and(|found| (found.pid, found.start_ticks) == (record.pid, record.start_ticks));
+    if ours { delete::take_away(context, place, Some(record)) } else { Ok(()) }
 }
 
 /// Orphans of the container come to us and are reaped, not to somebody who does not expect them.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -116,18 +116,46 @@ impl Place {
 
     /// Waits until no other command changes the container.
     pub(super) fn lock(&self) -> Result<Lock> {
-        let path = self.dir.join("lock");
-        let file = match File::options().write(true).create(true).truncate(false).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound),
-            other => other.map_err(Error::file("open", &path))?,
+        let path = self.dir.join(LOCK);
+        loop {
+            let file = match File::options().write(true).create(true).truncate(false).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NotFound),
+                other => other.map_err(Error::file("open", &path))?,
+            };
+            sys::wait_for_lock(file.as_fd()).map_err(Error::file("lock", &path))?;
+            // The other command may have taken the container away, and yet another have made one of the same name.
+            let inode = |found: io::Result<fs::Metadata>| found.ok().map(|file| (file.dev(), file.ino()));
+            if inode(file.metadata()) == inode(fs::metadata(&path)) {
+                return Ok(Lock(file));
+            }
+        }
+    }
+
+    /// Takes all files away, for one who holds the lock.
+    pub(super) fn remove(&self) -> Result<()> {
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.dir)? {
+                let entry = entry?;
+                if entry.file_name() != LOCK {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            fs::remove_file(self.dir.join(LOCK))?;
+            fs::remove_dir(&self.dir)
         };
-        sys::wait_for_lock(file.as_fd()).map_err(Error::file("lock", &path))?;
-        // Who waited may find that the other command has taken the container away.
-        if path.exists() { Ok(Lock(file)) } else { Err(Error::NotFound) }
+        for _ in 0..100 {
+            match remove() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                // Another command has made a new lock between our last two steps. It will find nothing here.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                other => return other.map_err(Error::file("remove", &self.dir)),
+            }
+        }
+        Err(Error::file("remove", &self.dir)(io::ErrorKind::DirectoryNotEmpty.into()))
     }
 
     fn is_locked(&self) -> bool {
-        File::open(self.dir.join("lock")).and_then(|file| sys::is_locked(file.as_fd())).unwrap_or(false)
+        File::open(self.dir.join(LOCK)).and_then(|file| sys::is_locked(file.as_fd())).unwrap_or(false)
     }
 
     pub(super) fn write(&self, record: &Record) -> Result<()> {
@@ -190,6 +218,9 @@ impl Place {
 /// Held while a command changes a container.
 #[derive(Debug)]
 pub(super) struct Lock(#[allow(dead_code, reason = "closing it is what unlocks")] File);
+
+/// The file that is locked.
+const LOCK: &str = "lock";
 
 /// The socket on which a container waits for its start.
 pub(super) const START_SOCKET: &str = "start.sock";
@@ -295,6 +326,30 @@ mod tests {
             group: Group::default(),
             keyring: true,
         }
+    }
+
+    #[test]
+    fn who_looks_while_a_place_is_removed_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path(), "web").unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // It opens and makes the file as a command does that comes at the wrong time.
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let path = place.dir.join(LOCK);
+                    let _ = File::options().write(true).create(true).truncate(false).open(path);
+                }
+            });
+            for _ in 0..500 {
+                let lock = place.create().unwrap();
+                place.write(&record(0, 0)).unwrap();
+                place.remove().unwrap();
+                drop(lock);
+                assert!(!place.dir.exists());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]

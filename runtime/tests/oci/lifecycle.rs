@@ -105,6 +105,24 @@ fn run_passes_output_exit_codes_and_signals_on() {
     assert_eq!(wait(child).code, 137);
 }
 
+/// Whoever waits for a container keeps nobody else from it.
+#[test]
+fn a_container_that_is_waited_for_can_be_changed_and_deleted() {
+    let cli = Cli::new();
+    let bundle = cli.bundle("web", &cli.spec("web", &["sleep", "1000"]));
+    let waiting = cli.command(&["run", "-b", bundle.to_str().unwrap(), "web"]).spawn().unwrap();
+    eventually("it runs", || cli.run(&["exec", "web", "true"]).code == 0);
+    for args in [&["pause", "web"][..], &["resume", "web"], &["update", "--pids-limit", "50", "web"]] {
+        let done = wait(cli.command(args).spawn().unwrap());
+        assert_eq!(done.code, 0, "{args:?}");
+    }
+    let delete = cli.command(&["delete", "--force", "web"]).stderr(Stdio::piped()).spawn().unwrap();
+    let deleted = wait(delete);
+    assert_eq!(deleted.code, 0, "{deleted:?}");
+    assert_eq!(wait(waiting).code, 137);
+    assert_eq!(cli.leftovers("web"), Vec::<String>::new());
+}
+
 #[test]
 fn run_can_detach_and_keep() {
     let cli = Cli::new();

@@ -91,14 +91,28 @@ fn exec_relays_a_terminal_and_its_size_changes() {
     let cli = Cli::new();
     cli.create("web", &cli.spec("web", &["sleep", "1000"]));
     cli.ok(&["start", "web"]);
-    let script = "trap 'stty size; exit 6' WINCH; tty; echo ready; while :; do sleep 0.01; done";
+    // What a signal at the start would print comes before "ready".
+    let script = "trap 'echo changed; stty size; exit 6' WINCH; stty size; sleep 0.1; echo ready; \
+                  while :; do sleep 0.01; done";
     let (child, mut terminal, slave) = on_terminal(&cli, &["exec", "-t", "web", "sh", "-c", script]);
-    terminal.expect("ready");
+    let text = terminal.expect("ready");
+    assert!(text.starts_with("33 77\r\n") && !text.contains("changed"), "it is born with its size: {text}");
     let resize = Command::new("stty").args(["rows", "12", "cols", "34"]).stdin(Stdio::from(slave)).status();
     assert!(resize.unwrap().success());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGWINCH)
         .unwrap();
     terminal.expect("12 34");
+    assert_eq!(wait(child).code, 6);
+    // A size that is asked for stays, and is no reason for a signal either.
+    let mut spec = with_terminal(&cli, "sized", &["sh", "-c", script]);
+    spec["process"]["consoleSize"] = json!({ "height": 21, "width": 43 });
+    let bundle = cli.bundle("sized", &spec);
+    let (child, mut terminal, _slave) = on_terminal(&cli, &["run", "-b", bundle.to_str().unwrap(), "sized"]);
+    let text = terminal.expect("ready");
+    assert!(text.starts_with("21 43\r\n") && !text.contains("changed"), "{text}");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::SIGWINCH)
+        .unwrap();
+    terminal.expect("33 77");
     assert_eq!(wait(child).code, 6);
 }
 
