@@ -1,6 +1,6 @@
 //! Reads an image archive (tar, tar.gz, tar.zst) into the store.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 
 use super::{DOCUMENT_MAX_BYTES, FILES_MAX, Found};
 use crate::digest::Digest;
@@ -16,7 +16,7 @@ pub(super) fn read(store: &Store, archive: impl Read, name: &str) -> Result<Foun
         .map_err(|source| Error::ArchiveRead { name: name.to_owned(), source })?;
     // The reader for layers: strict, and bounded in what it holds.
     let limits = Limits { layer_bytes: store.blob_max_bytes(), ..Limits::default() };
-    let mut archive = Archive::new(decoded, &limits);
+    let mut archive = Archive::new(BufReader::with_capacity(128 << 10, decoded), &limits);
     for count in 0.. {
         let Some(entry) = archive.next_entry().map_err(|source| broken(name, source))? else { break };
         if count >= FILES_MAX {
@@ -64,7 +64,7 @@ fn keep(
     found: &mut Found,
     path: String,
     size: u64,
-    archive: &mut Archive<impl Read>,
+    archive: &mut Archive<impl BufRead>,
 ) -> Result<()> {
     let writer = match blob_name(&path) {
         Some(digest) => {

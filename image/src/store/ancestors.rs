@@ -5,7 +5,7 @@
 //! Where that happens one small layer is put on top of the stack that has these folders, and nothing
 //! else, with the mode and owner of the highest layer that really says them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -65,21 +65,18 @@ impl Store {
 
 /// The folders whose guessed access hides a true one, and everything above them, parents first.
 fn wrong_folders(stack: &[Layer]) -> Result<BTreeMap<PathBuf, Access>> {
-    let implicit: Vec<HashSet<PathBuf>> = stack
-        .iter()
-        .map(|(_, facts)| {
-            facts.implicit().map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(&path))).collect()
-        })
-        .collect();
+    let mut view = View::new(stack);
     let mut wrong = BTreeMap::new();
-    for folder in implicit.iter().flatten() {
-        let (shown, said) = access_of(stack, &implicit, folder)?;
-        if said.is_some() && said != shown {
-            // The new layer has the folders above it too, and must say the truth about them.
-            for above in folder.ancestors() {
-                let (shown, said) = access_of(stack, &implicit, above)?;
-                if let Some(access) = said.or(shown) {
-                    wrong.insert(above.to_owned(), access);
+    for at in 0..stack.len() {
+        for folder in view.implicit[at].clone() {
+            let (shown, said) = view.access_of(&folder)?;
+            if said.is_some() && said != shown {
+                // The new layer has the folders above it too, and must say the truth about them.
+                for above in folder.ancestors() {
+                    let (shown, said) = view.access_of(above)?;
+                    if let Some(access) = said.or(shown) {
+                        wrong.insert(above.to_owned(), access);
+                    }
                 }
             }
         }
@@ -87,52 +84,87 @@ fn wrong_folders(stack: &[Layer]) -> Result<BTreeMap<PathBuf, Access>> {
     Ok(wrong)
 }
 
-/// What the stack shows for `folder`, and what the highest layer says that has an entry for it.
-fn access_of(
-    stack: &[Layer],
-    implicit: &[HashSet<PathBuf>],
-    folder: &Path,
-) -> Result<(Option<Access>, Option<Access>)> {
-    let mut shown = None;
-    for ((root, _), guesses) in stack.iter().zip(implicit) {
-        let Some((metadata, hides_lower)) = look(root, folder)? else {
-            continue;
-        };
-        let Some(metadata) = metadata else { break };
-        let access = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-        shown = shown.or(Some(access));
-        if !guesses.contains(folder) {
-            return Ok((shown, Some(access)));
-        }
-        if hides_lower {
-            break;
-        }
-    }
-    Ok((shown, None))
+/// What one layer says about a folder: nothing, so that lower ones count; or that it hides what lower ones say, and
+/// its own version, unless it has none.
+#[derive(Clone, Copy)]
+enum Word {
+    Nothing,
+    Has { access: Access, hides_lower: bool },
+    Hides,
 }
 
-/// `folder` in one layer: `None` when the layer doesn't have it and lower ones count; no metadata when
-/// the layer hides it; and whether the layer hides what lower ones say about it.
-fn look(root: &Path, folder: &Path) -> Result<Option<(Option<Metadata>, bool)>> {
-    let mut path = root.to_owned();
-    let mut hides_lower = false;
-    let mut metadata = stat(&path)?;
-    for part in folder.components() {
-        path.push(part);
-        metadata = stat(&path)?;
-        match &metadata {
-            None if hides_lower => return Ok(Some((None, true))),
-            None => return Ok(None),
-            Some(found) if !found.is_dir() => return Ok(Some((None, true))),
-            Some(_) => {
-                let opened = fs::File::open(&path).map_err(|error| Error::io("open", &path, error))?;
-                let mark = sys::get_xattr(std::os::fd::AsFd::as_fd(&opened), b".", sys::OVERLAY_OPAQUE)
-                    .map_err(|error| Error::io("read the attributes of", &path, error.into()))?;
-                hides_lower |= mark.is_some();
+/// The stack, and what was looked up in it: an image may have many folders without entries, all under the same few.
+struct View<'a> {
+    stack: &'a [Layer],
+    implicit: Vec<BTreeSet<PathBuf>>,
+    known: Vec<HashMap<PathBuf, Word>>,
+}
+
+impl<'a> View<'a> {
+    fn new(stack: &'a [Layer]) -> Self {
+        let implicit = stack.iter().map(|(_, facts)| {
+            facts.implicit().map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(&path))).collect()
+        });
+        View { stack, implicit: implicit.collect(), known: vec![HashMap::new(); stack.len()] }
+    }
+
+    /// What the stack shows for `folder`, and what the highest layer says that has an entry for it.
+    fn access_of(&mut self, folder: &Path) -> Result<(Option<Access>, Option<Access>)> {
+        let mut shown = None;
+        for at in 0..self.stack.len() {
+            match self.look(at, folder)? {
+                Word::Nothing => {}
+                Word::Hides => break,
+                Word::Has { access, hides_lower } => {
+                    shown = shown.or(Some(access));
+                    if !self.implicit[at].contains(folder) {
+                        return Ok((shown, Some(access)));
+                    }
+                    if hides_lower {
+                        break;
+                    }
+                }
             }
         }
+        Ok((shown, None))
     }
-    Ok(Some((metadata, hides_lower)))
+
+    /// What layer `at` says about `folder`, by way of what it says about the folder above.
+    fn look(&mut self, at: usize, folder: &Path) -> Result<Word> {
+        if let Some(word) = self.known[at].get(folder) {
+            return Ok(*word);
+        }
+        let word = match folder.parent() {
+            None => self.look_there(at, folder, false)?,
+            Some(parent) => match self.look(at, parent)? {
+                Word::Has { hides_lower, .. } => self.look_there(at, folder, hides_lower)?,
+                other => other,
+            },
+        };
+        self.known[at].insert(folder.to_owned(), word);
+        Ok(word)
+    }
+
+    fn look_there(&self, at: usize, folder: &Path, hides_lower: bool) -> Result<Word> {
+        let path = self.stack[at].0.join(folder);
+        Ok(match stat(&path)? {
+            None if hides_lower => Word::Hides,
+            None => Word::Nothing,
+            Some(found) if !found.is_dir() => Word::Hides,
+            Some(found) => {
+                let access = (found.mode() & 0o7777, found.uid(), found.gid());
+                let is_root = folder.as_os_str().is_empty();
+                Word::Has { access, hides_lower: hides_lower || (!is_root && is_opaque(&path)?) }
+            }
+        })
+    }
+}
+
+fn is_opaque(folder: &Path) -> Result<bool> {
+    let opened = fs::File::open(folder).map_err(|error| Error::io("open", folder, error))?;
+    let mark = sys::get_xattr(std::os::fd::AsFd::as_fd(&opened), b".", sys::OVERLAY_OPAQUE)
+        .map_err(|error| Error::io("read the attributes of", folder, error.into()))?;
+    Ok(mark.is_some())
 }
 
 fn stat(path: &Path) -> Result<Option<Metadata>> {

@@ -200,7 +200,7 @@ impl Inner {
         let missing = || Error::BlobMissing { digest: blob.digest.clone(), role: "layer" };
         let file = self.open_blob(&blob.digest)?.ok_or_else(missing)?.file;
         let root = OwnedFd::from(File::open(fs).map_err(|error| Error::io("open", fs, error))?);
-        unpack::unpack(file, &blob.digest, diff_id, root, &self.options.limits).map_err(|source| {
+        unpack::unpack(file, Some(&blob.digest), diff_id, root, &self.options.limits).map_err(|source| {
             if matches!(source, UnpackError::Blob { .. }) {
                 self.discard_corrupt(&blob.digest);
             }

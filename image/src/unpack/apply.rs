@@ -5,19 +5,20 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{Read, Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, makedev, mkdirat, mknodat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, futimens, makedev, mkdirat, mknodat,
     utimensat,
 };
 use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, mkfifoat, symlinkat};
 
 use super::UnpackError;
 use super::tar::{Archive, Entry, Kind};
-use super::tree::{Folder, Found, Tree, open_readable, time_spec};
+use super::tree::{Folder, Found, Tree, time_spec};
 use crate::sys;
 
 /// What the OCI image specification puts in front of a deleted file's name.
@@ -30,7 +31,7 @@ impl Tree {
     pub(super) fn apply(
         &mut self,
         entry: &Entry,
-        archive: &mut Archive<impl Read>,
+        archive: &mut Archive<impl BufRead>,
     ) -> Result<(), UnpackError> {
         self.count()?;
         let parts = self.components(&entry.path)?;
@@ -46,35 +47,68 @@ impl Tree {
         }
         let folder = self.make_folder(parents, &entry.path)?;
         match entry.kind {
-            Kind::Folder => self.folder(&folder, name, entry),
+            Kind::Folder => self.folder(&folder, name, entry, parts.join(&b'/')),
             Kind::Link => self.link(&folder, name, entry),
+            Kind::File => {
+                let file =
+                    self.in_place(&folder, name, (entry, "make the file"), || create(&folder, name, entry))?;
+                fill(file, &folder, name, entry, archive)
+            }
+            Kind::Symlink => {
+                if entry.target.is_empty() || entry.target.contains(&0) {
+                    return Err(UnpackError::entry(&entry.path, "it is a symbolic link to nothing"));
+                }
+                self.in_place(&folder, name, (entry, "make the link"), || symlink(&folder, name, entry))?;
+                set_owner(&folder, name, entry)?;
+                set_times(&folder, name, entry)
+            }
             _ => {
-                if self.look(&folder, name, &entry.path)? != Found::Nothing {
-                    self.remove(&folder, name, &entry.path)?;
-                }
-                match entry.kind {
-                    Kind::File => file(&folder, name, entry, archive),
-                    Kind::Symlink => symlink(&folder, name, entry),
-                    _ => node(&folder, name, entry),
-                }
+                self.in_place(&folder, name, (entry, "make the device"), || node(&folder, name, entry))?;
+                set_node_access(&folder, name, entry)
             }
         }
     }
 
-    fn folder(&mut self, parent: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    /// Makes something, in place of whatever has its name. That there is nothing is by far the most frequent case,
+    /// so nobody looks first.
+    fn in_place<T>(
+        &mut self,
+        folder: &Folder,
+        name: &[u8],
+        (entry, what): (&Entry, &'static str),
+        make: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, UnpackError> {
+        match make() {
+            Err(Errno::EEXIST) => {
+                self.remove(folder, name, &entry.path)?;
+                make()
+            }
+            made => made,
+        }
+        .map_err(|error| UnpackError::make(what, &entry.path, error))
+    }
+
+    fn folder(
+        &mut self,
+        parent: &Folder,
+        name: &[u8],
+        entry: &Entry,
+        key: Vec<u8>,
+    ) -> Result<(), UnpackError> {
+        let make = || {
+            mkdirat(parent.fd(), name, Mode::from_bits_truncate(0o700))
+                .map_err(|error| UnpackError::make("make the folder", &entry.path, error))
+        };
         let found = self.look(parent, name, &entry.path)?;
         if matches!(found, Found::Whiteout | Found::Other) {
             self.remove(parent, name, &entry.path)?;
         }
         if found != Found::Folder {
-            mkdirat(parent.fd(), name, Mode::from_bits_truncate(0o700))
-                .map_err(|error| UnpackError::make("make the folder", &entry.path, error))?;
+            make()?;
         }
-        let path = parent.child(name);
-        let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
         let folder = self
-            .find_folder(&parts, &entry.path)?
-            .ok_or_else(|| UnpackError::entry(&entry.path, "the folder vanished while it was made"))?;
+            .enter(parent, name, key)
+            .map_err(|error| UnpackError::make("open the folder", &entry.path, error))?;
         if found == Found::Whiteout {
             // Deleted below and made anew: what lower layers have in it stays hidden.
             self.make_opaque(&folder, &entry.path)?;
@@ -83,15 +117,9 @@ impl Tree {
     }
 
     fn folder_metadata(&mut self, folder: &Folder, entry: &Entry) -> Result<(), UnpackError> {
-        let fail = |action| move |error: Errno| UnpackError::make(action, &entry.path, error);
-        let fd = open_readable(folder.fd()).map_err(fail("open the folder"))?;
-        let (uid, gid) = owner(entry);
-        fchown(&fd, uid, gid).map_err(fail("change the owner of"))?;
-        fchmod(&fd, mode(entry)).map_err(fail("change the mode of"))?;
+        set_access(folder.fd(), entry)?;
         set_xattrs(folder, b".", entry)?;
-        self.implicit.remove(folder.path.as_slice());
-        self.folder_times.insert(folder.path.to_vec(), entry.mtime);
-        Ok(())
+        self.remember(folder, Some(entry.mtime))
     }
 
     /// A hard link: the target must be in this layer, and neither a folder nor a whiteout.
@@ -168,20 +196,24 @@ impl Tree {
     }
 }
 
-fn file(
-    folder: &Folder,
-    name: &[u8],
-    entry: &Entry,
-    archive: &mut Archive<impl Read>,
-) -> Result<(), UnpackError> {
-    let fail = |action| move |error: Errno| UnpackError::make(action, &entry.path, error);
+/// Makes the file, which must not be there. The mode says only who may read it: set-uid comes after the owner.
+fn create(folder: &Folder, name: &[u8], entry: &Entry) -> Result<File, Errno> {
     let how = OpenHow::new()
         .flags(OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-        .mode(Mode::from_bits_truncate(0o600))
+        .mode(mode(entry) & Mode::from_bits_truncate(0o777))
         .resolve(
             ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV,
         );
-    let mut file = File::from(openat2(folder.fd(), name, how).map_err(fail("make the file"))?);
+    openat2(folder.fd(), name, how).map(File::from)
+}
+
+fn fill(
+    mut file: File,
+    folder: &Folder,
+    name: &[u8],
+    entry: &Entry,
+    archive: &mut Archive<impl BufRead>,
+) -> Result<(), UnpackError> {
     match &entry.sparse {
         None => copy(&mut file, archive.remaining(), entry, archive)?,
         Some(sparse) => {
@@ -194,64 +226,78 @@ fn file(
             }
         }
     }
-    let (uid, gid) = owner(entry);
-    fchown(&file, uid, gid).map_err(fail("change the owner of"))?;
-    fchmod(&file, mode(entry)).map_err(fail("change the mode of"))?;
+    set_access(file.as_fd(), entry)?;
     set_xattrs(folder, name, entry)?;
-    futimens(&file, &time_spec(entry.mtime), &time_spec(entry.mtime)).map_err(fail("set the time of"))
+    futimens(&file, &time_spec(entry.mtime), &time_spec(entry.mtime))
+        .map_err(|error| UnpackError::make("set the time of", &entry.path, error))
 }
 
 fn copy(
     file: &mut File,
     mut length: u64,
     entry: &Entry,
-    archive: &mut Archive<impl Read>,
+    archive: &mut Archive<impl BufRead>,
 ) -> Result<(), UnpackError> {
-    let mut buffer = [0u8; 64 << 10];
     while length > 0 {
-        let most = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
-        let count = archive.read(&mut buffer[..most])?;
+        let piece = archive.piece(length)?;
+        let count = piece.len();
         if count == 0 {
             return Err(archive.broken("a file is shorter than it says".to_owned()));
         }
-        file.write_all(&buffer[..count]).map_err(|error| UnpackError::make("write", &entry.path, error))?;
+        file.write_all(piece).map_err(|error| UnpackError::make("write", &entry.path, error))?;
+        archive.consume(count);
         length -= count as u64;
     }
     Ok(())
 }
 
-/// The target is kept as it is: it is read inside the container, where `/` is the container's.
-fn symlink(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
-    if entry.target.is_empty() || entry.target.contains(&0) {
-        return Err(UnpackError::entry(&entry.path, "it is a symbolic link to nothing"));
-    }
+/// Owner and mode, where they are not so already: changing them costs much more than looking.
+fn set_access(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), UnpackError> {
     let fail = |action| move |error: Errno| UnpackError::make(action, &entry.path, error);
-    symlinkat(entry.target.as_slice(), folder.fd(), name).map_err(fail("make the link"))?;
-    let (uid, gid) = owner(entry);
-    fchownat(folder.fd(), name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-        .map_err(fail("change the owner of"))?;
-    set_times(folder, name, entry)
+    let stat = fstat(fd).map_err(fail("look at"))?;
+    let mut is_mode_right = stat.st_mode & 0o7777 == entry.mode;
+    if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
+        let (uid, gid) = owner(entry);
+        fchown(fd, uid, gid).map_err(fail("change the owner of"))?;
+        // That has cleared set-uid bits.
+        is_mode_right &= entry.mode & 0o7000 == 0;
+    }
+    if !is_mode_right {
+        fchmod(fd, mode(entry)).map_err(fail("change the mode of"))?;
+    }
+    Ok(())
+}
+
+/// The target is kept as it is: it is read inside the container, where `/` is the container's.
+fn symlink(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), Errno> {
+    symlinkat(entry.target.as_slice(), folder.fd(), name)
 }
 
 /// A device or a named pipe. Devices are made as Docker makes them; whether a container may open one is
 /// decided by its device rules.
-fn node(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
-    let fail = |action| move |error: Errno| UnpackError::make(action, &entry.path, error);
+fn node(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), Errno> {
     let device = makedev(u64::from(entry.device.0), u64::from(entry.device.1));
-    let made = match entry.kind {
+    match entry.kind {
         Kind::Char => mknodat(folder.fd(), name, SFlag::S_IFCHR, Mode::empty(), device),
         Kind::Block => mknodat(folder.fd(), name, SFlag::S_IFBLK, Mode::empty(), device),
         _ => mkfifoat(folder.fd(), name, Mode::empty()),
-    };
-    made.map_err(fail("make the device"))?;
-    let (uid, gid) = owner(entry);
-    fchownat(folder.fd(), name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
-        .map_err(fail("change the owner of"))?;
+    }
+}
+
+fn set_node_access(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    let fail = |action| move |error: Errno| UnpackError::make(action, &entry.path, error);
+    set_owner(folder, name, entry)?;
     // Just made by us, so it is no link; the call that refuses links is newer than our oldest kernel.
     fchmodat(folder.fd(), name, mode(entry), FchmodatFlags::FollowSymlink)
         .map_err(fail("change the mode of"))?;
     set_xattrs(folder, name, entry)?;
     set_times(folder, name, entry)
+}
+
+fn set_owner(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {
+    let (uid, gid) = owner(entry);
+    fchownat(folder.fd(), name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .map_err(|error| UnpackError::make("change the owner of", &entry.path, error))
 }
 
 fn set_times(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackError> {

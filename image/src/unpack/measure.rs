@@ -10,7 +10,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 /// Counts and hashes what is read through it.
 pub(super) struct Measured<R> {
     inner: R,
-    hasher: Hasher,
+    hasher: Option<Hasher>,
     count: Rc<Cell<u64>>,
     bomb: Option<Bomb>,
 }
@@ -22,16 +22,16 @@ struct Bomb {
 }
 
 impl<R: Read> Measured<R> {
-    /// `count` is shared with whoever wants to know how far it is.
-    pub(super) fn new(inner: R, algorithm: Algorithm, count: Rc<Cell<u64>>) -> Self {
-        Measured { inner, hasher: Hasher::new(algorithm), count, bomb: None }
+    /// `count` is shared with whoever wants to know how far it is. Without an algorithm nothing is hashed.
+    pub(super) fn new(inner: R, algorithm: Option<Algorithm>, count: Rc<Cell<u64>>) -> Self {
+        Measured { inner, hasher: algorithm.map(Hasher::new), count, bomb: None }
     }
 
     /// Behind a decompressor: `consumed` is what that has read.
     pub(super) fn limited(inner: R, algorithm: Algorithm, limits: &Limits, consumed: Rc<Cell<u64>>) -> Self {
         Measured {
             inner,
-            hasher: Hasher::new(algorithm),
+            hasher: Some(Hasher::new(algorithm)),
             count: Rc::default(),
             bomb: Some(Bomb { limits: limits.clone(), consumed }),
         }
@@ -43,16 +43,18 @@ impl<R: Read> Measured<R> {
         Ok(self)
     }
 
-    /// The digest and the number of bytes.
-    pub(super) fn finish_checked(self) -> io::Result<(Digest, u64)> {
-        Ok((self.hasher.finish(), self.count.get()))
+    /// The digest, where one was asked for, and the number of bytes.
+    pub(super) fn finish(self) -> (Option<Digest>, u64) {
+        (self.hasher.map(Hasher::finish), self.count.get())
     }
 }
 
 impl<R: Read> Read for Measured<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..length]);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..length]);
+        }
         self.count.set(self.count.get().saturating_add(length as u64));
         if let Some(bomb) = &self.bomb {
             bomb.check(self.count.get()).map_err(io::Error::other)?;

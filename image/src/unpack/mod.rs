@@ -1,8 +1,10 @@
 //! Unpacks one layer into a folder that overlayfs can use as it is.
 //!
 //! ```text
-//! blob ─► Measured (digest, bytes) ─► gzip | zstd | plain ─► Measured (diff-id, limits) ─► tar ─► Tree
-//!         here                        here                    measure.rs                  tar.rs  tree.rs, apply.rs
+//! blob ─► Measured (digest, bytes) ─► gzip | zstd | plain ─► Measured (diff-id, limits) ─┐   a thread of its own
+//!         measure.rs                  here                    measure.rs                │ pipe.rs
+//!                                                                   Tree ◄── tar ◄──────┘   the caller's thread
+//!                                                       tree.rs, apply.rs    tar.rs, pax.rs, sparse.rs
 //! ```
 //!
 //! Nothing in a layer is trusted. Every name is walked component by component from the layer's own
@@ -12,20 +14,21 @@
 mod apply;
 mod measure;
 mod pax;
+mod pipe;
 mod sparse;
 mod tar;
 mod tree;
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::measure::Measured;
 pub(crate) use self::tar::{Archive, Kind};
 use self::tree::Tree;
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::is_disk_full;
 
 /// What a layer may cost. Beyond it the image is refused, and the error names the limit.
@@ -45,6 +48,8 @@ pub struct Limits {
     pub path_depth: u64,
     /// Extended headers of one entry: long names, times, extended attributes.
     pub header_bytes: u64,
+    /// Names of folders, which have to be remembered until the layer is whole.
+    pub folder_bytes: u64,
 }
 
 impl Default for Limits {
@@ -57,6 +62,7 @@ impl Default for Limits {
             path_bytes: 4096,
             path_depth: 256,
             header_bytes: 1 << 20,
+            folder_bytes: 64 << 20,
         }
     }
 }
@@ -149,6 +155,11 @@ impl UnpackError {
         }
     }
 
+    /// Whatever the blob is, this is not its fault, or does not get better by knowing.
+    fn is_final(&self) -> bool {
+        matches!(self, UnpackError::Limit { .. } | UnpackError::DiskFull { .. } | UnpackError::Make { .. })
+    }
+
     /// An error of reading the layer; one of ours that came up through a decoder is taken out again.
     fn read(error: io::Error) -> Self {
         if !error.get_ref().is_some_and(|inner| inner.is::<UnpackError>()) {
@@ -185,54 +196,110 @@ pub(crate) struct Summary {
     pub(crate) implicit: Vec<Vec<u8>>,
 }
 
-/// Unpacks `blob` into the empty folder `root`, verifying its digest and diff-id on the way.
+/// Unpacks `blob` into the empty folder `root`, verifying its diff-id on the way, and its digest where `digest`
+/// says which one it has. Without one, the end of `blob` must mean that somebody else has verified it.
+///
+/// Decoding and making files are two threads: each is about half of the work.
 pub(crate) fn unpack(
-    blob: File,
-    digest: &Digest,
+    blob: impl Read + Send,
+    digest: Option<&Digest>,
     diff_id: &Digest,
     root: OwnedFd,
     limits: &Limits,
 ) -> Result<Summary, UnpackError> {
-    let consumed = Rc::new(Cell::new(0));
-    let mut outer = Measured::new(blob, digest.algorithm(), Rc::clone(&consumed));
-    let unpacked = unpack_stream(&mut outer, diff_id, root, limits, &consumed);
-    if let Err(
-        error @ (UnpackError::Limit { .. } | UnpackError::DiskFull { .. } | UnpackError::Make { .. }),
-    ) = unpacked
-    {
-        return Err(error);
+    let (pieces, mut content) = pipe::pipe();
+    let is_final = AtomicBool::new(false);
+    let (applied, decoded) = std::thread::scope(|scope| {
+        let decoding = scope.spawn(|| decode(blob, digest, diff_id.algorithm(), limits, pieces, &is_final));
+        let applied = apply(&mut content, root, limits);
+        is_final.store(applied.as_ref().is_err_and(UnpackError::is_final), Ordering::Relaxed);
+        drop(content);
+        (applied, decoding.join().unwrap_or(Ok(None)))
+    });
+    match (applied, decoded) {
+        (Err(error), _) if error.is_final() => Err(error),
+        // If unpacking failed, a blob that rotted on the disk explains more than whatever stumbled over it.
+        (_, Err(error @ UnpackError::Blob { .. })) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        (Ok(_), Ok(None)) => Err(UnpackError::Read(io::Error::other("the decoder gave up"))),
+        (Ok(summary), Ok(Some((actual, size_bytes)))) => {
+            if actual == *diff_id {
+                Ok(Summary { size_bytes, ..summary })
+            } else {
+                Err(UnpackError::DiffId { expected: diff_id.clone(), actual })
+            }
+        }
     }
-    // What stands behind the compressed data belongs to the blob. And if unpacking failed, a blob that
-    // rotted on the disk explains more than whatever the decoder stumbled over.
-    let (actual, _) = outer.drain().and_then(Measured::finish_checked).map_err(UnpackError::read)?;
-    if actual != *digest {
-        return Err(UnpackError::Blob { actual });
-    }
-    let (summary, actual) = unpacked?;
-    if actual != *diff_id {
-        return Err(UnpackError::DiffId { expected: diff_id.clone(), actual });
-    }
-    Ok(summary)
 }
 
-fn unpack_stream(
-    blob: &mut Measured<File>,
-    diff_id: &Digest,
-    root: OwnedFd,
-    limits: &Limits,
-    consumed: &Rc<Cell<u64>>,
-) -> Result<(Summary, Digest), UnpackError> {
-    let decoded = decoder(BufReader::with_capacity(128 << 10, blob)).map_err(UnpackError::read)?;
-    let mut inner = Measured::limited(decoded, diff_id.algorithm(), limits, Rc::clone(consumed));
+/// Makes everything that the archive holds.
+fn apply(content: &mut pipe::Receiver, root: OwnedFd, limits: &Limits) -> Result<Summary, UnpackError> {
     let mut tree = Tree::new(root, limits);
-    let mut archive = tar::Archive::new(&mut inner, limits);
+    let mut archive = tar::Archive::new(&mut *content, limits);
     while let Some(entry) = archive.next_entry()? {
         tree.apply(&entry, &mut archive)?;
     }
-    let mut summary = tree.finish()?;
-    let (actual, size_bytes) = inner.drain().and_then(Measured::finish_checked).map_err(UnpackError::read)?;
-    summary.size_bytes = size_bytes;
-    Ok((summary, actual))
+    let summary = tree.finish()?;
+    // What stands behind the archive's end counts for the digests.
+    content.drain().map_err(UnpackError::read)?;
+    Ok(summary)
+}
+
+/// Decompresses `blob` into `pieces`; gives the digest and length of what came out. An error goes to the other
+/// thread; it is the answer if that one has ended, and if nothing is the answer it was told.
+fn decode(
+    blob: impl Read,
+    digest: Option<&Digest>,
+    algorithm: Algorithm,
+    limits: &Limits,
+    pieces: pipe::Sender,
+    is_final: &AtomicBool,
+) -> Result<Option<(Digest, u64)>, UnpackError> {
+    let consumed = Rc::new(Cell::new(0));
+    let mut outer = Measured::new(blob, digest.map(Digest::algorithm), Rc::clone(&consumed));
+    let mut decoded = decode_into(&mut outer, algorithm, limits, &consumed, &pieces);
+    if let Some(digest) = digest
+        && !is_final.load(Ordering::Relaxed)
+        && !decoded.as_ref().is_err_and(UnpackError::is_final)
+    {
+        // What stands behind the compressed data belongs to the blob.
+        match outer.drain().map(|outer| outer.finish().0) {
+            Ok(Some(actual)) if actual != *digest => decoded = Err(UnpackError::Blob { actual }),
+            Ok(_) => {}
+            Err(error) => decoded = Err(UnpackError::read(error)),
+        }
+    }
+    match decoded {
+        Ok(content) => Ok(Some(content)),
+        Err(error) => pieces.fail(error).map_or(Ok(None), Err),
+    }
+}
+
+fn decode_into(
+    blob: &mut Measured<impl Read>,
+    algorithm: Algorithm,
+    limits: &Limits,
+    consumed: &Rc<Cell<u64>>,
+    pieces: &pipe::Sender,
+) -> Result<(Digest, u64), UnpackError> {
+    let decoded = decoder(BufReader::with_capacity(pipe::PIECE_BYTES, blob)).map_err(UnpackError::read)?;
+    let mut inner = Measured::limited(decoded, algorithm, limits, Rc::clone(consumed));
+    loop {
+        let mut piece = pieces.piece();
+        let mut filled = 0;
+        while filled < piece.len() {
+            match inner.read(&mut piece[filled..]).map_err(UnpackError::read)? {
+                0 => break,
+                length => filled += length,
+            }
+        }
+        piece.truncate(filled);
+        if filled == 0 || !pieces.send(piece) {
+            break;
+        }
+    }
+    let (actual, size_bytes) = inner.finish();
+    let actual = actual.ok_or_else(|| UnpackError::Read(io::ErrorKind::InvalidData.into()))?;
+    Ok((actual, size_bytes))
 }
 
 /// The decompressor that the first bytes ask for. Names and media types lie more often than magic

@@ -1,6 +1,6 @@
 //! Sparse files: a map of pieces, and data that holds only those.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use super::UnpackError;
 use super::tar::{Archive, BLOCK};
@@ -51,7 +51,7 @@ impl Sparse {
 }
 
 /// The map in front of the data (pax, GNU format 1.0): decimal numbers, one a line, padded to a block.
-pub(super) fn read_map(archive: &mut Archive<impl Read>, size_bytes: u64) -> Result<Sparse, UnpackError> {
+pub(super) fn read_map(archive: &mut Archive<impl BufRead>, size_bytes: u64) -> Result<Sparse, UnpackError> {
     let mut lines = Lines { block: [0; BLOCK], at: BLOCK };
     let count = lines.number(archive)?;
     let mut sparse = Sparse { size_bytes, pieces: Vec::new() };
@@ -68,7 +68,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn number(&mut self, archive: &mut Archive<impl Read>) -> Result<u64, UnpackError> {
+    fn number(&mut self, archive: &mut Archive<impl BufRead>) -> Result<u64, UnpackError> {
         let mut value = 0u64;
         for digit in 0.. {
             if self.at == BLOCK {

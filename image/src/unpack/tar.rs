@@ -4,7 +4,7 @@
 //! the caller (extended headers, sizes beyond 8 GiB, sparse files), is done here within [`Limits`].
 
 use std::ffi::CString;
-use std::io::Read;
+use std::io::{BufRead, Read};
 
 use super::pax::Pax;
 use super::sparse::{self, Sparse};
@@ -53,7 +53,7 @@ pub(crate) struct Archive<R> {
     limits: Limits,
 }
 
-impl<R: Read> Archive<R> {
+impl<R: BufRead> Archive<R> {
     pub(crate) fn new(inner: R, limits: &Limits) -> Self {
         Archive { inner, offset: 0, remaining: 0, padding: 0, limits: limits.clone() }
     }
@@ -87,17 +87,36 @@ impl<R: Read> Archive<R> {
 
     /// Reads data of the current entry.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, UnpackError> {
-        let most = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
-        if most == 0 {
+        if buffer.is_empty() {
             return Ok(0);
         }
-        let length = self.inner.read(&mut buffer[..most]).map_err(UnpackError::read)?;
-        if length == 0 {
-            return Err(self.broken("it ends in the middle of an entry".to_owned()));
+        let piece = self.piece(buffer.len() as u64)?;
+        let length = piece.len();
+        buffer[..length].copy_from_slice(piece);
+        self.consume(length);
+        Ok(length)
+    }
+
+    /// What is at hand of the current entry's data, at most `most` bytes; empty at its end. To be followed by
+    /// [`consume`](Self::consume).
+    pub(super) fn piece(&mut self, most: u64) -> Result<&[u8], UnpackError> {
+        let most = usize::try_from(self.remaining.min(most)).unwrap_or(usize::MAX);
+        if most == 0 {
+            return Ok(&[]);
         }
+        let offset = self.offset;
+        let piece = self.inner.fill_buf().map_err(UnpackError::read)?;
+        if piece.is_empty() {
+            return Err(UnpackError::Tar { offset, reason: "it ends in the middle of an entry".to_owned() });
+        }
+        Ok(&piece[..piece.len().min(most)])
+    }
+
+    /// Passes over `length` bytes of what [`piece`](Self::piece) gave.
+    pub(super) fn consume(&mut self, length: usize) {
+        self.inner.consume(length);
         self.remaining -= length as u64;
         self.offset += length as u64;
-        Ok(length)
     }
 
     /// Fills `buffer` with data of the current entry.
@@ -122,9 +141,9 @@ impl<R: Read> Archive<R> {
 
     fn skip(&mut self) -> Result<(), UnpackError> {
         self.remaining += std::mem::take(&mut self.padding);
-        let mut scratch = [0u8; 8192];
         while self.remaining > 0 {
-            self.read(&mut scratch)?;
+            let length = self.piece(u64::MAX)?.len();
+            self.consume(length);
         }
         Ok(())
     }
@@ -296,7 +315,7 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-impl<R: Read> Read for Archive<R> {
+impl<R: BufRead> Read for Archive<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         Archive::read(self, buffer).map_err(|error| match error {
             UnpackError::Read(error) => error,
