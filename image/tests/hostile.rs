@@ -179,7 +179,7 @@ fn nothing_gets_out() {
             Refused("does not have"),
         ),
         ("whiteout through a link", Layer::new().symlink("l", out).file("l/.wh.file", b"").tar(), Harmless),
-        ("opaque through a link", Layer::new().symlink("l", out).file("l/.wh..wh.opq", b"").tar(), Harmless),
+        ("opaque through a link", Layer::new().symlink("l", out).file("l/.wh..wh..opq", b"").tar(), Harmless),
         (
             "whiteout of dot dot",
             Layer::new().dir("d", 0o755).file("d/.wh...", b"").tar(),

@@ -82,15 +82,15 @@ fn whiteouts_hide_what_lies_below_and_only_that() {
         ("a folder", Layer::new().file(".wh.a", b"").tar(), &["b", "b/one", "gone", "stays"]),
         (
             "opaque",
-            Layer::new().dir("a", 0o755).file("a/.wh..wh.opq", b"").file("a/new", b"").tar(),
+            Layer::new().dir("a", 0o755).file("a/.wh..wh..opq", b"").file("a/new", b"").tar(),
             &["a", "a/new", "b", "b/one", "gone", "stays"],
         ),
         (
             "opaque, late and without an entry",
-            Layer::new().file("a/new", b"").file("a/.wh..wh.opq", b"").tar(),
+            Layer::new().file("a/new", b"").file("a/.wh..wh..opq", b"").tar(),
             &["a", "a/new", "b", "b/one", "gone", "stays"],
         ),
-        ("opaque root", Layer::new().file(".wh..wh.opq", b"").file("new", b"").tar(), &["new"]),
+        ("opaque root", Layer::new().file(".wh..wh..opq", b"").file("new", b"").tar(), &["new"]),
         (
             "deleted, then made anew",
             Layer::new().file(".wh.a", b"").dir("a", 0o755).file("a/new", b"").tar(),

@@ -24,7 +24,7 @@ use crate::sys;
 /// What the OCI image specification puts in front of a deleted file's name.
 const WHITEOUT: &[u8] = b".wh.";
 /// Hides everything that lower layers have in the folder.
-const OPAQUE: &[u8] = b".wh..wh.opq";
+const OPAQUE: &[u8] = b".wh..wh..opq";
 
 impl Tree {
     /// Applies `entry`, whose data is next in `archive`.
