@@ -197,6 +197,24 @@ pub enum Error {
     /// A tag can only be resolved by a registry, and there is none.
     #[error("`{0}` has no digest and there is no registry to resolve its tag: load it, or name it by digest")]
     NeedsRegistry(String),
+    /// Whoever takes an archive does not.
+    #[error("the archive can't be written")]
+    Taken {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A container's files can't be read.
+    #[error("can't {action} `{path}` of the container")]
+    Changes {
+        /// In the container.
+        path: String,
+        /// A verb.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A task of this crate was cancelled or panicked.
     #[error("the work on {0} was interrupted: the node is shutting down")]
     Interrupted(String),
@@ -224,6 +242,18 @@ impl Error {
 /// Whether `error` says that the disk or the quota on it is full.
 pub(crate) fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// An error of ours that came up through `io` (a writer of the store beneath an encoder), taken out again.
+pub(crate) fn own(error: io::Error) -> Result<Error, io::Error> {
+    if !error.get_ref().is_some_and(|inner| inner.is::<Error>()) {
+        return Err(error);
+    }
+    match error.into_inner().map(|inner| inner.downcast::<Error>()) {
+        Some(Ok(ours)) => Ok(*ours),
+        Some(Err(other)) => Err(io::Error::other(other)),
+        None => Err(io::ErrorKind::Other.into()),
+    }
 }
 
 /// An error and everything below it on one line, for lists of failed attempts.

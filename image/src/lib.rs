@@ -2,7 +2,8 @@
 //!
 //! - [`Reference`] and [`Digest`] name images and content.
 //! - [`Store`] keeps blobs by digest, unpacks layers for overlayfs, and knows which names stand for what.
-//! - [`Store::load`] takes image layouts and `docker save` archives.
+//! - [`Store::save`] writes image archives, and [`Store::load`] takes them: image layouts and `docker save`'s.
+//! - [`diff`] tells what a container changed; [`Store::commit`] and [`Store::import`] make images of it.
 //! - [`pull`] brings an image from peers ([`BlobSource`]) or from a registry ([`RegistryClient`]).
 //!
 //! Nothing that comes from outside is believed: blobs are verified by size and digest before they get
@@ -13,14 +14,17 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod config;
+pub mod diff;
 mod digest;
 mod error;
 mod load;
+mod make;
 pub mod manifest;
 mod platform;
 mod pull;
 mod reference;
 mod registry;
+mod save;
 mod store;
 mod sys;
 mod unpack;
@@ -28,10 +32,12 @@ mod unpack;
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::{Error, Result};
 pub use load::Loaded;
+pub use make::{Commit, Compression, Import, Instruction, InstructionError, NewLayer};
 pub use manifest::Manifest;
 pub use platform::Platform;
 pub use pull::{BlobRole, BlobSource, Progress, SourceError, pull};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Credentials, RegistryClient, RegistryError, RegistryOptions};
+pub use save::{SaveFormat, Saved};
 pub use store::{Blob, BlobWriter, ImageRecord, Options, Prepared, Removed, Store, Target};
 pub use unpack::{Limits, UnpackError};

@@ -52,6 +52,23 @@ pub(crate) fn get_xattr(parent: BorrowedFd<'_>, entry: &[u8], name: &CStr) -> Re
     }
 }
 
+/// The names of all extended attributes of `entry` in the folder `parent`.
+pub(crate) fn list_xattrs(parent: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<CString>, Errno> {
+    let path = proc_path(parent, entry)?;
+    let mut names = vec![0u8; 65536];
+    // SAFETY: as above; `names` is writable for the length that is given.
+    let result = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    match Errno::result(result) {
+        Ok(length) => {
+            names.truncate(usize::try_from(length).unwrap_or(0));
+            let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+            Ok(names.filter_map(|name| CString::new(name).ok()).collect())
+        }
+        Err(Errno::ENOTSUP) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes the folder `entry` of `parent` with everything in it. The standard library walks it by
 /// descriptor and removes links, not what they point to.
 pub(crate) fn remove_tree(parent: BorrowedFd<'_>, entry: &[u8]) -> io::Result<()> {
