@@ -4,6 +4,7 @@
 //! - [`Store`] keeps blobs by digest, unpacks layers for overlayfs, and knows which names stand for what.
 //! - [`Store::save`] writes image archives, and [`Store::load`] takes them: image layouts and `docker save`'s.
 //! - [`diff`] tells what a container changed; [`Store::commit`] and [`Store::import`] make images of it.
+//! - [`serve`] is a registry on top of a store.
 //! - [`pull`] brings an image from peers ([`BlobSource`]) or from a registry ([`RegistryClient`]).
 //!
 //! Nothing that comes from outside is believed: blobs are verified by size and digest before they get
@@ -25,6 +26,7 @@ mod pull;
 mod reference;
 mod registry;
 mod save;
+pub mod serve;
 mod store;
 mod sys;
 mod unpack;

@@ -10,7 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Inner, Pin};
+use super::{Inner, Pin, Store};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -183,6 +183,25 @@ impl fmt::Debug for BlobWriter {
             .field("expected", &self.expected)
             .field("written_bytes", &self.written_bytes)
             .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Makes a blob of a file in the store's folder that was found to have that digest: durable, and not
+    /// swept while the pin lives. The file is gone afterwards. Waits for the disk.
+    pub(crate) fn adopt(&self, path: &Path, digest: &Digest) -> Result<Pin> {
+        let pin = Pin::new(&self.inner, [digest.clone()]);
+        let target = self.inner.blob_path(digest);
+        if target.exists() {
+            fs::remove_file(path).map_err(|error| Error::io("remove", path, error))?;
+            return Ok(pin);
+        }
+        File::open(path)
+            .and_then(|file| file.sync_data())
+            .map_err(|error| Error::io("write", path, error))?;
+        fs::rename(path, &target).map_err(|error| Error::io("create", &target, error))?;
+        sys::sync_folder_of(&target)?;
+        Ok(pin)
     }
 }
 

@@ -6,14 +6,16 @@
 //! <root>/layers/{sha256,sha512}/<hex>/fs  unpacked layers, named by diff-id          (layers.rs)
 //! <root>/layers/tmp/                      being unpacked, or on their way out
 //! <root>/images.json                      names → manifests                          (index.rs)
+//! <root>/holds/                           what stays without a name                  (holds.rs)
 //! <root>/lock                             held while the store is open
 //! ```
 //!
 //! A blob is *reachable* when an image in the list needs it, and *pinned* while an operation in this
-//! process works with it. Sweeping takes away what is neither. Start at [`Store::open`].
+//! process works with it, and *held* for the registry. Sweeping takes away what is neither. Start at [`Store::open`].
 
 mod ancestors;
 mod content;
+mod holds;
 mod index;
 mod layers;
 mod sweep;
@@ -28,6 +30,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use oci_spec::image::ImageConfiguration;
 
 pub use self::content::{Blob, BlobWriter};
+pub(crate) use self::holds::Hold;
+use self::holds::Holds;
 pub use self::index::ImageRecord;
 use self::index::Index;
 pub use self::layers::Prepared;
@@ -72,6 +76,8 @@ pub(crate) struct Inner {
     root: PathBuf,
     options: Options,
     index: Mutex<Index>,
+    /// What stays without a name.
+    holds: Mutex<Holds>,
     /// How many operations work with a digest just now.
     pins: Mutex<HashMap<Digest, usize>>,
     /// Held by whoever unpacks the layer of that diff-id.
@@ -148,12 +154,14 @@ impl Store {
         let empty = root.join("layers/empty");
         fs::create_dir_all(&empty).map_err(|error| Error::io("create", &empty, error))?;
         let index = Index::open(root.join("images.json"))?;
+        let holds = holds::open(&root.join("holds"))?;
         sys::sync_folder(&root)?;
         Ok(Store {
             inner: Arc::new(Inner {
                 root,
                 options,
                 index: Mutex::new(index),
+                holds: Mutex::new(holds),
                 pins: Mutex::default(),
                 unpacking: Mutex::default(),
                 fetching: Mutex::default(),
@@ -386,7 +394,12 @@ pub(crate) fn index_too_deep(digest: &Digest) -> Error {
 impl Inner {
     /// A new name in `content/tmp` or `layers/tmp`.
     fn temporary(&self, kind: &str) -> PathBuf {
-        self.root.join(kind).join("tmp").join(self.sequence.fetch_add(1, Ordering::Relaxed).to_string())
+        self.root.join(kind).join("tmp").join(self.next_number().to_string())
+    }
+
+    /// A number that this process has not used yet.
+    fn next_number(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 }
 

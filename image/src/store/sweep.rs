@@ -101,9 +101,12 @@ impl Store {
         let mut removed = Removed::default();
         let mut doomed = Vec::new();
         {
-            // In this order everywhere: list, then pins. Nothing can be pinned while the garbage moves.
+            // In this order everywhere: list, holds, pins. Nothing can be pinned while the garbage moves, and
+            // what is pinned until it is held is found as the one or the other.
             let index = lock(&self.inner.index);
             let Some(mut needed) = self.reachable(index.images()) else { return Ok(removed) };
+            let holds = lock(&self.inner.holds);
+            needed.extend(holds.values().flat_map(|hold| hold.digests.iter().cloned()));
             let pins = lock(&self.inner.pins);
             needed.extend(pins.keys().cloned());
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {

@@ -7,6 +7,7 @@
 )]
 
 pub mod registry;
+pub mod served;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
