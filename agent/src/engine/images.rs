@@ -139,6 +139,7 @@ fn line(progress: Progress) -> Option<wire::PullProgress> {
             line(&digest, "fetching", done_bytes, total_bytes.unwrap_or(0))
         }
         Progress::Fetched { digest, from, .. } => line(&digest, &format!("fetched from {from}"), 0, 0),
+        Progress::Unpacked { digest } => line(&digest, "unpacked", 0, 0),
         Progress::Layers { layers } => wire::PullProgress {
             status: format!("{} layers", layers.len()),
             total_bytes: layers.iter().map(|(_, size)| size).sum(),

@@ -10,6 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::arrival::{Arrival, Follower, Interest};
 use super::{Inner, Pin, Store};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
@@ -40,6 +41,8 @@ pub struct BlobWriter {
     /// What the store has under that digest stays while it is written anew.
     _pin: Pin,
     on_write: Option<Box<dyn Fn(u64) + Send + Sync>>,
+    /// For who reads along.
+    arrival: Option<Arc<Arrival>>,
 }
 
 impl BlobWriter {
@@ -51,7 +54,8 @@ impl BlobWriter {
     ) -> Result<Self> {
         let pin = Pin::new(&store, expected.iter().cloned());
         let path = store.temporary("content");
-        let file = File::create_new(&path).map_err(|error| Error::io("create", &path, error))?;
+        let opened = File::options().read(true).write(true).create_new(true).open(&path);
+        let file = opened.map_err(|error| Error::io("create", &path, error))?;
         let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         Ok(BlobWriter {
             store,
@@ -64,6 +68,7 @@ impl BlobWriter {
             hasher: Hasher::new(algorithm),
             _pin: pin,
             on_write: None,
+            arrival: None,
         })
     }
 
@@ -74,6 +79,16 @@ impl BlobWriter {
     /// Calls `observer` with the number of bytes that there are, after every write.
     pub(crate) fn observe(&mut self, observer: impl Fn(u64) + Send + Sync + 'static) {
         self.on_write = Some(Box::new(observer));
+    }
+
+    /// Reads along from the beginning, until the blob is committed, or given up by a reset or by dropping the writer
+    /// or `interest`. There is one reader at a time.
+    pub(crate) fn follow(&mut self, interest: &Interest) -> Result<Follower> {
+        let file = self.file.try_clone().map_err(|error| Error::io("open", &self.path, error))?;
+        let arrival = Arc::<Arrival>::default();
+        arrival.advance(self.written_bytes);
+        self.arrival = Some(Arc::clone(&arrival));
+        Ok(Follower::new(file, arrival, interest))
     }
 
     /// The digest that the blob has to have; `None` when it is not known before its end.
@@ -97,6 +112,9 @@ impl BlobWriter {
         self.file.write_all(bytes).map_err(|error| Error::io("write", &self.path, error))?;
         self.hasher.update(bytes);
         self.written_bytes = total;
+        if let Some(arrival) = &self.arrival {
+            arrival.advance(total);
+        }
         if let Some(observer) = &self.on_write {
             observer(total);
         }
@@ -106,6 +124,9 @@ impl BlobWriter {
     /// Forgets what was written, so that another source can begin anew.
     pub fn reset(&mut self) -> Result<()> {
         use std::io::Seek as _;
+        if let Some(arrival) = self.arrival.take() {
+            arrival.lose();
+        }
         self.file
             .set_len(0)
             .and_then(|()| self.file.rewind())
@@ -143,14 +164,31 @@ impl BlobWriter {
 
     /// As [`commit`](Self::commit); the blob is not swept while the pin lives.
     pub(crate) fn commit_pinned(self) -> Result<(Digest, Pin)> {
+        let (digest, pin, target) = self.put_in_place(|file, _| file.sync_data())?;
+        sys::sync_folder_of(&target)?;
+        Ok((digest, pin))
+    }
+
+    /// As [`commit`](Self::commit), with the barrier that the layers that are being unpacked need as well. The name
+    /// itself is on disk only after the image was put into the list.
+    pub(crate) fn commit_with_layers(self) -> Result<()> {
+        self.put_in_place(|_, store| store.content_barrier.sync()).map(drop)
+    }
+
+    fn put_in_place(
+        self,
+        sync: impl FnOnce(&File, &Inner) -> io::Result<()>,
+    ) -> Result<(Digest, Pin, PathBuf)> {
         let digest = self.verify()?;
+        if let Some(arrival) = &self.arrival {
+            arrival.complete();
+        }
         // A blob of unknown digest is pinned before it appears under its name.
         let pin = Pin::new(&self.store, [digest.clone()]);
         let target = self.store.blob_path(&digest);
-        self.file.sync_data().map_err(|error| Error::io("write", &self.path, error))?;
+        sync(&self.file, &self.store).map_err(|error| Error::io("write", &self.path, error))?;
         fs::rename(&self.path, &target).map_err(|error| Error::io("create", &target, error))?;
-        sys::sync_folder_of(&target)?;
-        Ok((digest, pin))
+        Ok((digest, pin, target))
     }
 
     fn name(&self) -> String {
@@ -160,6 +198,9 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
+        if let Some(arrival) = &self.arrival {
+            arrival.lose();
+        }
         // After a commit the name is gone already; any other leftover goes at the next open.
         let _ = fs::remove_file(&self.path);
     }

@@ -14,12 +14,11 @@ use base64::prelude::BASE64_STANDARD;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use super::{Inner, Pin, Store, lock, shared};
+use super::{Follower, Inner, Pin, Store, lock, shared};
 use crate::config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::Descriptor;
-use crate::sys;
 use crate::unpack::{self, Summary, UnpackError};
 
 /// More at once only make the disk seek.
@@ -104,6 +103,26 @@ impl Store {
         Ok(Prepared { digest, config, layers, _pin: pin })
     }
 
+    /// Unpacks one layer whose blob is here.
+    pub(crate) fn unpack(&self, blob: &Descriptor, diff_id: &Digest) -> Result<()> {
+        self.inner.unpack_once(blob, diff_id)
+    }
+
+    /// Unpacks one layer while its blob arrives; `false` when the blob was given up meanwhile.
+    pub(crate) fn unpack_while_arriving(
+        &self,
+        blob: &Digest,
+        follower: Follower,
+        diff_id: &Digest,
+    ) -> Result<bool> {
+        let _pin = self.pin([diff_id.clone()]);
+        let fate = follower.fate();
+        match self.inner.unpack_arriving(blob, follower, diff_id) {
+            Err(_) if fate.is_lost() => Ok(false),
+            unpacked => unpacked.map(|()| true),
+        }
+    }
+
     fn unpack_missing(&self, blobs: &[Descriptor], diff_ids: &[Digest]) -> Result<()> {
         let missing: Vec<(&Descriptor, &Digest)> = blobs
             .iter()
@@ -153,11 +172,35 @@ impl Inner {
     fn unpack_once(&self, blob: &Descriptor, diff_id: &Digest) -> Result<()> {
         let turn = shared(&self.unpacking, diff_id);
         let _turn = lock(&turn);
-        let path = self.layer_path(diff_id);
-        if path.exists() {
+        if self.layer_path(diff_id).exists() {
             return Ok(());
         }
-        self.make_layer(diff_id, |fs| self.unpack_into(fs, blob, diff_id).map(LayerFacts::from))
+        self.make_layer(diff_id, |fs| self.unpack_blob(fs, blob, diff_id).map(LayerFacts::from))
+    }
+
+    /// Unpacks the layer from a blob that is still arriving. The layer appears after its blob was verified.
+    ///
+    /// No turn is held meanwhile: who wants the layer from elsewhere must not wait for a slow registry.
+    fn unpack_arriving(&self, blob: &Digest, follower: Follower, diff_id: &Digest) -> Result<()> {
+        if self.layer_path(diff_id).exists() {
+            return Ok(());
+        }
+        let temporary = self.temporary("layers");
+        let unpacked = self.fill_layer(&temporary, |fs| {
+            let summary = unpack::unpack(follower, None, diff_id, open(fs)?, &self.options.limits);
+            summary.map(LayerFacts::from).map_err(|source| Error::Unpack { layer: blob.clone(), source })
+        });
+        let turn = shared(&self.unpacking, diff_id);
+        let _turn = lock(&turn);
+        let is_wanted = !self.layer_path(diff_id).exists();
+        let made = match unpacked {
+            Ok(()) if is_wanted => self.show_layer(&temporary, diff_id),
+            other => other,
+        };
+        if made.is_err() || !is_wanted {
+            discard(&temporary);
+        }
+        made
     }
 
     /// Makes the layer `name` from what `fill` puts into its folder; all of it or nothing.
@@ -167,18 +210,18 @@ impl Inner {
         fill: impl FnOnce(&Path) -> Result<LayerFacts>,
     ) -> Result<()> {
         let temporary = self.temporary("layers");
-        let made = self.fill_layer(&temporary, fill).and_then(|()| {
-            let path = self.layer_path(name);
-            fs::rename(&temporary, &path).map_err(|error| Error::io("create", &path, error))?;
-            sys::sync_folder_of(&path)
-        });
-        if made.is_err()
-            && temporary.exists()
-            && let Err(error) = fs::remove_dir_all(&temporary)
-        {
-            tracing::warn!(path = %temporary.display(), %error, "a half-unpacked layer can't be removed; the next start tries again");
+        let made = self.fill_layer(&temporary, fill).and_then(|()| self.show_layer(&temporary, name));
+        if made.is_err() {
+            discard(&temporary);
         }
         made
+    }
+
+    /// Gives a layer that is whole and on disk its name. The name itself may be lost in a crash: then the layer is
+    /// made once more.
+    fn show_layer(&self, temporary: &Path, name: &Digest) -> Result<()> {
+        let path = self.layer_path(name);
+        fs::rename(temporary, &path).map_err(|error| Error::io("create", &path, error))
     }
 
     fn fill_layer(&self, folder: &Path, fill: impl FnOnce(&Path) -> Result<LayerFacts>) -> Result<()> {
@@ -192,19 +235,29 @@ impl Inner {
             .map_err(|source| Error::Json { what: path.display().to_string(), source })?;
         fs::write(&path, json).map_err(|error| Error::io("write", &path, error))?;
         // One barrier for all its files, before the name that makes them count.
-        let opened = File::open(folder).map_err(|error| Error::io("open", folder, error))?;
-        sys::sync_filesystem(&opened).map_err(|error| Error::io("sync", folder, error))
+        self.layers_barrier.sync().map_err(|error| Error::io("sync", folder, error))
     }
 
-    fn unpack_into(&self, fs: &Path, blob: &Descriptor, diff_id: &Digest) -> Result<Summary> {
+    fn unpack_blob(&self, fs: &Path, blob: &Descriptor, diff_id: &Digest) -> Result<Summary> {
         let missing = || Error::BlobMissing { digest: blob.digest.clone(), role: "layer" };
         let file = self.open_blob(&blob.digest)?.ok_or_else(missing)?.file;
-        let root = OwnedFd::from(File::open(fs).map_err(|error| Error::io("open", fs, error))?);
-        unpack::unpack(file, Some(&blob.digest), diff_id, root, &self.options.limits).map_err(|source| {
+        unpack::unpack(file, Some(&blob.digest), diff_id, open(fs)?, &self.options.limits).map_err(|source| {
             if matches!(source, UnpackError::Blob { .. }) {
                 self.discard_corrupt(&blob.digest);
             }
             Error::Unpack { layer: blob.digest.clone(), source }
         })
+    }
+}
+
+fn open(fs: &Path) -> Result<OwnedFd> {
+    File::open(fs).map(OwnedFd::from).map_err(|error| Error::io("open", fs, error))
+}
+
+fn discard(temporary: &Path) {
+    if temporary.exists()
+        && let Err(error) = fs::remove_dir_all(temporary)
+    {
+        tracing::warn!(path = %temporary.display(), %error, "a half-unpacked layer can't be removed; the next start tries again");
     }
 }

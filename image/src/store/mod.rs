@@ -14,6 +14,8 @@
 //! process works with it, and *held* for the registry. Sweeping takes away what is neither. Start at [`Store::open`].
 
 mod ancestors;
+mod arrival;
+mod barrier;
 mod content;
 mod holds;
 mod index;
@@ -29,6 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use oci_spec::image::ImageConfiguration;
 
+pub(crate) use self::arrival::{Follower, Interest};
+use self::barrier::Barrier;
 pub use self::content::{Blob, BlobWriter};
 pub(crate) use self::holds::Hold;
 use self::holds::Holds;
@@ -85,6 +89,9 @@ pub(crate) struct Inner {
     /// Held by whoever fetches that blob.
     fetching: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     sequence: AtomicU64,
+    /// The same one, where both lie on the same file system.
+    content_barrier: Arc<Barrier>,
+    layers_barrier: Arc<Barrier>,
     /// The record lock goes with the descriptor.
     _lock: File,
 }
@@ -155,6 +162,7 @@ impl Store {
         fs::create_dir_all(&empty).map_err(|error| Error::io("create", &empty, error))?;
         let index = Index::open(root.join("images.json"))?;
         let holds = holds::open(&root.join("holds"))?;
+        let (content_barrier, layers_barrier) = barriers(&root)?;
         sys::sync_folder(&root)?;
         Ok(Store {
             inner: Arc::new(Inner {
@@ -166,6 +174,8 @@ impl Store {
                 unpacking: Mutex::default(),
                 fetching: Mutex::default(),
                 sequence: AtomicU64::new(0),
+                content_barrier,
+                layers_barrier,
                 _lock: lock,
             }),
         })
@@ -349,6 +359,9 @@ impl Store {
     pub(crate) fn enlist(&self, top: &Digest, reference: Option<Reference>) -> Result<Digest> {
         let record = ImageRecord { reference, ..self.examine(top)? };
         let digest = record.digest.clone();
+        for algorithm in ["sha256", "sha512"] {
+            sys::sync_folder(&self.inner.root.join("content").join(algorithm))?;
+        }
         lock(&self.inner.index).put(record)?;
         Ok(digest)
     }
@@ -385,6 +398,19 @@ impl Store {
     pub(crate) fn fetch_lock(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         shared(&self.inner.fetching, digest)
     }
+}
+
+fn barriers(root: &Path) -> Result<(Arc<Barrier>, Arc<Barrier>)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| {
+        fs::metadata(path).map(|metadata| metadata.dev()).map_err(|error| Error::io("look at", path, error))
+    };
+    let (content, layers) = (root.join("content"), root.join("layers"));
+    let content_barrier = Arc::new(Barrier::new(&content)?);
+    let is_same = device(&content)? == device(&layers)?;
+    let layers_barrier =
+        if is_same { Arc::clone(&content_barrier) } else { Arc::new(Barrier::new(&layers)?) };
+    Ok((content_barrier, layers_barrier))
 }
 
 pub(crate) fn index_too_deep(digest: &Digest) -> Error {

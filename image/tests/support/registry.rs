@@ -27,6 +27,10 @@ pub enum Fault {
     Tampered,
     /// The connection ends after so many bytes.
     BreakAfter(usize),
+    /// So many bytes come; the rest when the gate says `true`.
+    Gate(usize, tokio::sync::watch::Receiver<bool>),
+    /// Ranges are not understood: everything comes, from the beginning.
+    NoRange,
     /// Fewer bytes than there are, properly ended.
     Short(usize),
     /// More bytes than there are.
@@ -232,6 +236,7 @@ fn send(
         .range
         .as_deref()
         .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let start = start.filter(|_| !matches!(fault, Some(Fault::NoRange)));
     if let Some(start) = start.filter(|start| *start < whole) {
         bytes.drain(..start);
         answer = answer
@@ -245,6 +250,18 @@ fn send(
         }
         Some(Fault::Short(length)) => bytes.truncate(length),
         Some(Fault::Long) => bytes.extend([7; 100]),
+        Some(Fault::Gate(length, mut gate)) => {
+            let rest = Bytes::from(bytes.split_off(length));
+            let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from(bytes)))]);
+            let then = futures_util::stream::once(async move {
+                gate.wait_for(|is_open| *is_open).await.map_err(std::io::Error::other)?;
+                Ok(Frame::data(rest))
+            });
+            return answer
+                .header("content-length", whole)
+                .body(BoxBody::new(StreamBody::new(first.chain(then))))
+                .map_err(std::io::Error::other);
+        }
         Some(Fault::BreakAfter(length)) => {
             bytes.truncate(length);
             let data = futures_util::stream::iter([Ok(Frame::data(Bytes::from(bytes)))]);

@@ -1,22 +1,28 @@
-//! Brings an image here: every blob from whoever has it, verified, and then the name.
+//! Brings an image here: every blob from whoever has it, verified, every layer unpacked, and then the name.
 //!
 //! ```text
 //! tag ─(registry)─► digest ─► index? ─► manifest ─► configuration ─► layers, several at a time ─► list
+//!                                                                      └─► unpacking.rs, meanwhile
 //! ```
 //!
 //! Each blob is asked for in this order: the store itself, the sources in the order given, the registry.
 //! What a source sends is verified before it counts, so a source can be wrong but not harmful. The
 //! platform is checked before any layer is fetched. Start at [`pull`].
 
-use std::sync::Arc;
+mod unpacking;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
-use futures_util::stream;
+use futures_util::stream::{self, FuturesUnordered};
+
+use self::unpacking::{Job, Unpacking};
+use crate::config;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result, one_line};
-use crate::manifest::{Document, MANIFEST_MAX_BYTES, Manifest};
+use crate::manifest::{Descriptor, Document, MANIFEST_MAX_BYTES, Manifest};
 use crate::reference::Reference;
 use crate::registry::RegistryClient;
 use crate::store::{BlobWriter, Pin, Store, index_too_deep};
@@ -105,6 +111,11 @@ pub enum Progress {
         /// Name of the source, or the registry's host.
         from: String,
     },
+    /// A layer is unpacked.
+    Unpacked {
+        /// Digest of its blob.
+        digest: Digest,
+    },
 }
 
 type Report = Arc<dyn Fn(Progress) + Send + Sync>;
@@ -113,8 +124,11 @@ type Report = Arc<dyn Fn(Progress) + Send + Sync>;
 /// this node's platform.
 ///
 /// With `sources` and a reference that has a digest, no registry is needed. Blobs that are here are not
-/// fetched again, and several pulls at the same time fetch a blob once. Dropping the future ends the
-/// transfers; what is complete stays until the next [`Store::sweep`].
+/// fetched again, and several pulls at the same time fetch a blob once. Layers are unpacked while they come, so that
+/// [`Store::prepare`] has nothing left to do.
+///
+/// After an error the store is as it was; but what is complete when a registry or the network fails stays, so that
+/// the next attempt goes on there, until the next [`Store::sweep`]. So it is when the future is dropped.
 pub async fn pull(
     store: &Store,
     reference: &Reference,
@@ -122,24 +136,27 @@ pub async fn pull(
     registry: Option<&RegistryClient>,
     progress: impl Fn(Progress) + Send + Sync + 'static,
 ) -> Result<Digest> {
-    let mut puller = Puller {
+    let puller = Puller {
         store: store.clone(),
         reference,
         sources,
         registry,
         report: Arc::new(progress),
-        pin: store.pin([]),
+        pin: Mutex::new(store.pin([])),
+        unpacking: Unpacking::new(store),
     };
-    let top = match (reference.digest(), registry) {
-        (Some(digest), _) => digest.clone(),
-        (None, Some(registry)) => puller.by_tag(registry).await?,
-        (None, None) => return Err(Error::NeedsRegistry(reference.familiar())),
-    };
-    (puller.report)(Progress::Resolved { digest: top.clone() });
-    let (digest, manifest) = puller.manifest(&top).await?;
-    puller.content(&digest, &manifest).await?;
-    let name = reference.clone();
-    puller.blocking(&top, move |store, top| store.enlist(top, Some(name))).await
+    let pulled = puller.run().await;
+    let Err(error) = &pulled else { return pulled };
+    let Puller { pin, unpacking, .. } = puller;
+    unpacking.give_up().await;
+    drop(pin);
+    if !matches!(error, Error::Registry { .. } | Error::Fetch { .. } | Error::NeedsRegistry(_)) {
+        let store = store.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.sweep()).await {
+            tracing::warn!(error = %one_line(&error), "leftovers of a pull could not be swept");
+        }
+    }
+    pulled
 }
 
 struct Puller<'a> {
@@ -149,12 +166,34 @@ struct Puller<'a> {
     registry: Option<&'a RegistryClient>,
     report: Report,
     /// Everything that the image needs stays, whoever sweeps meanwhile.
-    pin: Pin,
+    pin: Mutex<Pin>,
+    unpacking: Unpacking,
 }
 
+/// A layer's descriptor and diff-id.
+type Layer = (Descriptor, Digest);
+
 impl Puller<'_> {
+    async fn run(&self) -> Result<Digest> {
+        let top = match (self.reference.digest(), self.registry) {
+            (Some(digest), _) => digest.clone(),
+            (None, Some(registry)) => self.by_tag(registry).await?,
+            (None, None) => return Err(Error::NeedsRegistry(self.reference.familiar())),
+        };
+        (self.report)(Progress::Resolved { digest: top.clone() });
+        let (digest, manifest) = self.manifest(&top).await?;
+        self.content(&digest, &manifest).await?;
+        let name = self.reference.clone();
+        self.blocking(&top, move |store, top| store.enlist(top, Some(name))).await
+    }
+
+    fn keep(&self, digests: impl IntoIterator<Item = Digest>) {
+        let pin = self.store.pin(digests);
+        self.pin.lock().unwrap_or_else(PoisonError::into_inner).join(pin);
+    }
+
     /// Asks the registry what the tag stands for, and keeps the answer.
-    async fn by_tag(&mut self, registry: &RegistryClient) -> Result<Digest> {
+    async fn by_tag(&self, registry: &RegistryClient) -> Result<Digest> {
         let fetched = registry.manifest(self.reference, None).await?;
         // Before it is kept: a document of a wrong kind must not take the name of a right one.
         Document::parse(
@@ -162,7 +201,7 @@ impl Puller<'_> {
             &fetched.bytes,
             fetched.media_type.as_deref(),
         )?;
-        self.pin.join(self.store.pin([fetched.digest.clone()]));
+        self.keep([fetched.digest.clone()]);
         if !self.store.has(&fetched.digest) {
             let mut writer = self.store.ingest(&fetched.digest, Some(fetched.bytes.len() as u64))?;
             writer.write(&fetched.bytes)?;
@@ -172,7 +211,7 @@ impl Puller<'_> {
     }
 
     /// Follows indexes down to the manifest for this platform.
-    async fn manifest(&mut self, top: &Digest) -> Result<(Digest, Manifest)> {
+    async fn manifest(&self, top: &Digest) -> Result<(Digest, Manifest)> {
         let mut digest = top.clone();
         let (mut announced, mut size) = (None, None);
         for _ in 0..=INDEX_DEPTH_MAX {
@@ -201,46 +240,80 @@ impl Puller<'_> {
     }
 
     /// The configuration, which says whether the image is for us at all, then the layers.
-    async fn content(&mut self, digest: &Digest, manifest: &Manifest) -> Result<()> {
-        self.pin.join(self.store.pin(manifest.layers.iter().map(|layer| layer.digest.clone())));
+    async fn content(&self, digest: &Digest, manifest: &Manifest) -> Result<()> {
+        self.keep(manifest.layers.iter().map(|layer| layer.digest.clone()));
         self.fetch(&manifest.config.digest, Some(manifest.config.size), BlobRole::Config).await?;
         let wanted = manifest.clone();
-        self.blocking(digest, move |store, digest| store.config_of(digest, &wanted).map(drop)).await?;
-        let layers: Vec<_> = manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
-        (self.report)(Progress::Layers { layers: layers.clone() });
-        let this = &*self;
+        let config = self.blocking(digest, move |store, digest| store.config_of(digest, &wanted)).await?;
+        let diff_ids = config::diff_ids(&manifest.config.digest, &config)?;
+        self.keep(diff_ids.iter().cloned());
+        (self.report)(Progress::Layers {
+            layers: manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect(),
+        });
         // Each future is owned by the stream: an error drops the others, and with them their writers.
+        let layers: Vec<Layer> = manifest.layers.iter().cloned().zip(diff_ids).collect();
         let mut fetching = stream::iter(layers)
-            .map(|(digest, size)| async move { this.bring(&digest, Some(size), BlobRole::Layer).await })
+            .map(|layer| async move {
+                self.bring(&layer.0.digest, Some(layer.0.size), BlobRole::Layer, Some(&layer)).await
+            })
             .buffer_unordered(PARALLEL_LAYERS);
-        while let Some(fetched) = fetching.next().await {
-            fetched?;
+        let mut unpacking = FuturesUnordered::new();
+        loop {
+            // Both are cancel-safe: streams that keep their futures.
+            tokio::select! {
+                Some(fetched) = fetching.next() => {
+                    if let Some(job) = fetched? {
+                        unpacking.push(self.unpacked(job));
+                    }
+                }
+                Some(unpacked) = unpacking.next() => unpacked?,
+                else => return Ok(()),
+            }
         }
+    }
+
+    async fn unpacked(&self, job: Job) -> Result<()> {
+        let digest = job.layer().clone();
+        self.unpacking.finish(job).await?;
+        (self.report)(Progress::Unpacked { digest });
         Ok(())
     }
 
-    async fn fetch(&mut self, digest: &Digest, size: Option<u64>, role: BlobRole) -> Result<()> {
-        self.pin.join(self.store.pin([digest.clone()]));
-        self.bring(digest, size, role).await
+    async fn fetch(&self, digest: &Digest, size: Option<u64>, role: BlobRole) -> Result<()> {
+        self.keep([digest.clone()]);
+        self.bring(digest, size, role, None).await.map(drop)
     }
 
-    /// Makes the store have the blob, which is pinned.
-    async fn bring(&self, digest: &Digest, size: Option<u64>, role: BlobRole) -> Result<()> {
+    /// Makes the store have the blob, which is pinned; that of a layer is unpacked meanwhile.
+    async fn bring(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+        role: BlobRole,
+        layer: Option<&Layer>,
+    ) -> Result<Option<Job>> {
         let turn = self.store.fetch_lock(digest);
         let _turn = turn.lock().await;
         if self.store.has(digest) {
             (self.report)(Progress::Present { digest: digest.clone() });
-            return Ok(());
+            return Ok(layer.map(|(blob, diff_id)| Unpacking::later(blob, diff_id)));
         }
+        let begin = |writer: &mut BlobWriter| {
+            layer.map(|(blob, diff_id)| self.unpacking.begin(writer, blob, diff_id)).transpose()
+        };
         let limit = size.or((role == BlobRole::Manifest).then_some(MANIFEST_MAX_BYTES));
         let mut writer = self.store.ingest_at_most(digest, size, limit)?;
         self.watch(&mut writer, digest, size);
         let mut tried = Vec::new();
         for source in self.sources {
             writer.reset()?;
+            let job = begin(&mut writer)?;
             match source.fetch(digest, size, &mut writer).await {
                 Ok(()) => match writer.verify() {
-                    Ok(_) => return self.complete(writer, digest, role, source.name()).await,
+                    Ok(_) => {
+                        self.complete(writer, digest, role, source.name()).await?;
+                        return Ok(job);
+                    }
                     Err(error) => tried.push(format!("{}: {}", source.name(), one_line(&error))),
                 },
                 Err(error) => match error.downcast::<Error>() {
@@ -260,6 +333,7 @@ impl Puller<'_> {
             return Err(Error::Fetch { digest: digest.clone(), role: role.as_str(), tried });
         };
         writer.reset()?;
+        let job = begin(&mut writer)?;
         if let Err(error) = self.ask_registry(registry, digest, role, &mut writer).await {
             if tried.is_empty() || matches!(error, Error::DiskFull { .. } | Error::Io { .. }) {
                 return Err(error);
@@ -267,7 +341,8 @@ impl Puller<'_> {
             tried.push(format!("{}: {}", self.reference.registry(), one_line(&error)));
             return Err(Error::Fetch { digest: digest.clone(), role: role.as_str(), tried });
         }
-        self.complete(writer, digest, role, self.reference.registry().to_owned()).await
+        self.complete(writer, digest, role, self.reference.registry().to_owned()).await?;
+        Ok(job)
     }
 
     async fn ask_registry(
@@ -307,7 +382,11 @@ impl Puller<'_> {
         role: BlobRole,
         from: String,
     ) -> Result<()> {
-        self.blocking(digest, move |_, _| writer.commit()).await?;
+        self.blocking(digest, move |_, _| match role {
+            BlobRole::Layer => writer.commit_with_layers(),
+            BlobRole::Manifest | BlobRole::Config => writer.commit().map(drop),
+        })
+        .await?;
         (self.report)(Progress::Fetched { digest: digest.clone(), role, from });
         Ok(())
     }
