@@ -48,8 +48,8 @@ pub(crate) struct Exec<'a> {
     /// Groups below the container's to join instead, as `[controller:]path`.
     pub(crate) below: &'a [String],
     pub(crate) rootfs: &'a Path,
-    /// The container's id, if it has a session keyring of its own.
-    pub(crate) keyring: Option<&'a str>,
+    /// Whether the container keeps out of the host's session keyring.
+    pub(crate) keyring: bool,
     pub(crate) stdio: Stdio,
     /// So many descriptors from 3 on are the program's.
     pub(crate) preserved_fds: u32,
@@ -75,6 +75,7 @@ pub(crate) fn start(
         namespaces: foreign_namespaces(exec.pid)?,
         rootfs: exec.rootfs,
         keyring: exec.keyring,
+        bounding: bounding_capabilities(exec.pid),
         preserved_fds: exec.preserved_fds,
     };
     let plan = plan::exec_plan(&wanted, &facts).map_err(|wrong| Failure {
@@ -92,16 +93,30 @@ pub(crate) fn start(
         prepared: &plan.prepared,
         maps: None,
         net_devices: &[],
+        schedule: plan.schedule,
         privileged: facts.privileged,
         stdio: exec.stdio,
         start: None,
         target: Some(target),
         listener: plan.listener.as_ref().map(asked),
     };
+    // Once: it comes while the process is out of the container's reach.
+    let mut terminals =
+        u32::from(exec.spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true)));
     spawn::first_process(child, |ask, _, fd| match (ask, fd) {
-        (Ask::Terminal, Some(fd)) => terminal(fd).map(|()| Flow::GoOn),
+        (Ask::Terminal, Some(fd)) if terminals > 0 => {
+            terminals -= 1;
+            terminal(fd).map(|()| Flow::GoOn)
+        }
         (other, _) => Err(spawn::unanswered(other)),
     })
+}
+
+/// The bounding set of a process; all that there are if it cannot be told.
+fn bounding_capabilities(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let found = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    found.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(u64::MAX)
 }
 
 /// A process by a descriptor that no other can come to stand for; `None` if it is gone.

@@ -189,7 +189,7 @@ fn launch(spec: &Spec, facts: &Facts, keeper: Keeper<'_>) -> plan::Result<Plan> 
         mountpoint: Path::new("/run/node/web/rootfs"),
         bundle: Some(Path::new("/bundle")),
         no_pivot: false,
-        keyring: Some("web"),
+        keyring: true,
         keeper,
     };
     plan::launch_plan(&request, facts)
@@ -206,7 +206,8 @@ fn further(spec: &Spec, facts: &Facts, namespaces: u64) -> plan::Result<Plan> {
             group: &group,
             namespaces,
             rootfs,
-            keyring: Some("web"),
+            keyring: true,
+            bounding: 0,
             preserved_fds: 0,
         },
         facts,

@@ -223,6 +223,17 @@ fn a_further_program_is_one_of_the_containers() {
     assert_eq!(long.finish().2.code, 137);
 }
 
+/// The monitor's own session keyring is that of whoever has started the node's daemon.
+#[test]
+fn a_further_program_has_a_keyring_of_its_own() {
+    let world = World::new();
+    let mut launch = world.launch_of("a", &shell("sleep 1000"));
+    launch.spec.linux_mut().as_mut().unwrap().set_masked_paths(None);
+    world.runtime.launch(launch).unwrap();
+    let (keys, _, _) = world.exec("a", &words(&["cat", "/proc/keys"]));
+    assert_eq!(common::own_keyrings(&keys), 1, "{keys}");
+}
+
 fn monitor_of(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()

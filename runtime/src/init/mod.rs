@@ -94,6 +94,8 @@ pub(crate) struct Fds {
     pub(crate) target: Option<OwnedFd>,
     /// What the plan calls prepared: mounts that are attached nowhere yet.
     pub(crate) mounts: Vec<OwnedFd>,
+    /// Where [`Step::Second`] leaves the pid of the process that it makes.
+    pub(crate) second: Option<SharedWord>,
     /// Where a filter that asks leaves the number of the descriptor that it asks with.
     pub(crate) notify: Option<SharedWord>,
 }
@@ -203,13 +205,13 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
         }
         Step::ResourceLimit { resource, soft, hard, .. } => sys::setrlimit(*resource, *soft, *hard),
         Step::IoPriority(priority) => sys::ioprio_set(*priority),
-        Step::Scheduler(attr) => sys::sched_setattr(attr),
+        Step::Scheduler(attr) => sys::sched_setattr(0, attr),
         Step::CpuAffinity(mask) => sys::sched_setaffinity(mask),
         Step::MemoryPolicy { mode, nodes } => sys::set_mempolicy(*mode, nodes),
         Step::Personality(persona) => sys::personality(*persona),
         Step::AppArmor(text) => label::apparmor(text),
         Step::SeLinux { label, keyring } => label::selinux(label, *keyring),
-        Step::Keyring(name) => match sys::join_session_keyring(name) {
+        Step::Keyring => match sys::new_session_keyring() {
             // A kernel without keys has none to hide.
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
             other => other,
@@ -285,7 +287,9 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             state.terminal = true;
             Ok(())
         }
-        Step::Enter { joins, new } => namespace::enter(joins, *new, fds),
+        Step::ControlTerminal => sys::make_controlling_terminal(io::stdin().as_fd()),
+        Step::Enter(joins) => namespace::enter(joins, fds),
+        Step::Second { new } => namespace::second(*new, fds),
         Step::FindUser(_)
         | Step::MakeDirectory(_)
         | Step::WorkingDirectory(_)

@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Fds, files};
 use crate::plan::Join;
-use crate::spawn::Ask;
-use crate::sys;
+use crate::sys::{self, SharedWord};
 
 fn open(join: &Join, fds: &Fds) -> io::Result<OwnedFd> {
     match join {
@@ -23,21 +22,23 @@ pub(super) fn join(join: &Join, fds: &Fds) -> io::Result<()> {
     sys::setns(open(join, fds)?.as_fd(), join.kinds())
 }
 
-/// Enters namespaces that exist, and makes the process that goes on in them and in new ones. Returns only in that one.
-pub(super) fn enter(joins: &[Join], new: u64, fds: &Fds) -> io::Result<()> {
+/// Enters namespaces that exist, those of user and pid among them.
+pub(super) fn enter(joins: &[Join], fds: &Fds) -> io::Result<()> {
     // All are opened before one is entered: behind it the paths may mean something else.
     let opened = joins.iter().map(|join| Ok((open(join, fds)?, join.kinds())));
     enter_opened(&opened.collect::<io::Result<Vec<_>>>()?)?;
-    // From here on processes of the container that may trace others see us (CVE-2016-9962): what was inherited from the
-    // runtime, folders of the host among it, must not come along.
+    // Processes of the container that may trace others see the one that is going to be made (CVE-2016-9962): what was
+    // inherited from the runtime, folders of the host among it, must not come along.
     sys::close_marked(&fds.numbers())?;
-    match sys::clone3(new | libc::CLONE_PARENT as u64, None)? {
+    fds.second.as_ref().map_or(Ok(()), SharedWord::keep_from_children)
+}
+
+/// Makes the process that goes on, in the pid namespace that was entered and in new ones. Returns only in that one.
+pub(super) fn second(new: u64, fds: &Fds) -> io::Result<()> {
+    let word = fds.second.as_ref().ok_or_else(|| io::Error::other("nobody waits for another process"))?;
+    match sys::clone_sibling(new, word)? {
         None => Ok(()),
-        Some(pid) => {
-            // If it cannot be told, the parent is gone, which the new one will see as well.
-            let told = fds.channel.tell(&Ask::Born(pid));
-            sys::exit_now(i32::from(told.is_err()))
-        }
+        Some(_) => sys::exit_now(0),
     }
 }
 

@@ -1,5 +1,5 @@
 //! The container's terminal: a pair of its own devpts. The slave becomes standard input, output and error (and
-//! /dev/console), the master goes out to the parent.
+//! /dev/console), and in the end the session's; the master goes out to the parent.
 //!
 //! The slave is never opened by its name, which belongs to whoever can mount or link something there: the kernel gives it
 //! out for the master (TIOCGPTPEER), and it is looked at before it is used (CVE-2025-52565).
@@ -41,6 +41,5 @@ pub(super) fn make(wanted: &Terminal, root: BorrowedFd<'_>, channel: &Channel) -
         sys::move_mount(mount.as_fd(), target.as_fd())?;
     }
     channel.ask(&Ask::Terminal, Some(master.as_fd())).map_err(|failure| io::Error::other(failure.detail))?;
-    sys::make_controlling_terminal(slave.as_fd())?;
     (0..3).try_for_each(|number| sys::dup_to(slave.as_fd(), number))
 }

@@ -59,7 +59,7 @@ fn execute(dir: &Path, mut request: File, channel: &Channel) -> Result<i32, Fail
         below: &[],
         // It has a mount namespace of its own.
         rootfs: Path::new("/"),
-        keyring: None,
+        keyring: true,
         stdio: Stdio::Inherited,
         preserved_fds: 0,
     };

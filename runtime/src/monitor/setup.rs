@@ -108,7 +108,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         mountpoint: &mountpoint,
         bundle: None,
         no_pivot: false,
-        keyring: Some(&record.id),
+        keyring: true,
         keeper: Keeper::Monitor,
     };
     let plan = plan::launch_plan(&request, &record.facts).map_err(|wrong| Failure {
@@ -168,6 +168,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         prepared: &plan.prepared,
         maps: plan.maps.as_ref(),
         net_devices: &plan.net_devices,
+        schedule: plan.schedule,
         privileged: record.facts.privileged,
         stdio,
         start: None,

@@ -19,9 +19,19 @@ pub(super) struct Command {
     pub(super) prefix: &'static str,
     /// The exit code of a failure.
     pub(super) failure: u8,
-    /// Whether it gets into a container, so that our program has to be out of reach from there.
-    pub(super) enters: bool,
+    /// The container that it gets into, from where our program has to be out of reach.
+    pub(super) enters: Enters,
     pub(super) run: fn(&Context, &Matches) -> Result<u8>,
+}
+
+/// What a command gets into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Enters {
+    Nothing,
+    /// A container that it makes.
+    New,
+    /// One in which others are already.
+    Running,
 }
 
 const HELP: Flag = switch("help", "show help").short('h');
@@ -72,7 +82,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "rorqual-runtime create failed: ",
         failure: 1,
-        enters: true,
+        enters: Enters::New,
         run: create::create,
     },
     Command {
@@ -83,7 +93,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: start::start,
     },
     Command {
@@ -106,7 +116,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "rorqual-runtime run failed: ",
         failure: 1,
-        enters: true,
+        enters: Enters::New,
         run: run::run,
     },
     Command {
@@ -117,7 +127,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: list::state,
     },
     Command {
@@ -128,7 +138,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[FORMAT, switch("quiet", "only ids").short('q'), HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: list::list,
     },
     Command {
@@ -139,7 +149,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[switch("all", "to all of its processes").short('a'), HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: kill::kill,
     },
     Command {
@@ -150,7 +160,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[switch("force", "kill it first if it has not ended").short('f'), HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: delete::delete,
     },
     Command {
@@ -179,7 +189,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "exec failed: ",
         failure: 255,
-        enters: true,
+        enters: Enters::Running,
         run: exec::run,
     },
     Command {
@@ -190,7 +200,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[FORMAT, HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: ps::ps,
     },
     Command {
@@ -205,7 +215,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: events::events,
     },
     Command {
@@ -235,7 +245,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         ],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: update::update,
     },
     Command {
@@ -246,7 +256,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[BUNDLE, switch("rootless", "for an ordinary user"), HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: spec::spec,
     },
     Command {
@@ -257,7 +267,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: features::features,
     },
     Command {
@@ -268,7 +278,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: pause::pause,
     },
     Command {
@@ -279,7 +289,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: pause::resume,
     },
     Command {
@@ -290,7 +300,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: pause::no_checkpoints,
     },
     Command {
@@ -301,7 +311,7 @@ pub(super) static COMMANDS: [Command; 17] = [
         flags: &[HELP],
         prefix: "",
         failure: 1,
-        enters: false,
+        enters: Enters::Nothing,
         run: pause::no_checkpoints,
     },
 ];

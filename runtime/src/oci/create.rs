@@ -185,6 +185,7 @@ impl<'a> Making<'a> {
             prepared: &plan.prepared,
             maps: plan.maps.as_ref(),
             net_devices: &plan.net_devices,
+            schedule: plan.schedule,
             privileged: self.facts.privileged,
             stdio: Stdio::Inherited,
             start: listener,
@@ -224,7 +225,7 @@ impl<'a> Making<'a> {
             mountpoint: &self.record.rootfs,
             bundle: Some(&self.record.bundle),
             no_pivot: self.options.no_pivot,
-            keyring: self.record.keyring.then_some(self.record.id.as_str()),
+            keyring: self.record.keyring,
             keeper: Keeper::Caller { state: &state, preserved_fds: self.options.preserved.all },
         };
         plan::launch_plan(&request, &self.facts).map_err(|wrong| {

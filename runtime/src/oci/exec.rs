@@ -60,7 +60,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
         group: &record.group,
         below: &below,
         rootfs: &record.rootfs,
-        keyring: record.keyring.then_some(record.id.as_str()),
+        keyring: record.keyring,
         stdio: Stdio::Inherited,
         preserved_fds: preserved(matches.number("preserve-fds")?.unwrap_or(0))?.all,
     };

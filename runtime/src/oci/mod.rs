@@ -42,7 +42,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use args::Words;
-use commands::{Command, GLOBAL};
+use commands::{Command, Enters, GLOBAL};
 use context::Context;
 use error::{Error, Result};
 
@@ -81,7 +81,11 @@ pub fn main(args: &[String]) -> ExitCode {
         return wrong(Some(command), &context.log, &error);
     }
     context.log.debug(|| format!("{name} {rest:?} with root {}", context.root.display()));
-    let sealed = if command.enters { sealed::seal(sealed::preserved(&matches)) } else { Ok(()) };
+    let sealed = match command.enters {
+        Enters::Nothing => Ok(()),
+        Enters::New => sealed::seal(sealed::preserved(&matches), false),
+        Enters::Running => sealed::seal(sealed::preserved(&matches), true),
+    };
     match sealed.and_then(|()| (command.run)(&context, &matches)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -25,9 +25,13 @@ use crate::sys;
 /// The name by which this program executes itself anew: it stands in `ps` for a first process that waits.
 const NAME: &str = "rorqual-runtime: init";
 
+/// What of the environment a program needs that goes into a container where others are already: they may be able to look
+/// into its memory, and what else the caller's environment has is not for them.
+const NEEDED: [&str; 3] = ["LISTEN_FDS", "XDG_RUNTIME_DIR", "RUST_BACKTRACE"];
+
 /// Executes this program anew, unless that is what has been done. `preserved`: how many descriptors from 3 on are to
-/// stay open.
-pub(super) fn seal(preserved: u32) -> Result<()> {
+/// stay open. `seen`: whether others will see it.
+pub(super) fn seal(preserved: u32, seen: bool) -> Result<()> {
     let failed = |what: &'static str| Error::system(format!("protecting the runtime's program: {what}"));
     if std::env::args_os().next().is_some_and(|name| name == NAME) {
         let first = 3u32.saturating_add(preserved);
@@ -40,6 +44,9 @@ pub(super) fn seal(preserved: u32) -> Result<()> {
     }
     let mut env = Vec::new();
     for (name, value) in std::env::vars_os() {
+        if seen && !NEEDED.iter().any(|needed| name == *needed) {
+            continue;
+        }
         let entry = [name.into_vec(), value.into_vec()].join(&b'=');
         env.push(CString::new(entry).map_err(io::Error::other).map_err(failed("its environment"))?);
     }

@@ -4,6 +4,9 @@ use super::{Result, invalid};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
 /// Every capability, its position being its number (capability.h).
+/// The bit of CAP_SYS_PTRACE.
+pub(crate) const SYS_PTRACE: u64 = 1 << 19;
+
 pub(crate) const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",

@@ -5,6 +5,7 @@ use oci_spec::runtime::{Linux, Spec};
 use super::{Result, Step, invalid};
 use crate::seccomp;
 use crate::spec::{SECCOMP_ANNOTATION, SECCOMP_DEFAULT};
+use crate::sys::Instruction;
 
 /// The filter: the one of the specification, or the built-in one if the annotation asks for it. And who is asked about
 /// the calls that it neither allows nor refuses.
@@ -30,6 +31,14 @@ pub(super) fn step(
             &format!("{other:?} is not known: use {SECCOMP_DEFAULT:?}, or set linux.seccomp"),
         )),
     }
+}
+
+/// The program of the filter among the steps.
+pub(super) fn find(steps: &[Step]) -> Option<&[Instruction]> {
+    steps.iter().find_map(|step| match step {
+        Step::Seccomp { program, .. } => Some(program.as_slice()),
+        _ => None,
+    })
 }
 
 /// Puts the last preparations before the filter, so that it need not allow what they take. A filter that asks (`listens`)

@@ -88,7 +88,8 @@ fn container_hooks(point: &'static str, hooks: Option<&Vec<Hook>>, state: &str) 
 fn terminal(process: &Process, steps: &mut Vec<Step>) {
     if process.terminal() == Some(true) {
         let after = steps.iter().position(is_pivot).map_or(0, |at| at + 1);
-        steps.insert(after, Step::Terminal(Terminal { size: size(process), console: true }));
+        let terminal = Step::Terminal(Terminal { size: size(process), console: true });
+        steps.splice(after..after, [terminal, Step::ControlTerminal]);
     }
 }
 

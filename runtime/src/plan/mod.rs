@@ -28,6 +28,7 @@ use crate::api::Rootfs;
 use crate::cgroup::{Group, Layout};
 use crate::seccomp::Listener;
 use crate::spawn::Ask;
+use crate::sys::SchedAttr;
 use capabilities::Sets;
 pub(crate) use check::DEV_LINKS;
 pub(crate) use exec::{ExecRequest, exec_plan};
@@ -67,8 +68,8 @@ pub(crate) struct Request<'a> {
     pub(crate) bundle: Option<&'a Path>,
     /// The root is moved instead of pivoted into: for an initramfs as the host's root.
     pub(crate) no_pivot: bool,
-    /// The id that its session keyring is named after; `None`: it keeps that of the process that makes it.
-    pub(crate) keyring: Option<&'a str>,
+    /// Whether it gets a session keyring of its own; else it keeps that of the process that makes it.
+    pub(crate) keyring: bool,
     pub(crate) keeper: Keeper<'a>,
 }
 
@@ -99,6 +100,8 @@ pub(crate) struct Plan {
     pub(crate) maps: Option<IdMaps>,
     /// For [`Ask::NetDevices`].
     pub(crate) net_devices: Vec<NetDevice>,
+    /// For [`Ask::Schedule`].
+    pub(crate) schedule: Option<SchedAttr>,
     /// Who is asked about filtered system calls, for [`Ask::Notify`].
     pub(crate) listener: Option<Listener>,
 }
@@ -124,9 +127,17 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         prepared: Vec::new(),
         maps: namespaces.maps.clone(),
         net_devices: check::net_devices(linux, &namespaces)?,
+        schedule: None,
         listener: None,
     };
     enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
+    if namespaces.needs_enter() {
+        plan.steps.push(Step::Second { new: namespaces.at_birth() });
+    }
+    if let Some(offsets) = &namespaces.time_offsets {
+        plan.steps.push(Step::NewTimeNamespace { offsets: offsets.clone() });
+    }
+    plan.steps.push(Step::NewSession);
     let sealed = file_system(request, linux, facts, &namespaces, &mut plan)?;
     let steps = &mut plan.steps;
     check::sysctls(linux, &namespaces, steps)?;
@@ -155,10 +166,11 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     steps.push(Step::Execute(execute(process)?));
     keeper::add(request.keeper, spec, process, steps)?;
     filter::place(steps, plan.listener.is_some());
+    plan.schedule = process::scheduler_of_the_second(steps);
     Ok(plan)
 }
 
-/// What still takes the host's privileges, then the namespaces.
+/// What still takes the host's privileges, then the namespaces that exist.
 fn enter_namespaces(
     request: &Request<'_>,
     linux: &oci_spec::runtime::Linux,
@@ -181,17 +193,13 @@ fn enter_namespaces(
     if namespaces.user {
         process::scheduling(process, linux, steps)?;
     }
-    process::labels(process, request.keyring.is_some(), steps)?;
+    process::labels(process, request.keyring, steps)?;
     let joins = namespaces.joined.clone();
     if namespaces.needs_enter() {
-        steps.push(Step::Enter { joins, new: namespaces.at_birth() });
+        steps.push(Step::Enter(joins));
     } else {
         steps.extend(joins.into_iter().map(Step::JoinNamespace));
     }
-    if let Some(offsets) = &namespaces.time_offsets {
-        steps.push(Step::NewTimeNamespace { offsets: offsets.clone() });
-    }
-    steps.push(Step::NewSession);
     Ok(())
 }
 
@@ -245,8 +253,8 @@ fn file_system(
     if namespaces.is_new(libc::CLONE_NEWCGROUP) {
         plan.steps.push(Step::NewCgroupNamespace);
     }
-    if let Some(id) = request.keyring {
-        plan.steps.push(process::keyring(id)?);
+    if request.keyring {
+        plan.steps.push(Step::Keyring);
     }
     let private = Change { propagation: libc::MS_PRIVATE, recursive: true, ..Change::default() };
     let mut mounts = Mounts {

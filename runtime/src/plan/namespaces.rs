@@ -4,7 +4,7 @@
 //! new ones only            clone3 makes the process in all of them
 //! joined: net, ipc, uts …  it enters them by itself, one after the other
 //! joined: pid; any user    a first process, still with the host's privileges, enters what exists and makes a second one
-//!                          in what is new ([`Step::Enter`]): only a child gets into a pid namespace, and what a user
+//!                          in what is new ([`Step::Second`]): only a child gets into a pid namespace, and what a user
 //!                          namespace does not own cannot be entered from it
 //! cgroup, time             unshared once their contents are settled: the group joined, the offsets written
 //! ```

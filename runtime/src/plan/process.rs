@@ -1,13 +1,12 @@
 //! What a specification says of the process itself: limits, scheduling, memory, labels, keys.
 
-use std::ffi::CString;
-
 use oci_spec::runtime::{
     IOPriorityClass, Linux, LinuxMemoryPolicy, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Scheduler,
 };
 
 use super::{Result, Step, check, invalid, text};
+use crate::spawn::Ask;
 use crate::sys::SchedAttr;
 
 /// What may take the host's privileges.
@@ -55,6 +54,24 @@ pub(super) fn scheduling(process: &Process, linux: &Linux, steps: &mut Vec<Step>
     Ok(())
 }
 
+/// Not every scheduler is handed down to another process: none that is reset then, and no deadlines. Where a second process
+/// goes on the parent gives it to that one.
+pub(super) fn scheduler_of_the_second(steps: &mut Vec<Step>) -> Option<SchedAttr> {
+    let lost = |step: &Step| matches!(step, Step::Scheduler(attr) if attr.policy == DEADLINE || attr.flags & RESET != 0);
+    let (scheduler, second) =
+        (steps.iter().position(lost)?, steps.iter().position(|step| matches!(step, Step::Second { .. }))?);
+    if scheduler > second {
+        return None;
+    }
+    let Step::Scheduler(attr) = steps.remove(scheduler) else { return None };
+    steps.insert(second, Step::Ask(Ask::Schedule));
+    Some(attr)
+}
+
+/// SCHED_DEADLINE and SCHED_FLAG_RESET_ON_FORK of sched_setattr(2).
+const DEADLINE: u32 = 6;
+const RESET: u64 = 1;
+
 /// CPUs to run on, as in `0-3,7`.
 pub(crate) fn affinity(list: &str, field: &str) -> Result<Step> {
     Ok(Step::CpuAffinity(numbers(list, field)?))
@@ -70,7 +87,7 @@ fn schedule(scheduler: &Scheduler) -> Result<SchedAttr> {
         Policy::SchedRr => 2,
         Policy::SchedBatch => 3,
         Policy::SchedIdle => 5,
-        Policy::SchedDeadline => 6,
+        Policy::SchedDeadline => DEADLINE,
         Policy::SchedIso => {
             return Err(invalid(&format!("{FIELD}.policy"), "SCHED_ISO is in no kernel: use another"));
         }
@@ -96,7 +113,7 @@ fn schedule(scheduler: &Scheduler) -> Result<SchedAttr> {
         }
     }
     let flags = scheduler.flags().iter().flatten().map(|flag| match flag {
-        LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+        LinuxSchedulerFlag::SchedResetOnFork => RESET,
         LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
         LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
         LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
@@ -185,10 +202,6 @@ pub(super) fn labels(process: &Process, keyring: bool, steps: &mut Vec<Step>) ->
         steps.push(Step::SeLinux { label, keyring });
     }
     Ok(())
-}
-
-pub(super) fn keyring(id: &str) -> Result<Step> {
-    Ok(Step::Keyring(CString::new(format!("_ses.{id}")).map_err(|_| invalid("id", "contains a NUL byte"))?))
 }
 
 pub(super) fn personality(linux: &Linux, steps: &mut Vec<Step>) -> Result<()> {

@@ -43,8 +43,8 @@ pub(crate) enum Step {
         label: String,
         keyring: bool,
     },
-    /// A session keyring of this name: the host's keys stay there.
-    Keyring(CString),
+    /// A session keyring of its own: the host's keys stay there.
+    Keyring,
     JoinNamespace(Join),
     /// After the group is joined, since it becomes the root of what the container sees.
     NewCgroupNamespace,
@@ -129,10 +129,11 @@ pub(crate) enum Step {
     },
     /// The container does not outlive its monitor.
     DieWithMonitor,
-    /// Enters namespaces that exist before others are made in them (a user or pid namespace): what follows is done by
-    /// another process, made with the CLONE_NEW* flags of `new`.
-    Enter {
-        joins: Vec<Join>,
+    /// Enters namespaces that exist before others are made in them (a user or pid namespace).
+    Enter(Vec<Join>),
+    /// What follows is done by another process, which is in the pid namespace that was entered, and in new namespaces
+    /// (CLONE_NEW* flags).
+    Second {
         new: u64,
     },
     /// Something that the parent has to do.
@@ -149,6 +150,8 @@ pub(crate) enum Step {
     },
     /// Makes a terminal of the container's own and hands the other end out.
     Terminal(Terminal),
+    /// Lets the terminal control the session, which this process has to lead.
+    ControlTerminal,
     /// Whether the program is there, before the container is said to be made.
     LookUp(Execute),
     Execute(Execute),
@@ -272,7 +275,7 @@ impl fmt::Display for Step {
             Step::Personality(_) => write!(f, "setting the personality"),
             Step::AppArmor(_) => write!(f, "setting the AppArmor profile (needs AppArmor in the kernel)"),
             Step::SeLinux { .. } => write!(f, "setting the SELinux label (needs SELinux in the kernel)"),
-            Step::Keyring(_) => write!(f, "making a session keyring"),
+            Step::Keyring => write!(f, "making a session keyring"),
             Step::JoinNamespace(Join::Path { path, .. }) => write!(f, "joining namespace {}", s(path)),
             Step::JoinNamespace(Join::Target { .. }) => write!(f, "joining the container's namespaces"),
             Step::NewCgroupNamespace => write!(f, "making a cgroup namespace"),
@@ -321,19 +324,26 @@ impl fmt::Display for Step {
                 write!(f, "loading the seccomp filter ({} instructions)", program.len())
             }
             Step::DieWithMonitor => write!(f, "tying the process to its monitor"),
-            Step::Enter { joins, .. } => {
+            Step::Enter(joins) => {
                 let paths = joins.iter().map(|join| match join {
                     Join::Path { path, .. } => s(path),
                     Join::Target { .. } => "of the container".to_owned(),
                 });
                 write!(f, "entering namespaces {}", paths.collect::<Vec<_>>().join(", "))
             }
+            Step::Second { .. } => write!(
+                f,
+                "making a process in the namespaces that were entered (where it can be traced, the seccomp filter has \
+                 to allow clone, setsid and ioctl)"
+            ),
             Step::Ask(Ask::NetDevices) => write!(f, "moving network devices"),
             Step::Ask(Ask::MapIds) => write!(f, "mapping users and groups"),
+            Step::Ask(Ask::Schedule) => write!(f, "setting the scheduler"),
             Step::Ask(Ask::Hooks) => write!(f, "running hooks"),
             Step::Ask(_) => write!(f, "asking the runtime"),
             Step::Hooks { point, .. } => write!(f, "running {point} hooks"),
             Step::Terminal(_) => write!(f, "making a terminal"),
+            Step::ControlTerminal => write!(f, "taking the terminal"),
             Step::LookUp(execute) => {
                 write!(f, "looking for {}", execute.args.first().map(s).unwrap_or_default())
             }

@@ -48,7 +48,7 @@ pub(super) fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
             mountpoint,
             bundle: None,
             no_pivot: false,
-            keyring: Some("web"),
+            keyring: true,
             keeper: Keeper::Monitor,
         },
         &facts,

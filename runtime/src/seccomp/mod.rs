@@ -20,8 +20,7 @@ mod default;
 #[cfg(test)]
 mod differential;
 pub(crate) mod listener;
-#[cfg(test)]
-pub(crate) mod simulator;
+mod simulator;
 mod spec;
 mod tables;
 
@@ -31,6 +30,24 @@ pub(crate) use listener::Asked;
 pub(crate) use spec::{Listener, filter};
 
 use calls::{Arch, Call};
+
+use crate::sys::Instruction;
+
+/// Whether a filter allows what [`crate::plan::Step::Second`] and the steps behind it take.
+pub(crate) fn allows_a_second_process(program: &[Instruction]) -> bool {
+    let clone = (libc::SYS_clone, [libc::CLONE_PARENT as u64 | libc::CLONE_PARENT_SETTID as u64, 0]);
+    let others = [
+        (libc::SYS_exit_group, [0, 0]),
+        (libc::SYS_setsid, [0, 0]),
+        (libc::SYS_ioctl, [0, libc::TIOCSCTTY]),
+        (libc::SYS_sendmsg, [0, 0]),
+        (libc::SYS_recvmsg, [0, 0]),
+    ];
+    others.into_iter().chain([clone]).all(|(number, [first, second])| {
+        let action = simulator::run(program, Arch::native()[0], number as u32, [first, second, 0, 0, 0, 0]);
+        matches!(action.0 & libc::SECCOMP_RET_ACTION_FULL, libc::SECCOMP_RET_ALLOW | libc::SECCOMP_RET_LOG)
+    })
+}
 
 /// A filter before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]

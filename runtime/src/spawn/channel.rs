@@ -18,12 +18,14 @@ const LIMIT_BYTES: usize = 16 * 1024;
 /// What the first process cannot do for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
-    /// Nothing: another process, made with the namespaces that this one has entered, goes on in its place. Its pid.
+    /// Nothing: the process that was to be made runs, and has this pid. A helper tells its monitor so.
     Born(i32),
     /// Write the user and group mappings of the asking process' user namespace.
     MapIds,
     /// Move network devices into the asking process' network namespace.
     NetDevices,
+    /// Give the asking process its scheduler.
+    Schedule,
     /// Run the hooks that belong to the time after the namespaces and before the root file system is entered
     /// (prestart, createRuntime).
     Hooks,
@@ -168,6 +170,7 @@ impl Ask {
             Ask::Born(pid) => [b"b", &pid.to_ne_bytes()[..]].concat(),
             Ask::MapIds => b"m".to_vec(),
             Ask::NetDevices => b"d".to_vec(),
+            Ask::Schedule => b"s".to_vec(),
             Ask::Hooks => b"h".to_vec(),
             Ask::Terminal => b"t".to_vec(),
             Ask::Notify => b"n".to_vec(),
@@ -192,6 +195,7 @@ impl Ask {
             [b'b', pid @ ..] => Ask::Born(i32::from_ne_bytes(pid.try_into().ok()?)),
             b"m" => Ask::MapIds,
             b"d" => Ask::NetDevices,
+            b"s" => Ask::Schedule,
             b"h" => Ask::Hooks,
             b"t" => Ask::Terminal,
             b"n" => Ask::Notify,
@@ -221,8 +225,12 @@ mod tests {
     #[test]
     fn every_question_arrives_as_it_was_asked() {
         let (parent, child) = channel().unwrap();
-        let asks = [Ask::Born(77), Ask::MapIds, Ask::NetDevices, Ask::Hooks, Ask::Terminal];
-        for ask in asks.into_iter().chain([Ask::Notify, Ask::Created]).chain([Ask::Failed(failure(3))]) {
+        let asks = [Ask::Born(77), Ask::MapIds, Ask::NetDevices, Ask::Schedule, Ask::Hooks];
+        for ask in asks
+            .into_iter()
+            .chain([Ask::Terminal, Ask::Notify, Ask::Created])
+            .chain([Ask::Failed(failure(3))])
+        {
             child.tell(&ask).unwrap();
             let (received, fd) = parent.receive().unwrap().unwrap();
             assert_eq!((received, fd.is_none()), (ask, true));

@@ -10,9 +10,10 @@
 //!      the channel's end <──────────────────────  exec
 //! ```
 //!
-//! A plan with [`crate::plan::Step::Enter`] needs two processes: the one that is cloned here enters namespaces that
+//! A plan with [`crate::plan::Step::Second`] needs two processes: the one that is cloned here enters namespaces that
 //! exist (a user namespace, a pid namespace) and then makes the one that goes on, as our child and not as its own
-//! (CLONE_PARENT). It tells the pid by [`Ask::Born`] and ends.
+//! (CLONE_PARENT), and ends. The kernel leaves the pid in memory that the two of us share and the new one does not have:
+//! processes of the container may have that one in their hands, and speak for it.
 
 mod channel;
 pub(crate) mod groups;
@@ -33,7 +34,7 @@ use crate::fault;
 use crate::init::{self, Failure, Fds, Stdio};
 use crate::plan::{IdMaps, NetDevice, Prepared, Step};
 use crate::seccomp::{self, Asked};
-use crate::sys::{self, SharedWord};
+use crate::sys::{self, SchedAttr, SharedWord};
 
 /// What is to be made.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(crate) struct Child<'a> {
     pub(crate) maps: Option<&'a IdMaps>,
     /// Network devices of ours that become the container's.
     pub(crate) net_devices: &'a [NetDevice],
+    /// What [`Ask::Schedule`] sets.
+    pub(crate) schedule: Option<SchedAttr>,
     /// Whether we may write mappings and reach everything; see [`crate::plan::Facts`].
     pub(crate) privileged: bool,
     pub(crate) stdio: Stdio,
@@ -101,8 +104,18 @@ pub(crate) fn first_process(
     };
     let notify = child.listener.as_ref().map(|_| SharedWord::new()).transpose();
     let notify = notify.map_err(|error| Failure::step("sharing memory", &error))?;
-    let mut fds =
-        Fds { stdio: child.stdio, channel: theirs, start: child.start, target: child.target, mounts, notify };
+    let second = child.steps.iter().any(|step| matches!(step, Step::Second { .. }));
+    let second = second.then(SharedWord::new).transpose();
+    let second = second.map_err(|error| Failure::step("sharing memory", &error))?;
+    let mut fds = Fds {
+        stdio: child.stdio,
+        channel: theirs,
+        start: child.start,
+        target: child.target,
+        mounts,
+        second,
+        notify,
+    };
     let born = groups::born(child.namespaces, group.as_ref().map(AsFd::as_fd), child.unit);
     let mut pid = match born {
         Ok(None) => {
@@ -117,11 +130,17 @@ pub(crate) fn first_process(
             return Err(Failure::step(step, &error));
         }
     };
-    let notify = fds.notify.take();
+    let (notify, second) = (fds.notify.take(), fds.second.take());
     drop(fds);
     let mut answer = |ask: &Ask, pid: i32, fd| match (ask, child.maps) {
         (Ask::MapIds, Some(ids)) => maps::write(pid, ids, child.privileged).map(|()| Flow::GoOn),
         (Ask::NetDevices, _) => netdevice::move_all(child.net_devices, pid).map(|()| Flow::GoOn),
+        (Ask::Schedule, _) => match &child.schedule {
+            Some(attr) => sys::sched_setattr(pid, attr)
+                .map(|()| Flow::GoOn)
+                .map_err(|error| Failure::step(Step::Scheduler(*attr), &error)),
+            None => Err(unanswered(ask)),
+        },
         (Ask::Notify, _) => {
             if let (Some(asked), Some(word)) = (&child.listener, &notify) {
                 seccomp::listener::hand_over(asked, pid, word)?;
@@ -130,8 +149,7 @@ pub(crate) fn first_process(
         }
         _ => answer(ask, pid, fd),
     };
-    let unborn = child.steps.iter().any(|step| matches!(step, Step::Enter { .. }));
-    match serve(&ours, &mut pid, unborn, &mut answer) {
+    match serve(&ours, &mut pid, second.as_ref(), &mut answer) {
         Ok(()) => Ok(pid),
         Err(failure) => {
             // Whatever it is doing, it is of no use any more; and it may be gone already.
@@ -145,30 +163,12 @@ pub(crate) fn first_process(
 fn serve(
     channel: &Channel,
     pid: &mut i32,
-    mut unborn: bool,
+    second: Option<&SharedWord>,
     answer: &mut impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::step("waiting for the first process", &error);
-    // The second process may ask before the first one has told of it: its question waits until we know who it is.
-    let mut early = None;
     while let Some((ask, fd)) = channel.receive().map_err(failed)? {
-        let (ask, fd) = match ask {
-            Ask::Born(new) => {
-                // The one that made it has nothing left to do.
-                let _ = sys::wait_for(*pid);
-                *pid = new;
-                unborn = false;
-                match early.take() {
-                    Some(question) => question,
-                    None => continue,
-                }
-            }
-            ask if unborn => {
-                early = Some((ask, fd));
-                continue;
-            }
-            ask => (ask, fd),
-        };
+        follow(pid, second);
         if let Ask::Failed(failure) = ask {
             return Err(failure);
         }
@@ -187,9 +187,17 @@ fn serve(
             }
         }
     }
-    match early {
-        Some((Ask::Failed(failure), _)) => Err(failure),
-        _ => Ok(()),
+    follow(pid, second);
+    Ok(())
+}
+
+/// Turns to the second process, if there is one by now: the first one asks nothing once it has made it.
+fn follow(pid: &mut i32, second: Option<&SharedWord>) {
+    let made = second.map_or(0, SharedWord::get) as i32;
+    if made != 0 && made != *pid {
+        // It has nothing left to do but to end.
+        let _ = sys::wait_for(*pid);
+        *pid = made;
     }
 }
 

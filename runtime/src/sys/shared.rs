@@ -28,6 +28,20 @@ impl SharedWord {
         unsafe { self.0.as_ref() }
     }
 
+    /// From now on children do not have it.
+    pub(crate) fn keep_from_children(&self) -> io::Result<()> {
+        // SAFETY: the mapping is ours; a child that has no such memory must not use the value, nor drop it.
+        super::check(unsafe {
+            libc::madvise(self.0.as_ptr().cast(), mem::size_of::<AtomicU32>(), libc::MADV_DONTFORK).into()
+        })
+        .map(drop)
+    }
+
+    /// Where it is, for the kernel to write to.
+    pub(super) fn as_ptr(&self) -> *mut u32 {
+        self.word().as_ptr()
+    }
+
     pub(crate) fn get(&self) -> u32 {
         self.word().load(Ordering::Acquire)
     }

@@ -1,6 +1,6 @@
 //! What a process has beside its memory and files: its scheduling, its memory policy, its personality, its keys.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -27,11 +27,11 @@ pub(crate) struct SchedAttr {
     pub(crate) period: u64,
 }
 
-/// Sets this process' scheduling.
-pub(crate) fn sched_setattr(attr: &SchedAttr) -> io::Result<()> {
+/// Sets the scheduling of a process; 0: of this one.
+pub(crate) fn sched_setattr(pid: i32, attr: &SchedAttr) -> io::Result<()> {
     let attr = SchedAttr { size: mem::size_of::<SchedAttr>() as u32, ..*attr };
     // SAFETY: attr lives through the call and says its size.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) }).map(drop)
 }
 
 /// Sets the CPUs that this process may run on, as a mask of machine words.
@@ -62,13 +62,14 @@ pub(crate) fn personality(persona: u32) -> io::Result<()> {
     check(unsafe { libc::personality(persona.into()) }.into()).map(drop)
 }
 
-/// Gives this process a session keyring of its own, of that name, in which its user may search (else only those who
-/// have the keyring as theirs find a key by its name).
-pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
-    // What a new session keyring has (all for its possessor; view, read and link for its user), and search.
-    const PERMISSIONS: u32 = 0x3f1b_0000;
-    // SAFETY: the name lives through the call.
-    let ring = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+/// Gives this process a session keyring of its own. It has no name, by which others could join it, and is for those alone
+/// whose session keyring it is: its user may be that of every container.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    // All for its possessor, nothing for its user, its group and others.
+    const PERMISSIONS: u32 = 0x3f00_0000;
+    // SAFETY: without a name the kernel makes a new keyring.
+    let ring =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, ptr::null::<libc::c_char>()) };
     let ring = check(ring)?;
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, ring, PERMISSIONS) }).map(drop)

@@ -194,6 +194,11 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// How many session keyrings there are in /proc/keys that are for their possessors alone: the reader's own can be seen.
+pub(crate) fn own_keyrings(keys: &str) -> usize {
+    keys.lines().filter(|line| line.contains(" _ses: ") && line.contains(" 3f000000 ")).count()
+}
+
 pub(crate) fn is_running(runtime: &Runtime, id: &str) -> bool {
     matches!(runtime.state(id).unwrap(), ContainerState::Running(_))
 }

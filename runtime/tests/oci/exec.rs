@@ -101,6 +101,15 @@ fn a_process_comes_from_a_file() {
     assert!(pids.contains(&pid) && pids.len() == 2, "{pids:?}");
     let table = cli.ok(&["ps", "web"]);
     assert!(table.lines().count() == 3 && table.contains("sleep 1000"), "{table}");
+    // A scheduler that no child gets is still that of the program.
+    let process = json!({
+        "user": { "uid": 0, "gid": 0 },
+        "args": ["sh", "-c", "read -r line < /proc/self/stat; set -- $line; echo ${19} ${41}"],
+        "cwd": "/",
+        "scheduler": { "policy": "SCHED_BATCH", "nice": 4, "flags": ["SCHED_FLAG_RESET_ON_FORK"] },
+    });
+    fs::write(&file, process.to_string()).unwrap();
+    assert_eq!(cli.ok(&["exec", "--process", file.to_str().unwrap(), "web"]), "4 3\n");
     fs::write(&file, r#"{"args":["true"],"cwd":"/","user":{"uid":"x","gid":0}}"#).unwrap();
     cli.run(&["exec", "-p", file.to_str().unwrap(), "web"]).fails(255, "user.uid");
 }

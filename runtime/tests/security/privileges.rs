@@ -2,12 +2,13 @@
 //! the kernel.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
 use super::common::cli::Cli;
-use super::common::{World, args, shell};
+use super::common::{World, args, own_keyrings, shell};
 use super::{install, probe};
 
 const SETS: &str = "grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status";
@@ -86,6 +87,26 @@ fn a_container_has_a_keyring_of_its_own() {
     let own = cli.run_spec("keys", &spec).out;
     assert!(own.starts_with("keyring ") && own != host, "{own} {host}");
     assert_ne!(own, cli.run_spec("others", &spec).out, "nor does it share one with the next");
+    // Somebody of the same user waits for it in a keyring that is named as runc's are. Seen to fail with such a name.
+    let mut waiting = Command::new(probe())
+        .args(["join", "_ses.keys"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut joined = String::new();
+    BufReader::new(waiting.stdout.take().unwrap()).read_line(&mut joined).unwrap();
+    assert!(joined.starts_with("keyring "), "{joined}");
+    assert_ne!(joined, cli.run_spec("keys", &spec).out);
+    assert_eq!(cli.create("keys", &cli.spec("keys", &["sleep", "1000"])).code, 0);
+    cli.ok(&["start", "keys"]);
+    let further = cli.ok(&["exec", "keys", "probe", "keys"]);
+    assert!(further != joined && further != host, "{further}");
+    let seen = cli.ok(&["exec", "keys", "cat", "/proc/keys"]);
+    assert_eq!(own_keyrings(&seen), 1, "{seen}");
+    cli.ok(&["delete", "-f", "keys"]);
+    drop(waiting.stdin.take());
+    waiting.wait().unwrap();
     let bundle = cli.bundle("keys", &spec);
     let shared = cli.run(&["run", "--no-new-keyring", "-b", bundle.to_str().unwrap(), "keys"]).out;
     assert_eq!(shared, host);
