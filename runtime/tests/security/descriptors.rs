@@ -68,8 +68,7 @@ fn spied(capabilities: &[&str]) -> String {
     });
     cli.ok(&["exec", "spy", "touch", "/tmp/stop"]);
     eventually("it has ended", || said().contains("end"));
-    let said = said();
-    said
+    said()
 }
 
 /// Seen to fail with `Step::Undumpable` doing nothing.
