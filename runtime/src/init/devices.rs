@@ -64,9 +64,27 @@ fn make_node(
         Ok(()) if device.uid == 0 && device.gid == 0 => Ok(()),
         Ok(()) => sys::fchownat(parent.as_fd(), &name, device.uid, device.gid),
         // A /dev that was brought along, in which they are already; null is looked at below.
-        Err(error) if device.default && error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if device.default {
+                Ok(())
+            } else {
+                is_the_one(parent.as_fd(), &name, device)
+            }
+        }
         Err(error) => Err(error),
     }
+}
+
+/// What is there already may be the device, as in a root file system that is used for the second time.
+fn is_the_one(parent: BorrowedFd<'_>, name: &CStr, device: &Device) -> io::Result<()> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let there = sys::openat2(parent.as_raw_fd(), name, flags, 0, NO_SYMLINKS | BENEATH)?;
+    let stat = sys::fstat(there.as_fd())?;
+    let (kind, number) = (device.mode & libc::S_IFMT, libc::makedev(device.major, device.minor));
+    if stat.st_mode & libc::S_IFMT == kind && (kind == libc::S_IFIFO || stat.st_rdev == number) {
+        return Ok(());
+    }
+    Err(io::Error::other("is there already, and is something else than the device: take it out of the root"))
 }
 
 /// A FIFO is no device, and can be made. Else the host's node, which has to be the one that is asked for.

@@ -124,7 +124,8 @@ fn set(fs: BorrowedFd<'_>, key: &CStr, value: Option<&CStr>) -> io::Result<()> {
     sys::fsconfig(fs, key, value).map_err(|error| {
         let error = told(fs, error);
         let value = value.map(|value| format!("={}", value.to_string_lossy())).unwrap_or_default();
-        io::Error::new(error.kind(), format!("option {}{value}: {error}", key.to_string_lossy()))
+        let why = if key == c"context" { " (linux.mountLabel needs SELinux in the kernel)" } else { "" };
+        io::Error::new(error.kind(), format!("option {}{value}: {error}{why}", key.to_string_lossy()))
     })
 }
 

@@ -42,6 +42,10 @@ pub(super) fn load(dir: &str, config: Option<&str>) -> Result<Bundle> {
         path: path.clone(),
         reason: "root is missing: name the folder of the root file system in root.path".to_owned(),
     })?;
+    if root.path().as_os_str().is_empty() {
+        let reason = "root.path is missing: name the folder of the root file system".to_owned();
+        return Err(Error::Invalid { path, reason });
+    }
     let rootfs = dir.join(root.path());
     let rootfs = fs::canonicalize(&rootfs).map_err(|source| Error::System {
         operation: format!("invalid rootfs: {}", rootfs.display()),
@@ -84,6 +88,11 @@ pub(super) fn from_json_amended<T: DeserializeOwned>(text: &[u8], path: &Path) -
 
 /// The error names the field.
 pub(super) fn from_json<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result<T> {
+    // A list would be taken for the fields of an object in their order.
+    if text.trim_ascii_start().starts_with(b"[") {
+        let reason = "is a list and not an object: start it with '{'".to_owned();
+        return Err(Error::Invalid { path: path.to_owned(), reason });
+    }
     serde_json::from_slice(text).map_err(|plain| {
         // Read again in the slower way that knows where it is.
         let deserializer = &mut serde_json::Deserializer::from_slice(text);
@@ -128,5 +137,6 @@ mod tests {
         assert!(reason(text).contains("linux.namespaces[0].type"), "{}", reason(text));
         assert!(reason("{").starts_with("/b/config.json: EOF"), "{}", reason("{"));
         assert!(reason("{}").contains("ociVersion"));
+        assert!(reason(" [{}]").contains("is a list"), "{}", reason(" [{}]"));
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 
 use oci_spec::runtime::Spec;
 
@@ -207,8 +209,10 @@ impl<'a> Making<'a> {
         })?;
         if !created {
             // It was killed before it could say anything.
-            let status = sys::wait_for(pid).unwrap_or(0);
-            let ended = io::Error::other(format!("it ended with wait status {status:#x}"));
+            let status = ExitStatus::from_raw(sys::wait_for(pid).unwrap_or(0));
+            let killed = status.signal() == Some(libc::SIGKILL);
+            let why = if killed { " (is its memory limit too low?)" } else { "" };
+            let ended = io::Error::other(format!("it ended too early, with {status}{why}"));
             return Err(Failure::step("waiting for the first process", &ended).into());
         }
         Ok(())

@@ -76,7 +76,10 @@ impl From<Failure> for Error {
 /// An error of the system as C and Go spell it: in lower case and without its number.
 pub(super) fn plain(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_lowercase(),
+        Some(errno) => {
+            let text = error.to_string();
+            text.strip_suffix(&format!(" (os error {errno})")).unwrap_or(&text).to_lowercase()
+        }
         None => error.to_string(),
     }
 }

@@ -109,7 +109,7 @@ fn process(spec: &mut Spec, matches: &Matches, log: &Log) -> Result<Option<Strin
     if let Some(on) = matches.value("no-new-privs") {
         process.set_no_new_privileges(Some(on == "true"));
     }
-    add_capabilities(&mut process, matches)?;
+    add_capabilities(&mut process, matches, log);
     let named = user(&mut process, matches)?;
     spec.set_process(Some(process));
     Ok(named)
@@ -146,16 +146,21 @@ pub(super) fn with_defaults(mut process: Process, own: Process) -> Process {
 }
 
 /// `--cap`: not into the inheritable set, from which programs without need would take them (CVE-2022-29162).
-fn add_capabilities(process: &mut Process, matches: &Matches) -> Result<()> {
+fn add_capabilities(process: &mut Process, matches: &Matches, log: &Log) {
     let mut added = Capabilities::new();
+    let mut unknown = Vec::new();
     for name in matches.all("cap") {
         let upper = name.to_ascii_uppercase();
-        let capability = Capability::from_str(upper.strip_prefix("CAP_").unwrap_or(&upper))
-            .map_err(|_| Error::Usage(format!("unknown capability {name:?}")))?;
-        added.insert(capability);
+        match Capability::from_str(upper.strip_prefix("CAP_").unwrap_or(&upper)) {
+            Ok(capability) => drop(added.insert(capability)),
+            Err(_) => unknown.push(name),
+        }
+    }
+    if !unknown.is_empty() {
+        log.warn(&format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
     }
     if added.is_empty() {
-        return Ok(());
+        return;
     }
     let mut sets: LinuxCapabilities = process.capabilities().clone().unwrap_or_default();
     let with = |set: &Option<Capabilities>| {
@@ -165,7 +170,6 @@ fn add_capabilities(process: &mut Process, matches: &Matches) -> Result<()> {
         (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
     sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
     process.set_capabilities(Some(sets));
-    Ok(())
 }
 
 /// `--user` and `--additional-gids`. Returns the user if it is a name of the container's own files.

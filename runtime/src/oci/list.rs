@@ -10,7 +10,8 @@ use super::write_out;
 pub(super) fn state(context: &Context, matches: &Matches) -> Result<u8> {
     let place = context.place(matches.word(0))?;
     let record = place.read()?;
-    let state = State::new(&record, place.status(&record));
+    // The owner is told by `list` alone, as with runc.
+    let state = State { owner: String::new(), ..State::new(&record, place.status(&record)) };
     let text = serde_json::to_string_pretty(&state).unwrap_or_default();
     write_out(&format!("{text}\n"))?;
     Ok(0)

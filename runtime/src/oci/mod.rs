@@ -118,7 +118,7 @@ fn wrong(command: Option<&Command>, log: &log::Log, error: &Error) -> ExitCode {
     // To standard error, where a person sees it who typed it.
     let _ = std::io::stderr().write_all(format!("Incorrect Usage.\n\n{help}").as_bytes());
     log.error(&error.to_string());
-    ExitCode::from(command.map_or(1, |command| command.failure))
+    ExitCode::FAILURE
 }
 
 const PROGRAM: &str = "rorqual-runtime";

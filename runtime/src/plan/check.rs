@@ -1,6 +1,6 @@
 //! The smaller parts of a specification: what is refused, devices, sysctls, the filter, names of limits.
 
-use oci_spec::runtime::{Linux, LinuxDeviceType, PosixRlimitType, Spec};
+use oci_spec::runtime::{Hooks, Linux, LinuxDeviceType, PosixRlimitType, Spec};
 
 use super::cgroup::numbers::sorted;
 use super::namespaces::Namespaces;
@@ -14,10 +14,38 @@ pub(super) fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
         ("windows", spec.windows().is_some()),
         ("solaris", spec.solaris().is_some()),
     ];
-    match unsupported.iter().find(|(_, set)| *set) {
-        Some((field, _)) => Err(invalid(field, "not supported by this runtime: leave it out")),
-        None => Ok(()),
+    if let Some((field, _)) = unsupported.iter().find(|(_, set)| *set) {
+        return Err(invalid(field, "not supported by this runtime: leave it out"));
     }
+    if spec.annotations().as_ref().is_some_and(|annotations| annotations.contains_key("")) {
+        return Err(invalid("annotations", "one has an empty name"));
+    }
+    spec.hooks().as_ref().map_or(Ok(()), hooks)
+}
+
+#[allow(deprecated, reason = "prestart hooks are what Docker and NVIDIA's toolkit use")]
+fn hooks(hooks: &Hooks) -> Result<()> {
+    for (point, list) in [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            let field = |name: &str| format!("hooks.{point}[{index}].{name}");
+            if !hook.path().is_absolute() {
+                let reason = format!("{:?} is not absolute: start it with '/'", hook.path());
+                return Err(invalid(&field("path"), &reason));
+            }
+            if let Some(seconds) = hook.timeout().filter(|seconds| *seconds <= 0) {
+                let reason = format!("{seconds} is no time: leave it out to wait as long as it takes");
+                return Err(invalid(&field("timeout"), &reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Devices for the container's network, which has to be another than ours.
@@ -105,6 +133,9 @@ pub(super) fn devices(linux: &Linux) -> Result<Vec<Device>> {
             LinuxDeviceType::P => libc::S_IFIFO,
             LinuxDeviceType::A => return Err(invalid(&field, "type has to be c, b, u or p")),
         };
+        if kind != libc::S_IFIFO && (device.major(), device.minor()) == (0, 0) {
+            return Err(invalid(&field, "major and minor are missing: 0:0 is no device"));
+        }
         let number =
             |number: i64| u32::try_from(number).map_err(|_| invalid(&field, "device number out of range"));
         devices.push(Device {

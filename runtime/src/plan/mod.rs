@@ -356,12 +356,12 @@ fn become_the_container(
     process::personality(linux, steps)?;
     let sets = Sets::of(process.capabilities().as_ref(), facts.last_capability);
     sets.check()?;
-    let credentials = Step::Credentials {
-        sets,
-        last_capability: facts.last_capability,
-        umask: user.umask().unwrap_or(0o022),
-        setgroups,
-    };
+    let umask = user.umask().unwrap_or(0o022);
+    if umask > 0o777 {
+        let reason = format!("{umask} is more than 511, which is 0777: JSON has only decimal numbers");
+        return Err(invalid("process.user.umask", &reason));
+    }
+    let credentials = Step::Credentials { sets, last_capability: facts.last_capability, umask, setgroups };
     let (filter, listener) = filter::step(linux, request.spec, sets.bounding)?;
     if process.no_new_privileges() == Some(true) {
         steps.push(credentials);
@@ -412,6 +412,9 @@ fn names(spec: &Spec, namespaces: &Namespaces, steps: &mut Vec<Step>) -> Result<
         let Some(name) = name.as_ref().filter(|name| !name.is_empty()) else { continue };
         if !namespaces.is_own(libc::CLONE_NEWUTS) {
             return Err(invalid(field, "needs a uts namespace: it would change the name of the host"));
+        }
+        if name.contains('\0') {
+            return Err(invalid(field, "contains a NUL byte"));
         }
         if name.len() > 64 {
             return Err(invalid(field, "is longer than 64 bytes"));

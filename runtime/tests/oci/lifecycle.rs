@@ -21,7 +21,9 @@ fn a_container_is_created_and_then_started() {
     let bundle = cli.dir.path().join("bundle-one");
     assert_eq!((&state["id"], &state["status"]), (&json!("one"), &json!("created")));
     assert_eq!((&state["ociVersion"], &state["bundle"]), (&json!("1.0.2"), &json!(bundle)));
-    assert_eq!((&state["rootfs"], &state["owner"]), (&json!(cli.rootfs()), &json!("root")));
+    assert_eq!((&state["rootfs"], &state["owner"]), (&json!(cli.rootfs()), &json!("")));
+    let list: Vec<serde_json::Value> = serde_json::from_str(&cli.ok(&["list", "--format", "json"])).unwrap();
+    assert_eq!((&list[0]["id"], &list[0]["owner"]), (&json!("one"), &json!("root")));
     assert_eq!(state["annotations"]["test"], json!("yes"));
     assert_eq!(fs::read_to_string(&pid_file).unwrap(), state["pid"].to_string());
     assert_eq!(fs::read_to_string(cli.output("one")).unwrap(), "", "it waits");

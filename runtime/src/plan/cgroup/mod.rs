@@ -313,6 +313,14 @@ impl<'a> Limits<'a> {
             let reason = format!("{swappiness} is more than 100, which is the most");
             return Err(invalid("linux.resources.memory.swappiness", &reason));
         }
+        for (name, bytes) in
+            [("limit", memory.limit()), ("reservation", memory.reservation()), ("swap", memory.swap())]
+        {
+            if let Some(bytes) = bytes.filter(|bytes| *bytes < -1) {
+                let reason = format!("{bytes} is no size: -1 means no limit");
+                return Err(invalid(&format!("linux.resources.memory.{name}"), &reason));
+            }
+        }
         let set = numbers::set(memory.limit()).is_some()
             || numbers::set(memory.swap()).is_some()
             || numbers::set(memory.reservation()).is_some()
