@@ -19,15 +19,26 @@ const MAKE_DEADLINE: Duration = Duration::from_secs(300);
 /// The archive of an image (`nginx`, `busybox`): from the folder that `tests/run` filled, else made now.
 #[track_caller]
 pub fn archive(name: &str) -> PathBuf {
+    made(&format!("{name}.tar"), &[name])
+}
+
+/// The same in the form of `docker save`, which is all that older Dockers read.
+#[track_caller]
+pub fn docker_archive(name: &str) -> PathBuf {
+    made(&format!("{name}-docker.tar"), &["--format", "docker", name])
+}
+
+#[track_caller]
+fn made(file: &str, words: &[&str]) -> PathBuf {
     let dir = match std::env::var_os("RORQUAL_TEST_IMAGES") {
         Some(dir) => PathBuf::from(dir),
         None => bin_dir().with_file_name("tmp").join("images"),
     };
-    let path = dir.join(format!("{name}.tar"));
+    let path = dir.join(file);
     if !path.exists() {
         fs::create_dir_all(&dir).unwrap();
         let mut make = Command::new(root().join("deploy/images/make"));
-        command::run(make.arg(name).arg(&path), MAKE_DEADLINE).ok();
+        command::run(make.args(words).arg(&path), MAKE_DEADLINE).ok();
     }
     path
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rorqual_tests::source::{CRATES, SourceFile, rust_files};
@@ -217,4 +217,58 @@ fn the_commands_of_the_readme_exist() {
     }
     assert_none("the README names what is not there", &found);
     assert!(tried > 0, "the README shows no command");
+}
+
+/// The words between backticks.
+fn code_words(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The files that the table of the runtime means: below `runtime/tests` or `runtime/src`, or by the whole path.
+fn files_meant(word: &str, sources: &[SourceFile]) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["runtime/tests/", "runtime/src/", ""]
+        .iter()
+        .flat_map(|folder| ["", ".rs", "/main.rs"].map(|end| PathBuf::from(format!("{folder}{word}{end}"))))
+        .filter(|path| root().join(path).exists())
+        .collect();
+    // A module by its name alone.
+    found.extend(
+        sources.iter().filter(|file| file.path.ends_with(format!("{word}.rs"))).map(|file| file.path.clone()),
+    );
+    found
+}
+
+#[test]
+fn the_tests_that_the_page_of_the_runtime_names_exist() {
+    let page = fs::read_to_string(root().join("docs/runtime.md")).unwrap();
+    let sources = rust_files("runtime/src");
+    let (mut found, mut tried, mut in_table) = (Vec::new(), 0, false);
+    for (index, line) in page.lines().enumerate() {
+        let mut wrong = |what: &str| found.push(format!("docs/runtime.md:{}: {what}", index + 1));
+        let last = line.trim_end_matches('|').rsplit('|').next().unwrap_or_default().trim();
+        let row = line.starts_with('|');
+        in_table = row && (in_table || last == "shown by");
+        if in_table && last.is_empty() {
+            wrong("nothing shows this row");
+        }
+        let mut file = "";
+        for word in code_words(if in_table { last } else { line }) {
+            let (named, test) = word.split_once("::").map_or((word, None), |(file, test)| (file, Some(test)));
+            if test.is_none() && !in_table {
+                continue;
+            }
+            file = if named.is_empty() { file } else { named };
+            tried += 1;
+            let files = files_meant(file, &sources);
+            let has = |path: &PathBuf, test: &str| {
+                let text = fs::read_to_string(root().join(path)).unwrap_or_default();
+                [format!("fn {test}("), format!("mod {test} {{")].iter().any(|form| text.contains(form))
+            };
+            if files.is_empty() || test.is_some_and(|test| !files.iter().any(|path| has(path, test))) {
+                wrong(word);
+            }
+        }
+    }
+    assert_none("the page of the runtime names what is not there", &found);
+    assert!(tried > 100, "only {tried} tests are named");
 }

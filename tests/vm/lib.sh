@@ -16,6 +16,11 @@ VM_PACKAGES=(base-passwd bash busybox-static coreutils curl dash dbus diffutils 
   hostname iproute2 iputils-ping jq kmod libc-bin nftables passwd procps sed systemd systemd-sysv tar udev uidmap
   util-linux wireguard-tools)
 
+# More of it, for the suites that run other people's engines above the runtime, or build programs. A root file system
+# of its own, since most machines do without.
+VM_ENGINES=(apparmor bsdutils catatonit containerd docker.io gcc iptables libc6-dev libseccomp2 netavark podman runc
+  slirp4netns)
+
 # The smallest kernel that has what we need; of Debian, then of Ubuntu.
 VM_KERNELS=(linux-image-cloud-amd64 linux-image-virtual)
 
@@ -32,23 +37,25 @@ vm_unavailable() {
   log=$( (rq_install_packages "${VM_TOOLS[@]}") 2>&1) || echo "QEMU cannot be installed: ${log##*$'\n'}"
 }
 
-# vm_prepare sets VM_KERNEL, VM_INITRD and VM_ROOT, and makes what is missing of them. Needs root.
+# vm_prepare KIND sets VM_KERNEL, VM_INITRD and VM_ROOT, and makes what is missing of them: KIND is small or engines.
+# Needs root.
 vm_prepare() {
-  local kernel debs key
+  local kernel debs key packages=("${VM_PACKAGES[@]}" libnss-systemd)
+  [[ $1 != engines ]] || packages+=("${VM_ENGINES[@]}")
   mkdir -p "$VM_HOME"
   # One at a time per cache; who comes second finds it all done.
   exec 8<"$VM_HOME"
   flock 8
   kernel=$(vm_choose_kernel) || die "none of ${VM_KERNELS[*]} is to be had from this machine's package sources"
-  debs=$(debs_resolve "${VM_PACKAGES[@]}" libnss-systemd) || die "cannot resolve ${VM_PACKAGES[*]}"
-  key=$({ echo "$kernel$debs$VM_ROOT_SIZE" && cat "$VM_HERE/lib.sh" "$VM_HERE/guest/initrd"; } | sha256sum | cut -c1-16)
+  debs=$(debs_resolve "${packages[@]}") || die "cannot resolve ${packages[*]}"
+  key=$1-$({ echo "$kernel$debs$VM_ROOT_SIZE" && cat "$VM_HERE/lib.sh" "$VM_HERE/guest/initrd"; } | sha256sum | cut -c1-16)
   VM_KERNEL=$VM_HOME/$key/kernel VM_INITRD=$VM_HOME/$key/initrd VM_ROOT=$VM_HOME/$key/root
   if [[ ! -e $VM_ROOT ]]; then
-    note "making the virtual machine's kernel and root file system"
-    # Older ones are of no use to anybody, and neither is one that was not finished.
-    find "$VM_HOME" -mindepth 1 -maxdepth 1 ! -name accelerator -exec rm -rf {} +
+    note "making the virtual machine's kernel and root file system ($1)"
+    # Older ones of its kind are of no use to anybody, and neither is one that was not finished.
+    find "$VM_HOME" -mindepth 1 -maxdepth 1 -name "$1-*" -exec rm -rf {} +
     mkdir -p "$VM_HOME/$key/tree"
-    vm_make "$VM_HOME/$key" "$kernel" "$debs"
+    vm_make "$VM_HOME/$key" "$kernel" "$debs" "${packages[@]}"
     rm -rf "$VM_HOME/$key/tree"
   fi
   exec 8<&-
@@ -63,10 +70,10 @@ vm_choose_kernel() {
   return 1
 }
 
-# vm_make DIR KERNEL DEBS makes DIR/kernel, DIR/initrd and, last, DIR/root.
+# vm_make DIR KERNEL DEBS PACKAGE... makes DIR/kernel, DIR/initrd and, last, DIR/root.
 vm_make() {
   local dir=$1 tree=$1/tree file version
-  debs_fetch "${VM_PACKAGES[@]}" libnss-systemd || die "cannot fetch the packages of the virtual machine"
+  debs_fetch "${@:4}" || die "cannot fetch the packages of the virtual machine"
   while read -r file _; do deb_into "$CACHE/apt/archives/$file" "$tree"; done <<<"$3"
   rm -rf "$tree"/usr/share/{doc,man,info,locale,bash-completion,zsh,lintian}
   vm_configure "$tree"
@@ -108,11 +115,18 @@ vm_configure() {
   : >"$tree/etc/resolv.conf"
   [[ -e $tree/usr/bin/sh ]] || ln -s dash "$tree/usr/bin/sh"
   [[ -e $tree/usr/bin/awk ]] || ln -s gawk "$tree/usr/bin/awk"
+  [[ ! -e $tree/usr/bin/gcc ]] || ln -sf gcc "$tree/usr/bin/cc"
+  [[ ! -e $tree/usr/sbin/iptables-nft ]] || ln -sf iptables-nft "$tree/usr/sbin/iptables"
+  [[ ! -e $tree/usr/sbin/ip6tables-nft ]] || ln -sf ip6tables-nft "$tree/usr/sbin/ip6tables"
   chroot "$tree" /sbin/ldconfig
   chroot "$tree" /bin/systemd-sysusers
   # What busybox has and the packages do not.
   for applet in nc vi wget less ping; do
     [[ -e $tree/usr/bin/$applet ]] || ln -s busybox "$tree/usr/bin/$applet"
+  done
+  # The engines of tests are started by the tests.
+  for applet in containerd.service docker.service docker.socket podman.service podman.socket podman-restart.service; do
+    ln -sf /dev/null "$tree/etc/systemd/system/$applet"
   done
   # Nobody logs in, there is no hardware to be looked for, and /tmp may hold what a machine is for.
   for applet in getty.target systemd-udev-trigger.service systemd-udev-settle.service systemd-logind.service \

@@ -1,9 +1,7 @@
 //! Docker with the runtime added to its daemon.
 
-use std::process::Command;
-
 use rorqual_tests::wait::hold;
-use rorqual_tests::{Output, command, root, wait_until};
+use rorqual_tests::{Output, images, wait_until};
 
 use crate::world::{DEADLINE, IMAGE, World};
 
@@ -28,10 +26,8 @@ impl Docker {
             let output = docker.call(&["version"]);
             hold(output.code == 0, || std::fs::read_to_string(&log).unwrap())
         });
-        let archive = docker.world.dir().join("docker.tar");
-        let mut make = Command::new(root().join("deploy/images/make"));
-        command::run(make.args(["--format", "docker", "busybox"]).arg(&archive), DEADLINE * 5).ok();
-        docker.call(&["load", "--quiet", "--input", archive.to_str().unwrap()]).ok();
+        let archive = docker.world.archive(&images::docker_archive("busybox"));
+        docker.call(&["load", "--quiet", "--input", &archive]).ok();
         docker
     }
 

@@ -11,5 +11,6 @@ mod docker;
 mod podman;
 mod podman_limits;
 mod podman_options;
+mod podman_systemd;
 mod rootless;
 mod world;

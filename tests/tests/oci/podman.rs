@@ -1,5 +1,6 @@
 //! Podman as root: what its users do every day.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rorqual_tests::wait::hold;
@@ -15,7 +16,12 @@ pub(crate) struct Podman {
 impl Podman {
     #[track_caller]
     pub(crate) fn new() -> Podman {
-        let podman = Podman { world: World::new() };
+        Podman::in_world(World::new())
+    }
+
+    #[track_caller]
+    pub(crate) fn in_world(world: World) -> Podman {
+        let podman = Podman { world };
         let archive = podman.world.archive(&images::archive("busybox"));
         podman.call(&["load", "--quiet", "--input", &archive]).ok();
         podman
@@ -198,7 +204,15 @@ spec:
 
 #[test]
 fn a_pod_of_two_shares_its_network() {
-    let podman = Podman::new();
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        // There Podman 4.3 keeps a pod whose control group it has made itself from every device, whatever the runtime:
+        // `podman_systemd` has the pod.
+        return;
+    }
+    play_a_pod(&Podman::new());
+}
+
+pub(crate) fn play_a_pod(podman: &Podman) {
     let file = podman.world.file("pod.yaml", POD);
     podman.call(&["play", "kube", &file]).ok();
     wait_until("one container has reached the other", DEADLINE, || {

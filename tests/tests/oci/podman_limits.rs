@@ -3,9 +3,9 @@
 use crate::podman::Podman;
 
 /// The files of a container's groups by both versions of the interface: (file, value) of v1, then of v2.
-type Files = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)]);
+pub(crate) type Files = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)]);
 
-const LIMITS: Files = (
+pub(crate) const LIMITS: Files = (
     &[
         ("memory/memory.limit_in_bytes", "67108864"),
         ("cpu/cpu.cfs_quota_us", "50000"),
@@ -16,7 +16,7 @@ const LIMITS: Files = (
     &[("memory.max", "67108864"), ("cpu.max", "50000 100000"), ("pids.max", "40"), ("cpuset.cpus", "0")],
 );
 
-const UPDATED: Files = (
+pub(crate) const UPDATED: Files = (
     &[
         ("memory/memory.limit_in_bytes", "50331648"),
         ("cpu/cpu.cfs_quota_us", "150000"),
@@ -27,7 +27,7 @@ const UPDATED: Files = (
 
 /// As the container sees them.
 #[track_caller]
-fn check(podman: &Podman, name: &str, (v1, v2): Files) {
+pub(crate) fn check(podman: &Podman, name: &str, (v1, v2): Files) {
     let is_v2 = podman.shell(name, "test -e /sys/fs/cgroup/cgroup.controllers").code == 0;
     for (file, value) in if is_v2 { v2 } else { v1 } {
         let told = podman.shell(name, &format!("cat /sys/fs/cgroup/{file}")).ok();

@@ -15,14 +15,14 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// The image that the engines load.
 pub(crate) const IMAGE: &str = "busybox:latest";
 
-/// What the engines need to be told here: without CAP_SYS_RESOURCE no limit can be raised to their defaults.
+/// What Podman needs to be told here: without CAP_SYS_RESOURCE no limit can be raised to its defaults.
 const CONTAINERS_CONF: &str = r#"
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 log_driver = "k8s-file"
 
 [engine]
-cgroup_manager = "cgroupfs"
+cgroup_manager = "MANAGER"
 events_logger = "file"
 runtime_supports_json = ["rorqual-runtime", "crun", "runc"]
 
@@ -40,24 +40,39 @@ pub(crate) struct World {
     keeper: Child,
     /// Its first process.
     pid: u32,
+    /// Whether it shares processes and control groups with this machine.
+    beside: bool,
 }
 
 impl World {
     #[track_caller]
     pub(crate) fn new() -> World {
+        World::made(false)
+    }
+
+    /// A world beside this machine's systemd, which takes process ids and control groups as they are here: what is
+    /// started in it has to be ended. `None` where no systemd is the first process.
+    #[track_caller]
+    pub(crate) fn with_systemd() -> Option<World> {
+        Path::new("/run/systemd/private").exists().then(|| World::made(true))
+    }
+
+    #[track_caller]
+    fn made(beside: bool) -> World {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("rqoci-{}-{number}", std::process::id());
         let dir = tempfile::Builder::new().prefix(&name).tempdir_in("/var/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let runtime = install_runtime(dir.path());
-        fs::write(dir.path().join("containers.conf"), CONTAINERS_CONF).unwrap();
-        let mut keeper = script()
-            .args(["up", &name])
-            .args([dir.path(), &runtime])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let manager = if beside { "systemd" } else { "cgroupfs" };
+        fs::write(dir.path().join("containers.conf"), CONTAINERS_CONF.replace("MANAGER", manager)).unwrap();
+        let mut keeper = script();
+        if beside {
+            keeper.arg("up-beside").arg(dir.path());
+        } else {
+            keeper.args(["up", &name]).args([dir.path(), &runtime]);
+        }
+        let mut keeper = keeper.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         wait_until("a world of its own", DEADLINE, || {
             if let Some(status) = keeper.try_wait().unwrap() {
                 panic!("the world ended at once: {status}");
@@ -66,7 +81,7 @@ impl World {
         });
         let children = format!("/proc/{0}/task/{0}/children", keeper.id());
         let pid = fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        World { name, dir, runtime, keeper, pid }
+        World { name, dir, runtime, keeper, pid, beside }
     }
 
     /// The runtime under test, as everybody in the world can run it.
@@ -96,7 +111,12 @@ impl World {
 
     fn enter(&self) -> Command {
         let mut command = script();
-        command.args(["enter", &self.name, &self.pid.to_string()]);
+        if self.beside {
+            command.arg("enter-beside");
+        } else {
+            command.args(["enter", &self.name]);
+        }
+        command.arg(self.pid.to_string());
         command.env("CONTAINERS_CONF", self.dir.path().join("containers.conf")).current_dir("/");
         command
     }
@@ -134,6 +154,9 @@ impl Drop for World {
         // Its first process ends with it, and with that one everything in the namespace.
         self.keeper.kill().unwrap();
         self.keeper.wait().unwrap();
+        if self.beside {
+            return;
+        }
         let status = script().args(["down", &self.name]).status().unwrap();
         assert!(status.success() || std::thread::panicking(), "control groups of {} are left", self.name);
     }
