@@ -1,4 +1,4 @@
-//! The session with the leader: assignments come down, statuses and heartbeats go up.
+//! The session with the leader: assignments and heartbeats come down, statuses and answers go up.
 //!
 //! ```text
 //!  look for the leader ──Hello──▶ Redirect ──▶ (its address) ──Hello──▶ Welcome ──▶ open

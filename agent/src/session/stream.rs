@@ -5,7 +5,7 @@ use std::time::Duration;
 use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire::{self, from_agent, to_agent};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -19,8 +19,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// Unless the leader says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// So many heartbeats without a word from the leader, and it is given up.
-const MISSED: u32 = 3;
+/// So many heartbeats late, and the leader is given up: it has missed three.
+const MISSED: f32 = 3.5;
 
 /// Messages that wait for a slow connection.
 const OUTBOX: usize = 64;
@@ -103,11 +103,10 @@ struct Open<'a> {
 
 impl Open<'_> {
     async fn run(mut self, mut inbox: Streaming<wire::ToAgent>) -> End {
-        let mut beats = tokio::time::interval(self.beat);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         loop {
-            // Each arm is cancel-safe: stream, watch and reports keep what was not taken, ticks are kept.
+            // Each arm is cancel-safe: stream, watch and reports keep what was not taken, silence ends at a fixed
+            // time.
             let sent = tokio::select! {
                 message = inbox.message() => {
                     heard = Instant::now();
@@ -123,11 +122,8 @@ impl Open<'_> {
                 batch = self.parts.tasks.reports().next_batch() => {
                     send(&self.outbox, from_agent::Message::Statuses(batch)).await
                 }
-                _ = beats.tick() => {
-                    if heard.elapsed() > self.beat * MISSED {
-                        return End::Lost("the leader is silent".to_owned());
-                    }
-                    send(&self.outbox, from_agent::Message::Heartbeat(wire::Heartbeat {})).await
+                () = tokio::time::sleep_until(heard + self.beat.mul_f32(MISSED)) => {
+                    return End::Lost("the leader is silent".to_owned());
                 }
                 Ok(()) = self.images.changed() => {
                     send(&self.outbox, from_agent::Message::Images(self.parts.images.report())).await
@@ -150,7 +146,10 @@ impl Open<'_> {
                 self.parts.link.set_controllers(welcome.controllers);
                 Ok(())
             }
-            Some(to_agent::Message::Heartbeat(_)) | None => Ok(()),
+            Some(to_agent::Message::Heartbeat(_)) => {
+                self.say(from_agent::Message::Heartbeat(wire::Heartbeat {})).await
+            }
+            None => Ok(()),
         }
     }
 
@@ -183,8 +182,11 @@ impl Open<'_> {
         self.parts.tasks.release();
         let number = change.number;
         self.parts.network.apply(change).await;
-        let acknowledged = from_agent::Message::AcknowledgedSet(number);
-        send(&self.outbox, acknowledged).await.map_err(|()| End::Lost("the connection broke".to_owned()))
+        self.say(from_agent::Message::AcknowledgedSet(number)).await
+    }
+
+    async fn say(&self, message: from_agent::Message) -> Result<(), End> {
+        send(&self.outbox, message).await.map_err(|()| End::Lost("the connection broke".to_owned()))
     }
 
     /// Memory follows the disk again.

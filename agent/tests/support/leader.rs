@@ -19,6 +19,9 @@ use super::{UNDERLAY, deadline};
 
 type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
 
+/// Between two heartbeats.
+const BEAT: Duration = Duration::from_millis(200);
+
 /// What the agent told.
 #[derive(Debug)]
 pub(crate) enum Told {
@@ -134,15 +137,25 @@ impl Leader {
     }
 }
 
+/// Sends heartbeats until the agent hangs up.
+async fn beat(outbox: Outbox) {
+    let message = to_agent::Message::Heartbeat(wire::Heartbeat {});
+    while outbox.send(Ok(wire::ToAgent { message: Some(message.clone()) })).await.is_ok() {
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
 impl Dispatcher {
     async fn serve(self, mut inbox: Streaming<wire::FromAgent>, outbox: Outbox) {
         while let Ok(Some(message)) = inbox.message().await {
             let told = match message.message {
                 Some(from_agent::Message::Hello(hello)) => {
-                    let welcome = wire::Welcome { heartbeat_ms: 200, controllers: Vec::new() };
+                    let welcome =
+                        wire::Welcome { heartbeat_ms: BEAT.as_millis() as u64, controllers: Vec::new() };
                     let message = to_agent::Message::Welcome(welcome);
                     let _ = outbox.send(Ok(wire::ToAgent { message: Some(message) })).await;
                     *self.session.lock().unwrap() = Some(outbox.clone());
+                    tokio::spawn(beat(outbox.clone()));
                     vec![Told::Hello(Box::new(hello))]
                 }
                 Some(from_agent::Message::Statuses(batch)) => batch
@@ -152,13 +165,10 @@ impl Dispatcher {
                     .collect(),
                 Some(from_agent::Message::AcknowledgedSet(set)) => vec![Told::Acknowledged(set)],
                 Some(from_agent::Message::Images(images)) => vec![Told::Images(images)],
-                Some(from_agent::Message::Heartbeat(beat)) => {
-                    let message = to_agent::Message::Heartbeat(beat);
-                    let _ = outbox.send(Ok(wire::ToAgent { message: Some(message) })).await;
+                // No test asks for the machine, nor for the answers to heartbeats.
+                Some(from_agent::Message::Heartbeat(_) | from_agent::Message::Description(_)) | None => {
                     Vec::new()
                 }
-                // No test asks for the machine.
-                Some(from_agent::Message::Description(_)) | None => Vec::new(),
             };
             for told in told {
                 let _ = self.told.send(told);

@@ -1,6 +1,6 @@
 //! The dispatcher: what every node has to do and know goes down its session, what it sees comes up.
 //!
-//! - `session` answers one agent: Hello, heartbeats, statuses, images.
+//! - `session` serves one agent: Hello, heartbeats, statuses, images.
 //! - `fanout` is one task a controller: it turns what the store's watch names into numbered assignment
 //!   sets and gives each session only what concerns its node.
 //! - `statuses` is one task a controller: it gathers reported statuses and writes them in batches.
@@ -31,7 +31,7 @@ use images::ImageCatalogue;
 use statuses::StatusHandle;
 use wire::dispatcher_client::DispatcherClient;
 
-/// How often an agent lets hear of itself.
+/// How often a leader asks an agent for a sign of life.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// The dispatcher of this controller. Cheap to clone.

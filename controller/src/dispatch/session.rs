@@ -1,11 +1,14 @@
 //! One agent's session with the leader.
 //!
 //! ```text
-//! Hello ──leads──▶ Welcome, full set ──▶ [ sets down | heartbeats, statuses, images up ] ──▶ end
+//! Hello ──leads──▶ Welcome, full set ──▶ [ sets, heartbeats down | answers, statuses, images up ] ──▶ end
 //!   └──follows──▶ Redirect, end
 //! ```
 //! The session ends when the agent hangs up or falls silent, when this controller no longer leads, or when
 //! the agent is too slow to take its sets; the agent comes back with a Hello and gets a full set.
+//!
+//! Heartbeats go down together with those to the other controllers: the daemon is awake then, and the answers come
+//! together as well.
 
 use std::time::Duration;
 
@@ -13,7 +16,8 @@ use rorqual_planner::{Action, ActionKind};
 use rorqual_proto::model::{NodeDescription, NodeId};
 use rorqual_proto::wire::{self, from_agent, to_agent};
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
@@ -25,6 +29,9 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
 /// An agent that is silent for so long has lost its session.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// A heartbeat goes out even if the Raft pump hangs on a slow disk: after so long.
+const WITHOUT_PULSE: Duration = Duration::from_millis(1500);
 
 /// Messages that may wait for a slow agent before its session ends.
 const OUTBOX: usize = 64;
@@ -108,11 +115,19 @@ impl Dispatch {
         mut evicted: oneshot::Receiver<Evicted>,
     ) -> &'static str {
         let mut leadership = self.store.leadership();
+        let mut beats = Beats::new(self.store.pulse());
+        let mut heard = Instant::now();
         loop {
             // Each arm is cancel-safe: a stream keeps what it has not yielded, a oneshot and a watch lose
-            // nothing, and the sleep starts anew with every message, which is what it measures.
+            // nothing, a heartbeat that was not sent stays due, and silence ends at a fixed time.
             let message = tokio::select! {
                 message = inbox.message() => message,
+                () = beats.due() => {
+                    // A full outbox means that the agent does not read: the fan-out ends the session.
+                    let beat = to_agent::Message::Heartbeat(wire::Heartbeat {});
+                    let _ = outbox.try_send(Ok(wire::ToAgent { message: Some(beat) }));
+                    continue;
+                }
                 _ = &mut evicted => return "replaced, or too slow to take its assignments",
                 changed = leadership.wait_for(|now| !now.is_leader) => {
                     if changed.is_ok() {
@@ -121,7 +136,7 @@ impl Dispatch {
                     }
                     return "this controller no longer leads";
                 }
-                () = tokio::time::sleep(SILENCE) => return "silent for too long",
+                () = tokio::time::sleep_until(heard + SILENCE) => return "silent for too long",
             };
             let Ok(Some(message)) = message else {
                 // Unless it has opened another one since.
@@ -130,22 +145,19 @@ impl Dispatch {
                 }
                 return "the agent hung up";
             };
+            heard = Instant::now();
             self.shared.heard(node);
-            if let Err(status) = self.take(node, message, outbox).await {
+            if let Err(status) = self.take(node, message).await {
                 let _ = outbox.try_send(Err(status));
                 return "the agent sent what can't be read";
             }
         }
     }
 
-    async fn take(&self, node: &NodeId, message: wire::FromAgent, outbox: &Outbox) -> Result<(), Status> {
+    async fn take(&self, node: &NodeId, message: wire::FromAgent) -> Result<(), Status> {
         match message.message {
-            Some(from_agent::Message::Heartbeat(_)) => {
-                // A full outbox means that the agent does not read: the fan-out ends the session.
-                let beat = to_agent::Message::Heartbeat(wire::Heartbeat {});
-                let _ = outbox.try_send(Ok(wire::ToAgent { message: Some(beat) }));
-                Ok(())
-            }
+            // That it came is all that it says.
+            Some(from_agent::Message::Heartbeat(_)) => Ok(()),
             Some(from_agent::Message::Statuses(batch)) => self.statuses.report(node, batch.statuses).await,
             Some(from_agent::Message::Images(images)) => {
                 self.images.report(node.clone(), images);
@@ -166,6 +178,34 @@ impl Dispatch {
     }
 }
 
+/// When to send an agent a heartbeat.
+struct Beats {
+    pulse: watch::Receiver<u64>,
+    last: Instant,
+}
+
+impl Beats {
+    fn new(pulse: watch::Receiver<u64>) -> Self {
+        Self { pulse, last: Instant::now() }
+    }
+
+    /// Waits for the first of this leader's pulses by which a heartbeat is as good as due. Cancel-safe.
+    async fn due(&mut self) {
+        loop {
+            let patience = tokio::time::timeout_at(self.last + WITHOUT_PULSE, self.pulse.changed());
+            match patience.await {
+                Ok(Ok(())) if self.last.elapsed() < HEARTBEAT.mul_f32(0.9) => {}
+                // The pump has ended; so does the session.
+                Ok(Err(_)) => return std::future::pending().await,
+                Ok(Ok(())) | Err(_) => {
+                    self.last = Instant::now();
+                    return;
+                }
+            }
+        }
+    }
+}
+
 async fn hello(inbox: &mut Streaming<wire::FromAgent>) -> Result<wire::Hello, Status> {
     let first = tokio::time::timeout(HELLO_DEADLINE, inbox.message())
         .await
@@ -179,4 +219,40 @@ async fn hello(inbox: &mut Streaming<wire::FromAgent>) -> Result<wire::Hello, St
 async fn send(outbox: &Outbox, message: to_agent::Message) -> Result<(), Status> {
     let message = Ok(wire::ToAgent { message: Some(message) });
     outbox.send(message).await.map_err(|_| Status::cancelled("the agent hung up"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn heartbeats_go_with_the_pulse_that_is_next_to_their_time() {
+        let sender = watch::Sender::new(0);
+        let mut beats = Beats::new(sender.subscribe());
+        beats.last -= HEARTBEAT;
+        sender.send_modify(|beats| *beats += 1);
+        tokio::time::timeout(SOON, beats.due()).await.expect("it was due");
+        // The next comes with a pulse, and not with the first one.
+        let began = Instant::now();
+        let pulses = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                sender.send_modify(|beats| *beats += 1);
+            }
+        });
+        tokio::time::timeout(SOON, beats.due()).await.expect("a pulse came");
+        assert!(began.elapsed() >= HEARTBEAT.mul_f32(0.9), "{:?}", began.elapsed());
+        pulses.abort();
+    }
+
+    #[tokio::test]
+    async fn a_pump_that_hangs_does_not_keep_heartbeats_back() {
+        let sender = watch::Sender::new(0);
+        let mut beats = Beats::new(sender.subscribe());
+        let began = Instant::now();
+        tokio::time::timeout(SOON, beats.due()).await.expect("it comes by itself");
+        assert!(began.elapsed() >= HEARTBEAT, "{:?}", began.elapsed());
+    }
 }

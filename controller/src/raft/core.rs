@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use raft::eraftpb::{Message, MessageType};
-use raft::{RawNode, SnapshotStatus, StateRole};
+use raft::{Progress, ProgressState, RawNode, SnapshotStatus, StateRole};
 use tokio::sync::oneshot;
 
 use super::handle::{Event, Refusal, Reply, View};
@@ -24,6 +24,10 @@ use crate::storage::{LogStore, Recovered, StorageError};
 
 /// Ticks within which a member has to have answered to count as reachable.
 const REACHABLE_TICKS: u64 = 15;
+
+/// Ticks from the leader's hanging up to an election, for each member that would call one: the first has to find
+/// that the others know it too.
+const HUNG_UP_TICKS: usize = 2;
 
 /// Members whose addresses are remembered from their streams.
 const HEARD: usize = 64;
@@ -98,6 +102,8 @@ pub(super) struct Core<M: Machine, S: LogStore, T: Transport> {
     leading: Option<(u64, u64)>,
     /// On the leader: when each member was last seen active.
     seen: BTreeMap<u64, u64>,
+    /// On the leader: its heartbeat has gone out, or goes with what settles.
+    beaten: bool,
     closing: Option<Closing>,
 }
 
@@ -141,6 +147,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             now: 0,
             leading: None,
             seen: BTreeMap::new(),
+            beaten: false,
             closing: None,
             own,
             tuning,
@@ -186,12 +193,33 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         u32::try_from(until_due.saturating_sub(1).min(heartbeat)).unwrap_or(0)
     }
 
+    /// The term in which answers to heartbeats change nothing: this member leads, and everybody has everything.
+    fn idle_term(&self) -> Option<u64> {
+        let raft = &self.node.raft;
+        let last = raft.raft_log.last_index();
+        let has_everything = |progress: &Progress| {
+            progress.matched == last
+                && progress.state == ProgressState::Replicate
+                && progress.pending_request_snapshot == 0
+        };
+        let idle = self.is_leader() && raft.prs().iter().all(|(_, progress)| has_everything(progress));
+        idle.then_some(raft.term)
+    }
+
+    /// Takes the answers that waited for the pump to wake.
+    pub(super) fn take_answers(&mut self) {
+        for answer in self.view.answers.take() {
+            self.step(answer);
+        }
+    }
+
     /// One unit of time has passed.
     pub(super) fn tick(&mut self) {
         self.now += 1;
         self.node.tick();
         self.after_step();
         if self.is_leader() {
+            self.beaten |= self.node.raft.heartbeat_elapsed() == 0;
             let seen = self.node.raft.prs().iter().filter(|(_, progress)| progress.recent_active);
             let now = self.now;
             let seen: Vec<u64> = seen.map(|(id, _)| *id).collect();
@@ -211,6 +239,7 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
             Event::Message(message) => self.step(*message),
             Event::Heard(peer) => self.hear(peer),
             Event::Unreachable(id) => self.node.report_unreachable(id),
+            Event::HungUp(id) => self.hung_up(id),
             Event::SnapshotSent { to, delivered } => {
                 let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
                 self.node.report_snapshot(to, status);
@@ -234,6 +263,10 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         }
         self.maybe_snapshot();
         self.publish();
+        if std::mem::take(&mut self.beaten) {
+            self.view.pulse.send_modify(|beats| *beats = beats.wrapping_add(1));
+        }
+        self.view.answers.may_wait(self.idle_term());
         Ok(())
     }
 
@@ -285,7 +318,10 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
 
     /// Replaces the election timeout that chance chose, where it has to be repeatable.
     fn after_step(&mut self) {
-        if let Some(seed) = self.tuning.election_seed {
+        // It is drawn when the time begins to count anew.
+        if let Some(seed) = self.tuning.election_seed
+            && self.node.raft.election_elapsed == 0
+        {
             let mixed = (seed ^ self.own.raft_id.rotate_left(17) ^ self.node.raft.term.rotate_left(41))
                 .wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let range = &self.tuning.election_ticks;
@@ -300,6 +336,24 @@ impl<M: Machine, S: LogStore, T: Transport> Core<M, S, T> {
         if room && peer.raft_id != self.own.raft_id && self.members.admits(peer.raft_id, &peer.node_id) {
             self.heard.insert(peer.raft_id, peer);
         }
+    }
+
+    /// The leader's stream has ended, as the kernel ends it when a process dies. So its silence needs not be waited
+    /// for: an election comes in a few ticks, unless the leader is heard before, and others get this vote at once.
+    /// A leader that lives is not disturbed: it and whoever hears it refuse the pre-vote.
+    fn hung_up(&mut self, from: u64) {
+        let raft = &mut self.node.raft;
+        if raft.state != StateRole::Follower || raft.leader_id != from || self.closing.is_some() {
+            return;
+        }
+        // One after the other, so that they don't split the votes.
+        let voters = raft.prs().conf().voters().ids();
+        let before = voters.iter().filter(|id| *id != from && *id < self.own.raft_id).count();
+        let latest = self.tuning.election_ticks.end - 1;
+        let wait = (HUNG_UP_TICKS * (before + 1)).min(latest - self.tuning.loyalty_ticks);
+        raft.set_randomized_election_timeout(latest);
+        raft.election_elapsed = raft.election_elapsed.max(latest - wait);
+        tracing::debug!(leader = from, ticks = wait, "the leader hung up");
     }
 
     /// Where a member is reached: where it was heard from, or else where the group's record says.

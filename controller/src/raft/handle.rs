@@ -7,6 +7,7 @@ use std::time::Duration;
 use raft::eraftpb::Message;
 use tokio::sync::{oneshot, watch};
 
+use super::answers::Answers;
 use super::members::Members;
 use super::{Leadership, MemberStatus, RaftPeer};
 use crate::storage::{SavedSnapshot, StorageError};
@@ -54,7 +55,10 @@ pub(super) enum Event<O> {
     Message(Box<Message>),
     /// Another member has opened its stream; this is who it says it is, proven but for the address.
     Heard(RaftPeer),
+    /// Nothing can be sent to that member.
     Unreachable(u64),
+    /// That member's stream has ended: its process died, or the connection to it broke.
+    HungUp(u64),
     SnapshotSent {
         to: u64,
         delivered: bool,
@@ -71,6 +75,10 @@ pub(super) struct View {
     pub(super) leadership: Arc<watch::Sender<Leadership>>,
     pub(super) members: Arc<RwLock<Members>>,
     pub(super) statuses: Arc<RwLock<Vec<MemberStatus>>>,
+    /// Counts a leader's heartbeats: whoever has something to send often does it then, in the same wake-up.
+    pub(super) pulse: Arc<watch::Sender<u64>>,
+    /// What the pump takes with it when it wakes.
+    pub(super) answers: Answers,
     /// Set when the pump ends.
     pub(super) stopped: Arc<OnceLock<String>>,
 }
@@ -81,6 +89,8 @@ impl View {
             leadership: Arc::new(watch::Sender::new(Leadership::default())),
             members: Arc::default(),
             statuses: Arc::default(),
+            pulse: Arc::new(watch::Sender::new(0)),
+            answers: Answers::default(),
             stopped: Arc::default(),
         }
     }
@@ -144,6 +154,10 @@ impl<O> Handle<O> {
         self.view.leadership.subscribe()
     }
 
+    pub(crate) fn pulse(&self) -> watch::Receiver<u64> {
+        self.view.pulse.subscribe()
+    }
+
     pub(crate) fn member_statuses(&self) -> Vec<MemberStatus> {
         self.view.statuses.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -152,6 +166,13 @@ impl<O> Handle<O> {
     pub(super) fn tell(&self, event: Event<O>) {
         if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
             tracing::debug!("the Raft pump is behind: dropped a message");
+        }
+    }
+
+    /// Gives the pump a message of another member, at once or with what wakes it next.
+    pub(super) fn deliver(&self, message: Box<Message>) {
+        if let Err(message) = self.view.answers.keep(message) {
+            self.tell(Event::Message(message));
         }
     }
 

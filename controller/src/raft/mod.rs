@@ -15,10 +15,11 @@
 //!   No clock and no thread in there: tests drive it step by step (`sim`).
 //! - `log.rs`: the log as the raw node reads it, in memory over a [`crate::storage::LogStore`].
 //! - `members.rs`: who belongs to the group, kept in configuration changes and snapshots.
-//! - `transport.rs`, `outbox.rs`, `service.rs`: messages over gRPC. They are opaque bytes on the wire;
-//!   `codec.rs` alone knows what is in them.
+//! - `transport.rs`, `outbox.rs`, `service.rs`, `streams.rs`: messages over gRPC. They are opaque bytes on the
+//!   wire; `codec.rs` alone knows what is in them. `answers.rs` has those that need not wake the pump.
 //! - `node.rs`: opening, starting and stopping the whole.
 
+mod answers;
 mod codec;
 mod core;
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod service;
 #[cfg(test)]
 mod sim;
 mod snapshotting;
+mod streams;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transport;

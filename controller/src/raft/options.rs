@@ -43,7 +43,8 @@ pub struct Tuning {
     /// Ticks between two heartbeats of a leader.
     pub heartbeat_ticks: usize,
     /// Ticks without a majority after which a leader steps down, and for which a follower stays loyal to a
-    /// silent leader when others want its vote.
+    /// silent leader when others want its vote. A multiple of the heartbeat's, so that a leader wakes for both at
+    /// once.
     pub loyalty_ticks: usize,
     /// Ticks of silence after which a follower calls an election: drawn from this range each time. It
     /// begins above `loyalty_ticks`, so that the first candidate finds the others ready to vote.
@@ -74,9 +75,9 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             tick: Duration::from_millis(100),
-            heartbeat_ticks: 3,
-            loyalty_ticks: 6,
-            election_ticks: 7..11,
+            heartbeat_ticks: 5,
+            loyalty_ticks: 10,
+            election_ticks: 11..15,
             snapshot_entries: 1000,
             snapshot_log_bytes: 8 << 20,
             margin_entries: 500,

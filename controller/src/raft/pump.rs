@@ -87,6 +87,8 @@ fn run<M: Machine, S: LogStore, T: Transport>(
         let quiet = core.quiet_ticks();
         let due = next_tick + tick * quiet;
         let woken = events.recv_timeout(due.saturating_duration_since(Instant::now()));
+        // Before the ticks, one of which asks who has answered.
+        core.take_answers();
         // Before what came: it came after them.
         for _ in 0..quiet {
             if Instant::now() < next_tick {

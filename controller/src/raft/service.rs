@@ -8,6 +8,7 @@ use rorqual_proto::wire::{RaftEnd, RaftMessage, raft_server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::handle::{Event, Handle};
+use super::streams::Streams;
 use super::transport::ADDRESS_HEADER;
 use super::{RaftPeer, codec};
 use crate::store::Outcome;
@@ -18,11 +19,12 @@ pub struct RaftService {
     cluster_id: ClusterId,
     own_raft_id: u64,
     pump: Handle<Outcome>,
+    streams: Streams,
 }
 
 impl RaftService {
     pub(super) fn new(cluster_id: ClusterId, own_raft_id: u64, pump: Handle<Outcome>) -> Self {
-        Self { cluster_id, own_raft_id, pump }
+        Self { cluster_id, own_raft_id, pump, streams: Streams::default() }
     }
 
     fn admit(&self, from: u64, node_id: &NodeId) -> Result<(), Status> {
@@ -51,7 +53,7 @@ impl RaftService {
                 self.own_raft_id, message.to
             )));
         }
-        self.pump.tell(Event::Message(Box::new(message)));
+        self.pump.deliver(Box::new(message));
         Ok(())
     }
 }
@@ -66,13 +68,17 @@ impl raft_server::Raft for RaftService {
         let address = request.metadata().get(ADDRESS_HEADER).and_then(|value| value.to_str().ok());
         let mut address = address.map(ToOwned::to_owned);
         let mut stream = request.into_inner();
+        // Closed however this ends, also when the connection breaks and nobody polls this any more.
+        let mut open = None;
         while let Some(message) = stream.message().await? {
             self.admit(message.from, &identity.node_id)?;
             if let Some(address) = address.take() {
                 let peer = RaftPeer { raft_id: message.from, node_id: identity.node_id.clone(), address };
                 self.pump.tell(Event::Heard(peer));
             }
+            let from = message.from;
             self.take(message, &identity.node_id)?;
+            open.get_or_insert_with(|| self.streams.open(from, self.pump.clone()));
         }
         Ok(Response::new(RaftEnd {}))
     }

@@ -65,6 +65,39 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_leader_that_hung_up_is_replaced_before_its_silence_would_tell() {
+    for seed in 10..20 {
+        let mut world = World::new(seed);
+        world.grow_to(3);
+        until_stable(&mut world);
+        let leader = world.leader().unwrap();
+        world.crash(leader);
+        world.hang_up(leader);
+        for _ in 0..5 {
+            world.calm_round();
+        }
+        assert!(world.leader().is_some_and(|new| new != leader), "seed {seed}: nobody leads");
+    }
+}
+
+#[test]
+fn a_broken_connection_costs_a_leader_that_lives_nothing() {
+    let mut world = World::new(20);
+    world.grow_to(3);
+    until_stable(&mut world);
+    let leader = world.leader().unwrap();
+    let (term, follower) = (world.term(leader), if leader == 1 { 2 } else { 1 });
+    for rounds in 1..40 {
+        world.notice_end(follower, leader);
+        for _ in 0..rounds {
+            world.calm_round();
+        }
+        assert_eq!(world.leader(), Some(leader));
+    }
+    assert_eq!(world.term(follower), term, "an election");
+}
+
+#[test]
 fn proposals_that_wait_together_share_one_barrier() {
     let mut world = World::new(1);
     let before = world.syncs(1);

@@ -69,6 +69,13 @@ impl Hub {
             }
         }
     }
+
+    /// Breaks a member's connections, as the kernel does when its process dies.
+    pub(crate) fn hang_up(&self, raft_id: u64) {
+        for (_, other) in self.wires.lock().unwrap().members.iter().filter(|(id, _)| **id != raft_id) {
+            other.tell(Event::HungUp(raft_id));
+        }
+    }
 }
 
 impl Transport for HubTransport {
@@ -81,7 +88,7 @@ impl Transport for HubTransport {
             // As the service does it.
             let message = codec::decode(&codec::encode(&message).unwrap()).unwrap();
             handle.tell(Event::Heard(self.own.clone()));
-            handle.tell(Event::Message(Box::new(message)));
+            handle.deliver(Box::new(message));
         }
     }
 
@@ -102,11 +109,12 @@ impl Member {
         self.hub.wires.lock().unwrap().members.remove(&self.raft_id);
     }
 
-    /// Ends the member as a crash would: it hands nothing over, and nobody hears of it. What it wrote and
-    /// did not sync is in sled's hands, so this is not a power cut; see the storage tests for that.
+    /// Ends the member as a crash would: it hands nothing over, and all that the others hear of it is that its
+    /// connections break. What it wrote and did not sync is in sled's hands, so this is not a power cut; see the storage tests for that.
     pub(crate) async fn kill(self) {
         self.hub.wires.lock().unwrap().members.remove(&self.raft_id);
         self.hub.isolate(self.raft_id, true);
+        self.hub.hang_up(self.raft_id);
         self.handle.shut_down(std::time::Duration::from_secs(10)).await;
         self.hub.isolate(self.raft_id, false);
     }

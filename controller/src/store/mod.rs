@@ -83,6 +83,11 @@ impl Store {
         self.raft.leadership()
     }
 
+    /// Counts this leader's heartbeats to the others; it stands still while another controller leads.
+    pub fn pulse(&self) -> Receiver<u64> {
+        self.raft.pulse()
+    }
+
     /// Takes a controller in. It is a learner at first, and gets its vote by itself as soon as it has caught
     /// up; the call returns when it is a learner. Repeating it does no harm.
     pub async fn add_member(&self, peer: RaftPeer) -> Result<(), ProposeError> {

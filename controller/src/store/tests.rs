@@ -313,6 +313,7 @@ async fn a_write_succeeds_within_two_seconds_of_the_leaders_death() {
     group.everywhere(1).await;
     let leader = group.leader().await;
     group.hub.isolate(leader, true);
+    group.hub.hang_up(leader);
     let cut = Instant::now();
     let old = group.members[leader as usize - 1].take().unwrap();
     group.write(2).await;
@@ -329,6 +330,29 @@ async fn a_write_succeeds_within_two_seconds_of_the_leaders_death() {
     group.write(4).await;
     group.everywhere(4).await;
     assert!(group.alive().all(|store| !numbers(store).contains("net-3")));
+    group.stop().await;
+}
+
+/// The pump looks at the answers to its heartbeats before it asks who has answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_has_nothing_to_do_goes_on_leading() {
+    let group = Group::of(3, Tuning::default()).await;
+    let lasting = async || loop {
+        let store = group.store(group.leader().await);
+        let (mut pulse, term) = (store.pulse(), store.leadership().borrow().term);
+        // Two and a half times as long as a leader leads without answers.
+        for _ in 0..5 {
+            let leading = store.leadership().borrow().is_leader;
+            if !leading || tokio::time::timeout(DEADLINE, pulse.changed()).await.is_err() {
+                break;
+            }
+        }
+        let now = store.leadership().borrow().clone();
+        if now.is_leader && now.term == term {
+            return;
+        }
+    };
+    tokio::time::timeout(DEADLINE, lasting()).await.expect("it steps down again and again");
     group.stop().await;
 }
 

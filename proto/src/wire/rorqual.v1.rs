@@ -2396,7 +2396,7 @@ pub mod to_agent {
         Redirect(super::Redirect),
         #[prost(message, tag = "3")]
         Assignments(super::Assignments),
-        /// Answers a heartbeat; the agent that misses three looks for another controller.
+        /// The agent answers it with one of its own; if it misses three, it looks for another controller.
         #[prost(message, tag = "4")]
         Heartbeat(super::Heartbeat),
     }

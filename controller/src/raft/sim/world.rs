@@ -157,6 +157,22 @@ impl World {
         self.nodes[&id].store.crash_and_recover();
     }
 
+    /// The others notice that a member's streams have ended.
+    pub(super) fn hang_up(&mut self, id: u64) {
+        let others: Vec<u64> = self.nodes.keys().copied().filter(|other| *other != id).collect();
+        for other in others {
+            if self.side.is_empty() || self.side.contains(&id) == self.side.contains(&other) {
+                self.notice_end(other, id);
+            }
+        }
+    }
+
+    /// One member notices that another's stream has ended.
+    pub(super) fn notice_end(&mut self, at: u64, of: u64) {
+        self.give(at, Event::HungUp(of));
+        self.settle(at);
+    }
+
     fn core(&mut self, id: u64) -> Option<&mut Core<Ledger, MemoryStore, Sending>> {
         self.nodes.get_mut(&id)?.core.as_mut()
     }
@@ -297,11 +313,18 @@ impl World {
                 }
                 self.settle(at);
             }
-            900..940 => {
+            // Of a process that died, or by mistake.
+            900..903 => self.hang_up(id),
+            903..940 => {
                 self.barrier(id);
                 self.settle(id);
             }
-            940..955 => self.crash(id),
+            940..955 => {
+                self.crash(id);
+                if self.rng.random_bool(0.5) {
+                    self.hang_up(id);
+                }
+            }
             955..985 => {
                 if self.node(id).core.is_none() {
                     self.start(id);
@@ -403,6 +426,10 @@ impl World {
             core.leads_with_full_state().then_some((core.node.raft.term, *id))
         });
         leaders.max().map(|(_, id)| id)
+    }
+
+    pub(super) fn term(&self, id: u64) -> u64 {
+        self.node(id).core.as_ref().unwrap().node.raft.term
     }
 
     pub(super) fn voters(&self, id: u64) -> BTreeSet<u64> {
