@@ -23,6 +23,7 @@ mod make;
 pub mod manifest;
 mod platform;
 mod pull;
+mod push;
 mod reference;
 mod registry;
 mod save;
@@ -38,8 +39,11 @@ pub use make::{Commit, Compression, Import, Instruction, InstructionError, NewLa
 pub use manifest::Manifest;
 pub use platform::Platform;
 pub use pull::{BlobRole, BlobSource, Progress, SourceError, pull};
+pub use push::{PushProgress, Pushed, push};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{Credentials, RegistryClient, RegistryError, RegistryOptions};
+pub use registry::{
+    Credentials, RegistryClient, RegistryError, RegistryOptions, RegistrySettings, SearchHit,
+};
 pub use save::{SaveFormat, Saved};
 pub use store::{Blob, BlobWriter, ImageRecord, Options, Prepared, Removed, Store, Target};
 pub use unpack::{Limits, UnpackError};

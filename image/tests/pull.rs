@@ -158,7 +158,7 @@ async fn tokens_and_passwords_go_where_they_belong() {
     // With a password, which the token service sees and the registry does not.
     service.give_token(Some("Basic bWU6c2VjcmV0"), "t0ken");
     let with = |password: &str| {
-        let credentials = Credentials { username: "me".into(), password: password.into() };
+        let credentials = Credentials::Password { username: "me".into(), password: password.into() };
         RegistryClient::new(RegistryOptions {
             credentials: HashMap::from([(registry.address.to_string(), credentials)]),
             ..quick()
@@ -175,6 +175,20 @@ async fn tokens_and_passwords_go_where_they_belong() {
         text.contains("denies access") && text.contains("wrong password") && !text.contains("wrong\""),
         "{text}"
     );
+
+    // A refresh token, as RFC 6749 has it; and an access token, which nobody has to give.
+    service.give_token(None, "t0ken");
+    let as_holder = |credentials| client().with_credentials(&registry.address.to_string(), credentials);
+    let (_folder, target) = store();
+    let identity = Credentials::Identity { token: "r3fresh".into() };
+    fetch(&target, &reference, &as_holder(identity)).await.unwrap();
+    let asked = service.seen().pop().unwrap();
+    assert_eq!((asked.method.as_str(), asked.path.as_str()), ("POST", "/token"));
+    let before = service.seen().len();
+    let (_folder, target) = store();
+    let bearer = Credentials::Bearer { token: "t0ken".into() };
+    fetch(&target, &reference, &as_holder(bearer)).await.unwrap();
+    assert_eq!(service.seen().len(), before);
 
     // Basic authentication.
     registry.demand("Basic realm=\"x\"", "Basic bWU6c2VjcmV0");

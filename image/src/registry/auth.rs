@@ -77,6 +77,7 @@ fn parameters(mut text: &str) -> Vec<(String, String)> {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
+    refresh_token: Option<String>,
     expires_in: Option<u64>,
 }
 
@@ -85,6 +86,8 @@ struct TokenAnswer {
 pub(super) struct Token {
     pub(super) value: String,
     pub(super) until: Instant,
+    /// For tokens to come, where one was asked for.
+    pub(super) refresh: Option<String>,
 }
 
 impl Token {
@@ -92,35 +95,41 @@ impl Token {
     pub(super) fn parse(bytes: &[u8], now: Instant) -> Result<Token, RegistryError> {
         let wrong = |reason: &str| RegistryError::Protocol(format!("the token service's answer {reason}"));
         let answer: TokenAnswer = serde_json::from_slice(bytes).map_err(|_| wrong("is not JSON"))?;
+        let refresh = answer.refresh_token.filter(|token| !token.is_empty());
         let value = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
         let value = value.ok_or_else(|| wrong("has no token"))?;
         let lifetime =
             answer.expires_in.map_or(LIFETIME_DEFAULT, |seconds| Duration::from_secs(seconds.min(86_400)));
         // Renewed a little early, so that it doesn't end on the way.
-        Ok(Token { value, until: now + lifetime.mul_f32(0.8) })
+        Ok(Token { value, until: now + lifetime.mul_f32(0.8), refresh })
     }
 }
 
 /// `base?service=…&scope=…`, percent-encoded.
-pub(super) fn token_uri(realm: &str, service: Option<&str>, scope: &str) -> String {
+pub(super) fn token_uri(realm: &str, service: Option<&str>, scopes: &[String]) -> String {
     let mut uri = realm.to_owned();
     let mut separator = if realm.contains('?') { '&' } else { '?' };
-    for (name, value) in [("service", service), ("scope", Some(scope))] {
-        let Some(value) = value else { continue };
+    let service = service.map(|service| ("service", service));
+    for (name, value) in service.into_iter().chain(scopes.iter().map(|scope| ("scope", scope.as_str()))) {
         uri.push(separator);
-        uri.push_str(name);
-        uri.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                    uri.push(char::from(byte))
-                }
-                _ => uri.push_str(&format!("%{byte:02X}")),
-            }
-        }
+        uri.push_str(&format!("{name}={}", encoded(value)));
         separator = '&';
     }
     uri
+}
+
+/// Percent-encoded (RFC 3986, unreserved characters as they are).
+pub(super) fn encoded(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(char::from(byte));
+            }
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -153,7 +162,7 @@ mod tests {
 
     #[test]
     fn token_addresses_are_encoded() {
-        let uri = token_uri("https://a/t?x=1", Some("r s"), "repository:a/b:pull");
+        let uri = token_uri("https://a/t?x=1", Some("r s"), &["repository:a/b:pull".to_owned()]);
         assert_eq!(uri, "https://a/t?x=1&service=r%20s&scope=repository%3Aa%2Fb%3Apull");
     }
 

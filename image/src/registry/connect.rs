@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,11 +12,15 @@ use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::settings::Endpoint;
 use super::{RegistryError, RegistryOptions};
 
 /// Makes connections for the HTTP client of one registry.
@@ -32,19 +37,37 @@ pub(super) struct Connector {
 impl Connector {
     pub(super) fn new(
         home: &str,
-        is_trusting: bool,
-        needs_tls: bool,
+        endpoint: &Endpoint,
         options: Arc<RegistryOptions>,
     ) -> Result<Self, RegistryError> {
-        let tls = if needs_tls { Some(TlsConnector::from(tls_config(native_roots()?)?)) } else { None };
-        Ok(Connector { tls, options, home: home.into(), is_trusting })
+        let tls = match endpoint.is_plain {
+            true => None,
+            false if options.skips_verification(&endpoint.name) => Some(unverified_config()?),
+            false => Some(tls_config(roots(&options.ca(&endpoint.name))?)?),
+        };
+        let tls = tls.map(TlsConnector::from);
+        Ok(Connector { tls, options, home: home.into(), is_trusting: endpoint.is_trusting })
     }
 }
 
-fn native_roots() -> Result<RootCertStore, RegistryError> {
+/// The authorities that the system trusts, and those in the files.
+fn roots(files: &[PathBuf]) -> Result<RootCertStore, RegistryError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    let (added, _ignored) = roots.add_parsable_certificates(found.certs);
+    let (mut added, _ignored) = roots.add_parsable_certificates(found.certs);
+    for file in files {
+        let wrong = |reason: String| RegistryError::Authority { file: file.clone(), reason };
+        let certificates = CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
+        let before = added;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+            roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+            added += 1;
+        }
+        if added == before {
+            return Err(wrong("there is none in it".to_owned()));
+        }
+    }
     if added == 0 {
         let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
         return Err(RegistryError::Certificates(io::Error::new(io::ErrorKind::NotFound, reason)));
@@ -61,6 +84,58 @@ fn tls_config(roots: RootCertStore) -> Result<Arc<ClientConfig>, RegistryError> 
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// TLS with whoever answers, for a registry that the administrator has named so.
+fn unverified_config() -> Result<Arc<ClientConfig>, RegistryError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| RegistryError::Certificates(io::Error::other(error)))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Takes any certificate; that its key signed the handshake is looked at all the same.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 impl tower_service::Service<Uri> for Connector {
@@ -124,8 +199,19 @@ impl Connector {
             });
         };
         let name = ServerName::try_from(host.to_owned()).map_err(|error| fail(io::Error::other(error)))?;
-        let stream = tls.connect(name, stream).await.map_err(fail)?;
+        let stream =
+            tls.connect(name, stream).await.map_err(|error| untrusted(&error).unwrap_or(fail(error)))?;
         Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+    }
+}
+
+/// A certificate that was refused, which trying again does not change.
+fn untrusted(error: &io::Error) -> Option<RegistryError> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(reason) => {
+            Some(RegistryError::Untrusted { reason: reason.to_string() })
+        }
+        _ => None,
     }
 }
 
@@ -260,7 +346,7 @@ mod tests {
 
         let stranger = connector("localhost", false, Some(RootCertStore::empty()));
         let error = stranger.connect(&uri).await.err().unwrap();
-        assert!(matches!(error, RegistryError::Connect { .. }), "{error}");
+        assert!(matches!(error, RegistryError::Untrusted { .. }), "{error}");
     }
 
     #[tokio::test]

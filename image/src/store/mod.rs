@@ -287,6 +287,11 @@ impl Store {
         Pin::new(&self.inner, digests)
     }
 
+    /// Where a blob is, or would be.
+    pub(crate) fn path_of(&self, digest: &Digest) -> PathBuf {
+        self.inner.blob_path(digest)
+    }
+
     pub(crate) fn has(&self, digest: &Digest) -> bool {
         self.inner.blob_path(digest).exists()
     }

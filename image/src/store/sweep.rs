@@ -12,6 +12,7 @@ use super::{ImageRecord, Store, lock};
 use crate::config;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
+use crate::manifest::Document;
 use crate::reference::Reference;
 
 /// What to remove.
@@ -157,9 +158,11 @@ impl Store {
     }
 
     fn mark(&self, record: &ImageRecord, needed: &mut HashSet<Digest>) -> Result<()> {
-        // An index within an index is kept by walking from the top again.
+        // An index within an index is kept by walking from the top again. What is here of other platforms belongs to
+        // the image as well: it is saved and pushed with it.
         if let Some(top) = &record.index_digest {
             needed.extend(self.path_to_manifest(top)?.0);
+            self.mark_parts(top, 0, needed);
         }
         let manifest = self.manifest(&record.digest)?;
         let config = self.config_of(&record.digest, &manifest)?;
@@ -169,6 +172,28 @@ impl Store {
         needed.insert(manifest.config.digest);
         needed.extend(manifest.layers.into_iter().map(|layer| layer.digest));
         Ok(())
+    }
+}
+
+impl Store {
+    /// What of an index is here. What can't be read needs nothing else.
+    fn mark_parts(&self, digest: &Digest, depth: usize, needed: &mut HashSet<Digest>) {
+        if depth > super::INDEX_DEPTH_MAX || !self.has(digest) {
+            return;
+        }
+        needed.insert(digest.clone());
+        match self.document(digest, None) {
+            Ok(Document::Index(index)) => {
+                for entry in &index.manifests {
+                    self.mark_parts(&entry.digest, depth + 1, needed);
+                }
+            }
+            Ok(Document::Manifest(manifest)) => {
+                needed.insert(manifest.config.digest);
+                needed.extend(manifest.layers.into_iter().map(|layer| layer.digest));
+            }
+            Err(_) => {}
+        }
     }
 }
 
