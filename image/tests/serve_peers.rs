@@ -110,7 +110,8 @@ async fn logged_in_with_a_password() {
     run(folder.path(), "skopeo", &["inspect", "--tls-verify=false", &there]).await;
     // Ours logs in the same way.
     let store = Store::open(folder.path().join("store")).unwrap();
-    let credentials = rorqual_image::Credentials { username: "dev".into(), password: "se:cret".into() };
+    let credentials =
+        rorqual_image::Credentials::Password { username: "dev".into(), password: "se:cret".into() };
     let options =
         RegistryOptions { credentials: [(host.clone(), credentials)].into(), ..RegistryOptions::default() };
     let reference: Reference = format!("{host}/team/app:1").parse().unwrap();
