@@ -298,6 +298,10 @@ impl Agent {
         &self.inner.images
     }
 
+    pub(crate) fn executor(&self) -> &Executor {
+        &self.inner.executor
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.inner.network
     }

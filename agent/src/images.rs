@@ -229,6 +229,9 @@ impl Images {
             }
             error => error.into(),
         })?;
+        if let Err(error) = self.store.mark_fetched(&digest, wanted) {
+            tracing::warn!(%reference, error = %one_line(&error), "can't note that the image was fetched");
+        }
         self.name(reference, wanted, &digest);
         self.note_change();
         Ok(digest)
@@ -242,10 +245,7 @@ impl Images {
             // The tag stands for another image by now: this one keeps its full name.
             return;
         }
-        let renamed = self
-            .store
-            .tag(digest, plain)
-            .and_then(|()| self.store.remove(wanted, &std::collections::HashSet::new()));
+        let renamed = self.store.rename_fetched(digest, wanted, plain);
         if let Err(error) = renamed {
             tracing::warn!(%reference, error = %one_line(&error), "can't give the image its short name");
         }

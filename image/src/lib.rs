@@ -45,5 +45,7 @@ pub use registry::{
     Credentials, RegistryClient, RegistryError, RegistryOptions, RegistrySettings, SearchHit,
 };
 pub use save::{SaveFormat, Saved};
-pub use store::{Blob, BlobWriter, ImageRecord, Options, Prepared, Removed, Store, Target};
+pub use store::{
+    Blob, BlobWriter, ImageRecord, ImageUsage, Options, Prepared, Removed, Store, Target, Usage,
+};
 pub use unpack::{Limits, UnpackError};

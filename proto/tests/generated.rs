@@ -19,6 +19,8 @@ fn generated_code_is_fresh() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".rorqual.v1.BlobPiece.data")
         .bytes(".rorqual.v1.RaftMessage.data")
         .bytes(".rorqual.v1.LoadImageRequest.data")
+        .bytes(".rorqual.v1.ImportImageRequest.data")
+        .bytes(".rorqual.v1.ArchivePiece.data")
         .bytes(".rorqual.v1.LogLine.data")
         .build_transport(true)
         .emit_rerun_if_changed(false)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{cluster, completion, container, image, node, service, version};
+use crate::commands::{cluster, completion, container, image, node, service, system, version};
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
 
@@ -39,6 +39,12 @@ enum Command {
     /// See and fetch the images of this node
     #[command(subcommand)]
     Image(image::Command),
+    /// See and tidy the containers of this node
+    #[command(subcommand)]
+    Container(container::Command),
+    /// See what takes space on this node, and free it
+    #[command(subcommand)]
+    System(system::Command),
     /// Run a container on this node
     Run(Box<container::RunArgs>),
     /// Run a further program in a running container of this node
@@ -57,6 +63,26 @@ enum Command {
     Kill(container::KillArgs),
     /// Remove containers that have ended
     Rm(container::RmArgs),
+    /// Make an image of a container as it is
+    Commit(container::CommitArgs),
+    /// Show what a container changed in its file system
+    Diff(container::DiffArgs),
+    /// Write a container's file system into an archive
+    Export(container::ExportArgs),
+    /// List the images of this node
+    Images(image::LsArgs),
+    /// Show how an image was made
+    History(image::HistoryArgs),
+    /// Give an image one more name
+    Tag(image::TagArgs),
+    /// Remove images
+    Rmi(image::RmArgs),
+    /// Write images into an archive
+    Save(image::SaveArgs),
+    /// Load images from an archive
+    Load(image::LoadArgs),
+    /// Make an image of an archive of files
+    Import(image::ImportArgs),
     /// Show the versions of rctl and of this node's daemon
     Version(version::VersionArgs),
     /// Print a script that teaches a shell to complete rctl's commands
@@ -77,6 +103,18 @@ impl Cli {
             Command::Node(command) => node::run(command, &connect().await?).await?,
             Command::Service(command) => service::run(command, connect).await?,
             Command::Image(command) => image::run(command, &connect().await?).await?,
+            Command::Container(command) => container::run_command(command, &connect().await?).await?,
+            Command::System(command) => system::run(command, &connect().await?).await?,
+            Command::Commit(args) => container::commit(args, &connect().await?).await?,
+            Command::Diff(args) => container::diff(args, &connect().await?).await?,
+            Command::Export(args) => container::export(args, &connect().await?).await?,
+            Command::Images(args) => image::ls(args, &connect().await?).await?,
+            Command::History(args) => image::history(args, &connect().await?).await?,
+            Command::Tag(args) => image::tag(args, &connect().await?).await?,
+            Command::Rmi(args) => image::rm(args, &connect().await?).await?,
+            Command::Save(args) => image::save(args, &connect().await?).await?,
+            Command::Load(args) => image::load(args, &connect().await?).await?,
+            Command::Import(args) => image::import(args, &connect().await?).await?,
             Command::Ps(args) => container::ps(args, &connect().await?).await?,
             Command::Logs(args) => container::logs(args, &connect().await?).await?,
             Command::Start(args) => container::start(args, &connect().await?).await?,
@@ -132,6 +170,21 @@ mod tests {
             "rctl attach --no-stdin --detach-keys ctrl-a,d web",
             "rctl ps -a --socket /x",
             "rctl stop -t 3 a b",
+            "rctl image ls -a --digests --no-trunc --filter dangling=true -f label=a=b nginx",
+            "rctl images -q",
+            "rctl image inspect --format json nginx abcdef",
+            "rctl history -H=false --no-trunc nginx",
+            "rctl tag nginx:1 reg.example/nginx:2",
+            "rctl rmi -f nginx",
+            "rctl save -o x.tar --format oci a b",
+            "rctl import -c CMD=x -m why - made:1",
+            "rctl commit --pause=false -a me -m why -c ENV=x web made:1",
+            "rctl container prune --force --filter until=24h",
+            "rctl image prune -a -f --filter label!=keep",
+            "rctl system df -v",
+            "rctl system prune -a -f",
+            "rctl diff web",
+            "rctl export -o x.tar web",
         ];
         for line in lines {
             if let Err(error) = parse(line) {

@@ -9,6 +9,7 @@
 
 mod cli;
 mod commands;
+mod confirm;
 mod connect;
 mod failure;
 mod human;

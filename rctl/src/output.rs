@@ -51,7 +51,8 @@ pub(crate) fn container(stream: &str, data: &[u8]) -> Result<()> {
     bytes(data)
 }
 
-fn bytes(data: &[u8]) -> Result<()> {
+/// Writes bytes as they are.
+pub(crate) fn bytes(data: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(data).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

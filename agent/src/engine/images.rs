@@ -1,94 +1,21 @@
 //! The image half of the engine API.
 
 use std::collections::{BTreeSet, HashSet};
-use std::io::{self, Read};
 
-use bytes::Bytes;
-use rorqual_image::{Digest, Progress, Reference, Target};
+use rorqual_image::{Digest, ImageRecord, Progress, Reference, Target};
 use rorqual_proto::wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
+use super::archives::interrupted;
 use super::image_status;
+use super::select::{self, Filters};
 use crate::agent::Agent;
 use crate::images::ImageError;
 
-/// Pieces of an archive that wait for the disk.
-const PIECES: usize = 16;
-
 /// Lines of progress that wait for a slow client; more are dropped, the last one never.
 const PROGRESS: usize = 64;
-
-fn interrupted() -> Status {
-    Status::unavailable("the agent is shutting down")
-}
-
-/// An archive that comes over the stream.
-pub(super) async fn load(
-    agent: &Agent,
-    mut archive: Streaming<wire::LoadImageRequest>,
-) -> Result<wire::LoadImageResponse, Status> {
-    let (pieces, queue) = mpsc::channel(PIECES);
-    let store = agent.images().store().clone();
-    let loading = tokio::task::spawn_blocking(move || store.load_stream(Pieces::new(queue), "(upload)"));
-    let mut broken = None;
-    loop {
-        match archive.message().await {
-            Ok(Some(piece)) => {
-                // The loader has ended early: its error says why.
-                if pieces.send(Ok(piece.data)).await.is_err() {
-                    break;
-                }
-            }
-            Ok(None) => break,
-            Err(status) => {
-                let _ = pieces.send(Err(io::ErrorKind::UnexpectedEof.into())).await;
-                broken = Some(status);
-                break;
-            }
-        }
-    }
-    drop(pieces);
-    let loaded = loading.await.map_err(|_| interrupted())?;
-    agent.images().note_change();
-    if let Some(status) = broken {
-        return Err(status);
-    }
-    let loaded = loaded.map_err(|error| image_status("", &ImageError::Store(error)))?;
-    let images = loaded.into_iter().map(|image| wire::LoadedImage {
-        reference: image.reference.map(|reference| reference.to_string()).unwrap_or_default(),
-        digest: image.digest.to_string(),
-    });
-    Ok(wire::LoadImageResponse { images: images.collect() })
-}
-
-/// Pieces of a stream as one [`Read`], for a blocking thread.
-struct Pieces {
-    queue: mpsc::Receiver<io::Result<Bytes>>,
-    piece: io::Cursor<Bytes>,
-}
-
-impl Pieces {
-    fn new(queue: mpsc::Receiver<io::Result<Bytes>>) -> Self {
-        Self { queue, piece: io::Cursor::default() }
-    }
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = self.piece.read(buffer)?;
-            if read > 0 || buffer.is_empty() {
-                return Ok(read);
-            }
-            match self.queue.blocking_recv() {
-                Some(piece) => self.piece = io::Cursor::new(piece?),
-                None => return Ok(0),
-            }
-        }
-    }
-}
 
 /// Fetches an image and tells how far it is.
 pub(super) fn pull(agent: &Agent, reference: String) -> ReceiverStream<Result<wire::PullProgress, Status>> {
@@ -149,7 +76,7 @@ fn line(progress: Progress) -> Option<wire::PullProgress> {
 }
 
 /// Manifests of the containers and tasks of this node, once for each of them.
-fn in_use(agent: &Agent) -> Vec<Digest> {
+pub(super) fn in_use(agent: &Agent) -> Vec<Digest> {
     let plain = agent.containers().records().into_iter().map(|(_, spec)| spec);
     let tasks = agent.tasks().entries().into_iter();
     let tasks = tasks
@@ -161,19 +88,77 @@ fn in_use(agent: &Agent) -> Vec<Digest> {
     plain.chain(tasks).filter_map(digest).collect()
 }
 
-pub(super) fn list(agent: &Agent) -> wire::ListImagesResponse {
-    let used = in_use(agent);
-    let images = agent.images().store().list().into_iter().map(|record| {
-        let count = used.iter().filter(|digest| **digest == record.digest).count();
-        wire::ImageInfo {
-            reference: record.reference.map(|reference| reference.to_string()).unwrap_or_default(),
-            digest: record.digest.to_string(),
-            size_bytes: record.size_bytes,
-            created_at_ms: record.created.as_deref().and_then(crate::logs::milliseconds).unwrap_or(0),
-            in_use: u32::try_from(count).unwrap_or(u32::MAX),
-        }
+/// One line of the list; `used` as [`in_use`] gives it.
+pub(super) fn info(record: &ImageRecord, used: &[Digest]) -> wire::ImageInfo {
+    let count = used.iter().filter(|digest| **digest == record.digest).count();
+    wire::ImageInfo {
+        reference: record.reference.as_ref().map(ToString::to_string).unwrap_or_default(),
+        digest: record.digest.to_string(),
+        size_bytes: record.size_bytes,
+        created_at_ms: select::created_ms(record),
+        in_use: u32::try_from(count).unwrap_or(u32::MAX),
+        index_digest: record.index_digest.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+pub(super) async fn list(
+    agent: &Agent,
+    request: wire::ListImagesRequest,
+) -> Result<wire::ListImagesResponse, Status> {
+    const KNOWN: [&str; 6] = ["before", "since", "dangling", "label", "reference", "until"];
+    let filters = Filters::read(agent, &request.filters, &KNOWN)?;
+    let agent = agent.clone();
+    let listing = tokio::task::spawn_blocking(move || {
+        let used = in_use(&agent);
+        let records = agent.images().store().list();
+        let shown = records.iter().filter(|record| filters.fits_image(&agent, record));
+        wire::ListImagesResponse { images: shown.map(|record| info(record, &used)).collect() }
     });
-    wire::ListImagesResponse { images: images.collect() }
+    listing.await.map_err(|_| interrupted())
+}
+
+pub(super) async fn inspect(agent: &Agent, name: &str) -> Result<wire::InspectImageResponse, Status> {
+    let record = select::image(agent, name)?;
+    let used = in_use(agent);
+    let store = agent.images().store().clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        let manifest = store.manifest(&record.digest)?;
+        let config = store.config_json(&record.digest)?;
+        let ids = config["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
+        let layers = manifest.layers.iter().zip(ids).map(|(layer, diff_id)| wire::ImageLayer {
+            digest: layer.digest.to_string(),
+            diff_id: diff_id.as_str().unwrap_or_default().to_owned(),
+            media_type: layer.media_type.clone(),
+            size_bytes: layer.size,
+        });
+        let records = store.list().into_iter().filter(|other| other.digest == record.digest);
+        let (names, kept): (Vec<_>, Vec<_>) =
+            records.map(|other| (other.reference.map(|name| name.to_string()), !other.fetched)).unzip();
+        let last_used = store.last_used(&record.digest);
+        Ok(wire::InspectImageResponse {
+            image: Some(info(&record, &used)),
+            references: names.into_iter().flatten().collect(),
+            config_json: config.to_string().into_bytes(),
+            layers: layers.collect(),
+            media_type: manifest.media_type().to_owned(),
+            last_used_at_ms: last_used.map_or(0, crate::clock::epoch_ms),
+            kept: kept.contains(&true),
+            config_digest: manifest.config.digest.to_string(),
+        })
+    });
+    let read = reading.await.map_err(|_| interrupted())?;
+    read.map_err(|error| image_status(name, &ImageError::Store(error)))
+}
+
+pub(super) async fn tag(agent: &Agent, request: &wire::TagImageRequest) -> Result<(), Status> {
+    let record = select::image(agent, &request.name)?;
+    let reference = super::archives::reference(&request.reference)?
+        .ok_or_else(|| Status::invalid_argument("reference: the new name is missing"))?;
+    let store = agent.images().store().clone();
+    let tagging = tokio::task::spawn_blocking(move || store.tag(&record.digest, reference));
+    let tagged = tagging.await.map_err(|_| interrupted())?;
+    agent.images().note_change();
+    tagged.map_err(|error| image_status(&request.name, &ImageError::Store(error)))
 }
 
 /// By name, by digest, or by the first characters of a digest. `force` takes every name of an image away; what

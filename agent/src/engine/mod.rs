@@ -4,8 +4,12 @@
 //! [`crate::images`], and every error becomes a status whose text says what to do. A container that could not
 //! be started says in the metadata `rorqual-exit-code` what a shell would have ended with.
 
+mod archives;
+mod files;
 mod images;
+mod select;
 mod streams;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -43,6 +47,22 @@ impl EngineApi {
         attached.into_iter().map(|attachment| (attachment.id, attachment.address)).collect()
     }
 
+    /// Plain containers and those of tasks, the newest first; without `all` those that run.
+    async fn containers(&self, all: bool) -> Vec<wire::ContainerInfo> {
+        let addresses = self.addresses().await;
+        let records = self.agent.containers().records();
+        let plain = records.iter().map(|(record, _)| info::of_record(record, &addresses));
+        let tasks = self.agent.tasks().entries();
+        let tasks = tasks.iter().map(|entry| info::of_task(entry, &addresses));
+        let shown = |container: &wire::ContainerInfo| {
+            use wire::ContainerState::{Restarting, Running};
+            all || matches!(container.state(), Running | Restarting)
+        };
+        let mut containers: Vec<_> = plain.chain(tasks).filter(shown).collect();
+        containers.sort_by(|a, b| b.created_at_ms.cmp(&a.created_at_ms).then_with(|| a.id.cmp(&b.id)));
+        containers
+    }
+
     async fn answer(&self, record: &ContainerRecord) -> Response<wire::ContainerResponse> {
         let container = Some(info::of_record(record, &self.addresses().await));
         Response::new(wire::ContainerResponse { container })
@@ -69,12 +89,14 @@ impl engine_server::Engine for EngineApi {
     type ContainerLogsStream = Lines;
     type AttachStream = streams::Responses;
     type ExecStream = streams::Responses;
+    type SaveImagesStream = archives::Pieces;
+    type ExportContainerStream = archives::Pieces;
 
     async fn load_image(
         &self,
         request: Request<Streaming<wire::LoadImageRequest>>,
     ) -> Result<Response<wire::LoadImageResponse>, Status> {
-        images::load(&self.agent, request.into_inner()).await.map(Response::new)
+        archives::load(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn pull_image(
@@ -86,9 +108,80 @@ impl engine_server::Engine for EngineApi {
 
     async fn list_images(
         &self,
-        _request: Request<wire::ListImagesRequest>,
+        request: Request<wire::ListImagesRequest>,
     ) -> Result<Response<wire::ListImagesResponse>, Status> {
-        Ok(Response::new(images::list(&self.agent)))
+        images::list(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn inspect_image(
+        &self,
+        request: Request<wire::ImageRequest>,
+    ) -> Result<Response<wire::InspectImageResponse>, Status> {
+        images::inspect(&self.agent, &request.into_inner().name).await.map(Response::new)
+    }
+
+    async fn tag_image(
+        &self,
+        request: Request<wire::TagImageRequest>,
+    ) -> Result<Response<wire::TagImageResponse>, Status> {
+        images::tag(&self.agent, &request.into_inner()).await?;
+        Ok(Response::new(wire::TagImageResponse {}))
+    }
+
+    async fn save_images(
+        &self,
+        request: Request<wire::SaveImagesRequest>,
+    ) -> Result<Response<archives::Pieces>, Status> {
+        archives::save(&self.agent, &request.into_inner()).map(Response::new)
+    }
+
+    async fn import_image(
+        &self,
+        request: Request<Streaming<wire::ImportImageRequest>>,
+    ) -> Result<Response<wire::LoadedImage>, Status> {
+        archives::import(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<wire::PruneImagesRequest>,
+    ) -> Result<Response<wire::PruneResponse>, Status> {
+        usage::prune_images(&self.agent, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn disk_usage(
+        &self,
+        _request: Request<wire::DiskUsageRequest>,
+    ) -> Result<Response<wire::DiskUsageResponse>, Status> {
+        usage::usage(self).await.map(Response::new)
+    }
+
+    async fn commit_container(
+        &self,
+        request: Request<wire::CommitContainerRequest>,
+    ) -> Result<Response<wire::LoadedImage>, Status> {
+        files::commit(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn export_container(
+        &self,
+        request: Request<wire::ContainerRequest>,
+    ) -> Result<Response<archives::Pieces>, Status> {
+        files::export(self, &request.into_inner().name).await.map(Response::new)
+    }
+
+    async fn container_changes(
+        &self,
+        request: Request<wire::ContainerRequest>,
+    ) -> Result<Response<wire::ContainerChangesResponse>, Status> {
+        files::changes(self, &request.into_inner().name).await.map(Response::new)
+    }
+
+    async fn prune_containers(
+        &self,
+        request: Request<wire::PruneContainersRequest>,
+    ) -> Result<Response<wire::PruneResponse>, Status> {
+        usage::prune_containers(&self.agent, &request.into_inner()).await.map(Response::new)
     }
 
     async fn remove_image(
@@ -168,18 +261,7 @@ impl engine_server::Engine for EngineApi {
         &self,
         request: Request<wire::ListContainersRequest>,
     ) -> Result<Response<wire::ListContainersResponse>, Status> {
-        let all = request.into_inner().all;
-        let addresses = self.addresses().await;
-        let records = self.agent.containers().records();
-        let plain = records.iter().map(|(record, _)| info::of_record(record, &addresses));
-        let tasks = self.agent.tasks().entries();
-        let tasks = tasks.iter().map(|entry| info::of_task(entry, &addresses));
-        let shown = |container: &wire::ContainerInfo| {
-            use wire::ContainerState::{Restarting, Running};
-            all || matches!(container.state(), Running | Restarting)
-        };
-        let mut containers: Vec<_> = plain.chain(tasks).filter(shown).collect();
-        containers.sort_by(|a, b| b.created_at_ms.cmp(&a.created_at_ms).then_with(|| a.id.cmp(&b.id)));
+        let containers = self.containers(request.into_inner().all).await;
         Ok(Response::new(wire::ListContainersResponse { containers }))
     }
 
@@ -287,6 +369,9 @@ fn image_status(reference: &str, error: &ImageError) -> Status {
         ImageError::Nowhere { .. } | ImageError::Store(Store::NoSuchImage(_)) => Status::not_found(message),
         ImageError::Store(Store::InUse { .. } | Store::SeveralNames { .. }) => {
             Status::failed_precondition(message)
+        }
+        ImageError::Store(Store::Document { .. } | Store::Archive { .. } | Store::ArchiveRead { .. }) => {
+            Status::invalid_argument(message)
         }
         ImageError::Store(Store::DiskFull { .. }) => Status::resource_exhausted(message),
         ImageError::Interrupted => Status::unavailable(message),

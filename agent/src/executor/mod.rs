@@ -50,6 +50,19 @@ const KILLED: Duration = Duration::from_secs(5);
 /// More than an exit status never has.
 const MOST_EXIT_BYTES: u64 = 64 * 1024;
 
+/// What the runtime makes in a container's file system to mount upon, where the image does not have it.
+pub(crate) const MOUNT_POINTS: [&str; 9] = [
+    "dev",
+    "dev/pts",
+    "dev/shm",
+    "dev/mqueue",
+    "proc",
+    "sys",
+    "etc/hosts",
+    "etc/hostname",
+    "etc/resolv.conf",
+];
+
 /// A container that has everything that a start needs.
 #[derive(Debug)]
 pub(crate) struct Prepared {
@@ -106,6 +119,11 @@ impl Executor {
 
     pub(crate) fn folder(&self, id: &str) -> Folder {
         Folder::new(&self.inner.containers, id)
+    }
+
+    /// Where the node's volumes are, each a folder.
+    pub(crate) fn volumes(&self) -> &Path {
+        &self.inner.volumes
     }
 
     pub(crate) fn runtime(&self) -> &Arc<Runtime> {

@@ -32,6 +32,10 @@ pub struct ImageRecord {
     /// When it was built, RFC 3339, as its configuration says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
+    /// It came from a registry or a peer, so it can be fetched again, and nobody has named it since: it may be
+    /// removed when nothing uses it. What was loaded, built or tagged here stays until somebody removes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fetched: bool,
 }
 
 impl ImageRecord {

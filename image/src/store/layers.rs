@@ -80,6 +80,7 @@ impl Store {
             ),
         );
         self.unpack_missing(&manifest.layers, &diff_ids)?;
+        self.touch(&digest)?;
 
         // From the top down to a layer that hides everything below.
         let mut stack = Vec::with_capacity(diff_ids.len());

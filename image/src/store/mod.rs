@@ -21,6 +21,7 @@ mod holds;
 mod index;
 mod layers;
 mod sweep;
+mod usage;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -40,6 +41,7 @@ pub use self::index::ImageRecord;
 use self::index::Index;
 pub use self::layers::Prepared;
 pub use self::sweep::{Removed, Target};
+pub use self::usage::{ImageUsage, Usage};
 use crate::config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -217,7 +219,34 @@ impl Store {
         let mut index = lock(&self.inner.index);
         let record = index.images().iter().find(|record| record.is(digest)).cloned();
         let record = record.ok_or_else(|| Error::NoSuchImage(digest.to_string()))?;
-        index.put(ImageRecord { reference: Some(reference), ..record })
+        index.put(ImageRecord { reference: Some(reference), fetched: false, ..record })
+    }
+
+    /// Gives an image that was fetched under a name with its digest the name that people look for, in its place.
+    pub fn rename_fetched(&self, digest: &Digest, from: &Reference, to: Reference) -> Result<()> {
+        let mut index = lock(&self.inner.index);
+        let record = index.images().iter().find(|record| record.reference.as_ref() == Some(from)).cloned();
+        let record = record.ok_or_else(|| Error::NoSuchImage(from.familiar()))?;
+        // A name that a user has given to the same image stays the user's.
+        let is_users = index
+            .images()
+            .iter()
+            .any(|other| other.reference.as_ref() == Some(&to) && other.digest == *digest && !other.fetched);
+        if !is_users {
+            index.put(ImageRecord { reference: Some(to), ..record })?;
+        }
+        index.remove(|record| record.reference.as_ref() == Some(from))
+    }
+
+    /// Notes that the image came from elsewhere and can be fetched again.
+    pub fn mark_fetched(&self, digest: &Digest, reference: &Reference) -> Result<()> {
+        let mut index = lock(&self.inner.index);
+        let of_it =
+            |record: &&ImageRecord| record.digest == *digest && record.reference.as_ref() == Some(reference);
+        match index.images().iter().find(of_it).cloned() {
+            Some(record) => index.put(ImageRecord { fetched: true, ..record }),
+            None => Ok(()),
+        }
     }
 
     /// A manifest, by its digest or by that of an index that lists it for this platform.
@@ -396,6 +425,7 @@ impl Store {
             digest,
             size_bytes,
             created: config.created().clone(),
+            fetched: false,
         })
     }
 

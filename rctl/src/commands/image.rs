@@ -1,22 +1,32 @@
 //! `rctl image`: the images of this node.
 
+mod archive;
+mod inspect;
+mod list;
+mod tidy;
+
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use rorqual_proto::wire::{
-    ListImagesRequest, LoadImageRequest, LoadedImage, PullImageRequest, PullProgress, RemoveImageRequest,
+    LoadImageRequest, LoadedImage, PullImageRequest, PullProgress, RemoveImageRequest,
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+pub(crate) use archive::{ImportArgs, SaveArgs, Sink, import, save};
+pub(crate) use inspect::{HistoryArgs, InspectArgs, history, inspect};
+pub(crate) use list::{LsArgs, ls};
+pub(crate) use tidy::{PruneArgs, TagArgs, images as prune_all, prune, show as show_pruned, tag};
+
 use super::Each;
-use crate::connect::{CALL, Daemon, LONG_CALL, within};
+use crate::connect::{Daemon, LONG_CALL, within};
 use crate::failure::{Failure, Result};
+use crate::human;
 use crate::output::{self, Format};
 use crate::progress::Progress;
-use crate::{human, show};
 
 /// What one message of a stream carries.
 const PIECE: usize = 256 << 10;
@@ -29,9 +39,23 @@ pub(crate) enum Command {
     /// Load images from an archive: of `docker save`, or an OCI layout
     Load(LoadArgs),
     /// List the images of this node
+    #[command(visible_alias = "list")]
     Ls(LsArgs),
+    /// Show everything about images
+    Inspect(InspectArgs),
+    /// Show how an image was made
+    History(HistoryArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
     /// Remove images
+    #[command(visible_alias = "remove")]
     Rm(RmArgs),
+    /// Remove images that nobody uses
+    Prune(PruneArgs),
+    /// Write images into an archive
+    Save(SaveArgs),
+    /// Make an image of an archive of files
+    Import(ImportArgs),
     /// Fetch an image from its registry
     Pull(PullArgs),
 }
@@ -45,19 +69,6 @@ pub(crate) struct LoadArgs {
     #[arg(long, short)]
     quiet: bool,
     /// How to show what was loaded
-    #[arg(long, default_value = "table")]
-    format: Format,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LsArgs {
-    /// Print nothing but digests
-    #[arg(long, short)]
-    quiet: bool,
-    /// Don't cut digests
-    #[arg(long)]
-    no_trunc: bool,
-    /// How to show them
     #[arg(long, default_value = "table")]
     format: Format,
 }
@@ -87,13 +98,19 @@ pub(crate) struct PullArgs {
 pub(crate) async fn run(command: Command, daemon: &Daemon) -> Result<()> {
     match command {
         Command::Load(args) => load(args, daemon).await,
-        Command::Ls(args) => ls(&args, daemon).await,
+        Command::Ls(args) => ls(args, daemon).await,
+        Command::Inspect(args) => inspect(args, daemon).await,
+        Command::History(args) => history(args, daemon).await,
+        Command::Tag(args) => tag(args, daemon).await,
+        Command::Prune(args) => prune(args, daemon).await,
+        Command::Save(args) => save(args, daemon).await,
+        Command::Import(args) => import(args, daemon).await,
         Command::Rm(args) => rm(args, daemon).await,
         Command::Pull(args) => pull(args, daemon).await,
     }
 }
 
-async fn load(args: LoadArgs, daemon: &Daemon) -> Result<()> {
+pub(crate) async fn load(args: LoadArgs, daemon: &Daemon) -> Result<()> {
     let (name, total, source) = open(args.input)?;
     let failure = |failure: Failure| failure.doing(&format!("cannot load {name}"));
     let (pieces, stream) = mpsc::channel(AHEAD);
@@ -210,22 +227,7 @@ fn show_loaded(image: &LoadedImage, format: Format) -> Result<()> {
     }
 }
 
-async fn ls(args: &LsArgs, daemon: &Daemon) -> Result<()> {
-    let request = within(CALL, ListImagesRequest {});
-    let answer = daemon.engine().list_images(request).await;
-    let mut images =
-        answer.map_err(|status| Failure::from(status).doing("cannot list the images"))?.into_inner().images;
-    images.sort_by(|one, other| (&one.reference, &one.digest).cmp(&(&other.reference, &other.digest)));
-    let now_ms = human::epoch_ms();
-    let rows = images.iter().map(|image| show::image::row(image, now_ms));
-    match args.format {
-        _ if args.quiet => images.iter().try_for_each(|image| output::line(&image.digest)),
-        Format::Json => rows.into_iter().try_for_each(|row| output::json(&row)),
-        Format::Table => output::print(&show::image::table(rows.collect(), args.no_trunc)),
-    }
-}
-
-async fn rm(args: RmArgs, daemon: &Daemon) -> Result<()> {
+pub(crate) async fn rm(args: RmArgs, daemon: &Daemon) -> Result<()> {
     let mut each = Each::new();
     for name in args.images {
         let request = within(LONG_CALL, RemoveImageRequest { name: name.clone(), force: args.force });

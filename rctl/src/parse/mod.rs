@@ -4,6 +4,7 @@
 mod amount;
 mod duration;
 mod env;
+mod filter;
 mod keys;
 mod mount;
 mod pair;
@@ -16,6 +17,7 @@ mod words;
 pub(crate) use amount::{bytes, cpus};
 pub(crate) use duration::{duration, seconds, wait};
 pub(crate) use env::{env_file, env_value};
+pub(crate) use filter::filter;
 pub(crate) use keys::keys;
 pub(crate) use mount::{mount, volume};
 pub(crate) use pair::pair;

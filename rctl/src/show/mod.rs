@@ -6,8 +6,10 @@
 pub(crate) mod cluster;
 pub(crate) mod container;
 pub(crate) mod image;
+pub(crate) mod image_inspect;
 pub(crate) mod node;
 pub(crate) mod ports;
 pub(crate) mod service;
 pub(crate) mod service_inspect;
 pub(crate) mod task;
+pub(crate) mod usage;

@@ -169,6 +169,80 @@ impl Engine for Fake {
         Ok(Response::new(ListImagesResponse { images: (0..5000).map(image).collect() }))
     }
 
+    async fn inspect_image(&self, _: Request<ImageRequest>) -> Answer<InspectImageResponse> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn tag_image(&self, request: Request<TagImageRequest>) -> Answer<TagImageResponse> {
+        let TagImageRequest { name, reference } = request.into_inner();
+        self.ask(format!("tag {name} {reference}"));
+        Ok(Response::new(TagImageResponse {}))
+    }
+
+    type SaveImagesStream = Sent<ArchivePiece>;
+    async fn save_images(&self, request: Request<SaveImagesRequest>) -> Answer<Self::SaveImagesStream> {
+        let request = request.into_inner();
+        let piece = |data: &'static [u8]| Ok(ArchivePiece { data: data.into() });
+        let last = match request.names.iter().any(|name| name == "broken") {
+            true => Err(Status::internal("blob sha256:00 is missing")),
+            false => piece(b"chive"),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([piece(b"ar"), last]))))
+    }
+
+    async fn import_image(&self, request: Request<Streaming<ImportImageRequest>>) -> Answer<LoadedImage> {
+        let mut pieces = request.into_inner();
+        let mut bytes = 0;
+        while let Some(piece) = pieces.message().await? {
+            if let Some(settings) = piece.settings {
+                self.ask(format!("import {} {:?}", settings.reference, settings.changes));
+            }
+            bytes += piece.data.len();
+        }
+        self.script.lock().unwrap().loaded_bytes = bytes;
+        Ok(Response::new(LoadedImage { reference: String::new(), digest: "sha256:00".into() }))
+    }
+
+    async fn prune_images(&self, request: Request<PruneImagesRequest>) -> Answer<PruneResponse> {
+        let request = request.into_inner();
+        self.ask(format!("prune images {} {}", request.all, request.filters.len()));
+        let untagged = vec!["docker.io/library/a:1".into()];
+        Ok(Response::new(PruneResponse { untagged, deleted: vec!["sha256:00".into()], freed_bytes: 2_000 }))
+    }
+
+    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Answer<DiskUsageResponse> {
+        Ok(Response::new(DiskUsageResponse::default()))
+    }
+
+    async fn commit_container(&self, request: Request<CommitContainerRequest>) -> Answer<LoadedImage> {
+        let request = request.into_inner();
+        self.ask(format!("commit {} {} {}", request.name, request.reference, request.pause));
+        Ok(Response::new(LoadedImage { reference: String::new(), digest: "sha256:00".into() }))
+    }
+
+    type ExportContainerStream = Sent<ArchivePiece>;
+    async fn export_container(&self, _: Request<ContainerRequest>) -> Answer<Self::ExportContainerStream> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn container_changes(&self, _: Request<ContainerRequest>) -> Answer<ContainerChangesResponse> {
+        let change = |kind: ChangeKind, path: &'static [u8]| ContainerChange {
+            kind: kind.into(),
+            path: path.to_vec(),
+        };
+        let changes = vec![change(ChangeKind::Changed, b"/etc"), change(ChangeKind::Added, b"/etc/a\n")];
+        Ok(Response::new(ContainerChangesResponse { changes }))
+    }
+
+    async fn prune_containers(&self, _: Request<PruneContainersRequest>) -> Answer<PruneResponse> {
+        self.ask("prune containers".to_owned());
+        Ok(Response::new(PruneResponse {
+            deleted: vec!["c1".into()],
+            freed_bytes: 1_000,
+            ..Default::default()
+        }))
+    }
+
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
         let name = request.into_inner().name;
         if name == "used" {
