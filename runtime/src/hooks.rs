@@ -122,6 +122,7 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> io::Result<Option<ExitSta
 
 fn describe(status: ExitStatus) -> String {
     match status.signal() {
+        Some(libc::SIGSYS) => format!("signal {}: bad system call", libc::SIGSYS),
         Some(signal) => format!("signal {signal}"),
         None => format!("exit status {}", status.code().unwrap_or(-1)),
     }

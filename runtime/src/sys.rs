@@ -85,12 +85,12 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }
 
-/// Closes every descriptor from `first` on, or marks them close-on-exec.
-pub(crate) fn close_range(first: u32, only_mark: bool) -> io::Result<()> {
+/// Closes every descriptor from `first` to `last`, or marks them close-on-exec.
+pub(crate) fn close_range(first: u32, last: u32, only_mark: bool) -> io::Result<()> {
     let flags: libc::c_uint = if only_mark { 4 } else { 0 };
     // SAFETY: takes integers. Descriptors above `first` are not used by their owners afterwards: the monitor calls it
     // before it has opened any, and the container's process only marks them.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) })
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
         .map(drop)
         .map_err(since("close_range", "5.11"))
 }

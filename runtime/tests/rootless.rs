@@ -14,6 +14,11 @@ use serde_json::{Value, json};
 const USER: u32 = 4321;
 const FIRST: u32 = 300_000;
 
+/// In another process: see the same in `common`.
+fn copy_program(from: &str, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+}
+
 /// A folder of the user's, with a bundle and a copy of the program that the user can execute.
 struct Bundle {
     dir: tempfile::TempDir,
@@ -27,13 +32,13 @@ impl Bundle {
         for folder in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
-        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        copy_program("/bin/busybox", &root.join("bin/busybox"));
         for applet in
             ["sh", "id", "cat", "ls", "grep", "touch", "stat", "mount", "cp", "true", "readlink", "unshare"]
         {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
-        fs::copy(env!("CARGO_BIN_EXE_rorqual-runtime"), dir.path().join("runtime")).unwrap();
+        copy_program(env!("CARGO_BIN_EXE_rorqual-runtime"), &dir.path().join("runtime"));
         fs::create_dir(dir.path().join("run")).unwrap();
         let kinds = ["pid", "network", "ipc", "uts", "mount", "user"];
         let namespaces: Vec<Value> = kinds.iter().map(|kind| json!({ "type": kind })).collect();

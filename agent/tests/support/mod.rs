@@ -142,7 +142,10 @@ impl World {
         for folder in ["bin", "proc", "sys", "dev"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
-        std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        // By another process: what one of ours has open for writing, a child that another test forks has too, and then
+        // nobody can execute it (ETXTBSY).
+        let copy = Command::new("cp").arg("/bin/busybox").arg(root.join("bin")).status();
+        assert!(copy.unwrap().success());
         std::fs::create_dir_all(&dir).unwrap();
         let settings = ContainerSettings {
             args: ["/bin/busybox", "sleep", "1000"].map(str::to_owned).to_vec(),

@@ -183,7 +183,7 @@ fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
             }
             Step::Ask(ask) => fds.channel.ask(ask, None)?,
             Step::Created => wait_for_start(fds)?,
-            Step::Hooks { point, hooks, state } => run_hooks(point, hooks, state)?,
+            Step::Hooks { point, hooks, state: told } => run_hooks(point, hooks, told, &state)?,
             Step::LookUp(program) => program::look_up(program, &state)?,
             Step::Execute(program) => return Err(program::exec(program, &state)),
             other => perform(other, &mut state, fds).map_err(|error| Failure::step(other, &error))?,
@@ -273,7 +273,9 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             credentials(sets, *last_capability, &state.user, groups)
         }
         Step::NoNewPrivileges => sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
-        Step::CloseOnExec { first } => sys::reset_signals().and_then(|()| sys::close_range(*first, true)),
+        Step::CloseOnExec { first } => {
+            sys::reset_signals().and_then(|()| sys::close_range(*first, u32::MAX, true))
+        }
         Step::Seccomp { program, flags } => match &fds.notify {
             Some(word) => {
                 fds.channel.tell(&Ask::Notify)?;
@@ -402,10 +404,15 @@ fn die_with_monitor(fds: &Fds) -> io::Result<()> {
     Ok(())
 }
 
-fn run_hooks(point: &str, hooks: &[Hook], state: &str) -> Result<(), Failure> {
+fn run_hooks(point: &str, hooks: &[Hook], told: &str, state: &State) -> Result<(), Failure> {
+    if point == "createContainer" {
+        // Where runc lets them start, too: they reach into the root file system before it is entered.
+        let inside = state.root().and_then(|root| Ok(nix::unistd::fchdir(root)?));
+        inside.map_err(|error| Failure::step("changing to the root file system", &error))?;
+    }
     // As it is seen from in here.
-    let state = state.replacen("\"pid\":0", &format!("\"pid\":{}", std::process::id()), 1);
-    hooks::run(hooks, &state, hooks::Environment::Empty).map_err(|failed| {
+    let told = told.replacen("\"pid\":0", &format!("\"pid\":{}", std::process::id()), 1);
+    hooks::run(hooks, &told, hooks::Environment::Empty).map_err(|failed| {
         let step = format!("error running {point} hook #{}", failed.index);
         Failure::step(step, &io::Error::other(failed.reason))
     })

@@ -33,8 +33,8 @@ struct Container {
 /// Sets up, reports, serves.
 pub(super) fn run(dir: &Path) -> ExitCode {
     let files = Files(dir.to_owned());
-    let loaded =
-        sys::close_range(3, false).map_err(|error| Failure::step("closing what was inherited", &error));
+    let loaded = sys::close_range(3, u32::MAX, false)
+        .map_err(|error| Failure::step("closing what was inherited", &error));
     let container = loaded.and_then(|()| load(&files)).and_then(|(record, spec)| {
         detach(&record)?;
         start(&files, record, &spec)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec};
+use serde_json::Value;
 
 use super::args::Matches;
 use super::config;
@@ -82,7 +83,8 @@ fn process(spec: &mut Spec, matches: &Matches, log: &Log) -> Result<Option<Strin
     let own = spec.process().clone().unwrap_or_default();
     if let Some(path) = matches.value("process").filter(|path| !path.is_empty()) {
         let path = Path::new(path);
-        let (process, warnings) = config::from_json_amended(&config::read_limited(path)?, path)?;
+        let text = with_user(config::read_limited(path)?, &own);
+        let (process, warnings) = config::from_json_amended(&text, path)?;
         warnings.iter().for_each(|warning| log.warn(warning));
         spec.set_process(Some(with_defaults(process, own)));
         return Ok(None);
@@ -113,6 +115,19 @@ fn process(spec: &mut Spec, matches: &Matches, log: &Log) -> Result<Option<Strin
     let named = user(&mut process, matches)?;
     spec.set_process(Some(process));
     Ok(named)
+}
+
+/// A process file may leave the user out, which the types of a specification want: it is the container's then.
+fn with_user(text: Vec<u8>, own: &Process) -> Vec<u8> {
+    if let (Ok(Value::Object(mut process)), Ok(user)) =
+        (serde_json::from_slice(&text), serde_json::to_value(own.user()))
+        && !process.contains_key("user")
+    {
+        process.insert("user".to_owned(), user);
+        // What has been read can be written.
+        return serde_json::to_vec(&process).unwrap_or(text);
+    }
+    text
 }
 
 /// What a process file leaves out is as it is for the container.

@@ -80,12 +80,12 @@ pub fn main(args: &[String]) -> ExitCode {
     if let Err(error) = count(command, matches.words.len()) {
         return wrong(Some(command), &context.log, &error);
     }
-    context.log.debug(|| format!("{name} {rest:?} with root {}", context.root.display()));
     let sealed = match command.enters {
         Enters::Nothing => Ok(()),
-        Enters::New => sealed::seal(sealed::preserved(&matches), false),
-        Enters::Running => sealed::seal(sealed::preserved(&matches), true),
+        Enters::New => sealed::seal(sealed::preserved(&matches), matches.value("config"), false),
+        Enters::Running => sealed::seal(sealed::preserved(&matches), matches.value("process"), true),
     };
+    context.log.debug(|| format!("{name} {rest:?} with root {}", context.root.display()));
     match sealed.and_then(|()| (command.run)(&context, &matches)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

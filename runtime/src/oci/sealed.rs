@@ -30,12 +30,12 @@ const NAME: &str = "rorqual-runtime: init";
 const NEEDED: [&str; 3] = ["LISTEN_FDS", "XDG_RUNTIME_DIR", "RUST_BACKTRACE"];
 
 /// Executes this program anew, unless that is what has been done. `preserved`: how many descriptors from 3 on are to
-/// stay open. `seen`: whether others will see it.
-pub(super) fn seal(preserved: u32, seen: bool) -> Result<()> {
+/// stay open. `named`: a file that is going to be read. `seen`: whether others will see it.
+pub(super) fn seal(preserved: u32, named: Option<&str>, seen: bool) -> Result<()> {
     let failed = |what: &'static str| Error::system(format!("protecting the runtime's program: {what}"));
     if std::env::args_os().next().is_some_and(|name| name == NAME) {
         let first = 3u32.saturating_add(preserved);
-        return sys::close_range(first, false).map_err(failed("closing what was inherited"));
+        return close(first, named).map_err(failed("closing what was inherited"));
     }
     let program = clone().or_else(|_| copy()).map_err(failed("making a private copy"))?;
     let mut args = vec![CString::new(NAME).map_err(io::Error::other).map_err(failed("its name"))?];
@@ -51,6 +51,23 @@ pub(super) fn seal(preserved: u32, seen: bool) -> Result<()> {
         env.push(CString::new(entry).map_err(io::Error::other).map_err(failed("its environment"))?);
     }
     Err(failed("executing it")(sys::execute_file(program.as_fd(), &args, &env)))
+}
+
+/// Closes all descriptors from `first` on, but for one by which a shell names a file that it has made up (`-p <(…)`). That
+/// one is closed with our own before anybody of the container sees this process.
+fn close(first: u32, named: Option<&str>) -> io::Result<()> {
+    let number =
+        |path: &str| path.strip_prefix("/dev/fd/").or(path.strip_prefix("/proc/self/fd/"))?.parse().ok();
+    match named.and_then(number).filter(|fd| *fd >= first) {
+        Some(fd) => {
+            sys::close_range(fd, fd, true)?;
+            if fd > first {
+                sys::close_range(first, fd - 1, false)?;
+            }
+            sys::close_range(fd.saturating_add(1), u32::MAX, false)
+        }
+        None => sys::close_range(first, u32::MAX, false),
+    }
 }
 
 /// A read-only mount of our own file, attached nowhere.

@@ -42,7 +42,7 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
             before_pivot.extend(container_hooks("createContainer", create_container, state));
             insert(steps, is_pivot, before_pivot);
             terminal(process, steps);
-            // A filter may forbid what waiting and hooks take, so it comes after them.
+            // A filter may forbid what waiting takes, so it comes behind.
             let last = |step: &Step| matches!(step, Step::Seccomp { .. } | Step::Execute(_));
             let mut waiting = Vec::new();
             let filter = steps.iter().position(last).unwrap_or(0);
@@ -56,10 +56,12 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
                 waiting.push(Step::LookUp(execute.clone()));
             }
             waiting.push(Step::Created);
+            insert(steps, last, waiting);
             let start_container = hooks.and_then(|hooks| hooks.start_container().as_ref());
             let state = state.replacen("\"status\":\"creating\"", "\"status\":\"created\"", 1);
-            waiting.extend(container_hooks("startContainer", start_container, &state));
-            insert(steps, last, waiting);
+            // Programs of the container, which may come with its image: they get what its own program gets.
+            let hooks = container_hooks("startContainer", start_container, &state);
+            insert(steps, |step| matches!(step, Step::Execute(_)), hooks.into_iter().collect());
         }
     }
     Ok(())

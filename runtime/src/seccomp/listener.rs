@@ -119,13 +119,15 @@ pub(crate) fn hand_over(asked: &Asked, pid: i32, word: &SharedWord) -> Result<()
             &error,
         )
     })?;
-    send(asked, pid, &listener).map_err(|error| {
+    let agent = connect(asked).map_err(|error| {
         let path = asked.listener.path.display();
         Failure::step(
-            format!("sending the seccomp notify descriptor to {path} (linux.seccomp.listenerPath)"),
+            format!("failed to connect with seccomp agent at {path} (linux.seccomp.listenerPath)"),
             &error,
         )
-    })?;
+    });
+    let sent = |error: io::Error| Failure::step("sending the seccomp notify descriptor to its agent", &error);
+    spawn::send(agent?.as_fd(), &asked.message(pid), Some(listener.as_fd())).map_err(sent)?;
     word.set(TAKEN);
     Ok(())
 }
@@ -149,10 +151,10 @@ fn await_fd(process: &OwnedFd, word: &SharedWord) -> Result<Option<RawFd>, Failu
     }
 }
 
-fn send(asked: &Asked, pid: i32, listener: &OwnedFd) -> io::Result<()> {
+fn connect(asked: &Asked) -> io::Result<UnixStream> {
     let socket = UnixStream::connect(&asked.listener.path)?;
     socket.set_write_timeout(Some(DEADLINE))?;
-    spawn::send(socket.as_fd(), &asked.message(pid), Some(listener.as_fd()))
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ fn add_rules(spec: &LinuxSyscall, default: Action, rules: &mut Vec<Rule>) -> Res
     }
     // Before a program has been executed this would be a question that nobody is there to answer.
     if action == Action::NOTIFY && spec.names().iter().any(|name| name == "write") {
-        return Err(("action".to_owned(), "SCMP_ACT_NOTIFY cannot be used for write".to_owned()));
+        return Err(("action".to_owned(), "SCMP_ACT_NOTIFY cannot be used for the write syscall".to_owned()));
     }
     let mut conditions = Vec::new();
     for (index, argument) in spec.args().iter().flatten().enumerate() {

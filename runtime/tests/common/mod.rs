@@ -8,6 +8,7 @@ use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -203,13 +204,20 @@ pub(crate) fn is_running(runtime: &Runtime, id: &str) -> bool {
     matches!(runtime.state(id).unwrap(), ContainerState::Running(_))
 }
 
+/// Copies a program, in another process: while ours has it open for writing another test may fork, and until that child has
+/// executed something the kernel executes nothing that is open for writing (ETXTBSY).
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status();
+    assert!(copied.unwrap().success(), "{} to {}", from.display(), to.display());
+}
+
 /// A root file system of busybox.
 fn busybox(root: &Path) {
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "root"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    copy_program(Path::new("/bin/busybox"), &root.join("bin/busybox"));
     let applets = "sh cat id ls echo sleep true false mount umount grep ps kill dd head hostname touch chmod stat \
                    readlink unshare wc seq env pwd mknod test printf yes tail nproc trap mkdir ln rm sysctl cut uname \
                    ionice ip tty stty diff tr";

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::json;
 
 use crate::common::cli::{Cli, feed, wait};
-use crate::common::eventually;
+use crate::common::{copy_program, eventually};
 
 fn running(cli: &Cli, id: &str) {
     assert_eq!(cli.create(id, &cli.spec(id, &["sleep", "1000"])).code, 0);
@@ -110,6 +110,16 @@ fn a_process_comes_from_a_file() {
     });
     fs::write(&file, process.to_string()).unwrap();
     assert_eq!(cli.ok(&["exec", "--process", file.to_str().unwrap(), "web"]), "4 3\n");
+    // One that a shell has made up, and that is gone with its descriptor.
+    let shell = format!(
+        "exec {} --root {} exec -p <(echo '{}') web",
+        env!("CARGO_BIN_EXE_rorqual-runtime"),
+        cli.root().display(),
+        json!({ "cwd": "/", "args": ["/bin/sh", "-c", "id -u; ls /proc/self/fd | wc -l"] })
+    );
+    let output = std::process::Command::new("bash").args(["-c", &shell]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "0\n4\n", "{}", String::from_utf8_lossy(&output.stderr));
     fs::write(&file, r#"{"args":["true"],"cwd":"/","user":{"uid":"x","gid":0}}"#).unwrap();
     cli.run(&["exec", "-p", file.to_str().unwrap(), "web"]).fails(255, "user.uid");
 }
@@ -166,7 +176,7 @@ fn the_runtimes_program_is_out_of_reach() {
     assert_eq!(fs::read(env!("CARGO_BIN_EXE_rorqual-runtime")).unwrap(), binary);
     // One who has got hold of the file that the waiting process executes, and waits until nobody executes it any more.
     let copy = cli.dir.path().join("runtime");
-    fs::copy(env!("CARGO_BIN_EXE_rorqual-runtime"), &copy).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_rorqual-runtime").as_ref(), &copy);
     let bundle = cli.bundle("waits", &cli.spec("waits", &["sleep", "1000"]));
     let mut create = std::process::Command::new(&copy);
     create.arg("--root").arg(cli.root()).args(["create", "-b", bundle.to_str().unwrap(), "waits"]);

@@ -35,7 +35,7 @@ fn hooks_run_at_their_points_with_the_state() {
     let log = cli.dir.path().join("log");
     let mut spec = cli.spec("web", &["sh", "-c", "cat /tmp/log; exec sleep 1000"]);
     // The host's shell runs on the host's files, before the container's root is entered.
-    let created = format!("cat > {}", cli.dir.path().join("container").display());
+    let created = format!("cat > {}; test -x bin/busybox", cli.dir.path().join("container").display());
     spec["hooks"] = json!({
         "prestart": [telling(&log, "prestart")],
         "createRuntime": [telling(&log, "createRuntime")],
@@ -97,6 +97,32 @@ fn a_hook_that_fails_before_the_start_ends_the_container() {
     spec["hooks"] =
         json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1 }] });
     cli.create("web", &spec).fails(1, "timeout of 1 s");
+}
+
+/// Its program may come with the image. Seen to fail with the hooks run while the container waits.
+#[test]
+fn a_hook_inside_has_the_containers_privileges() {
+    let cli = Cli::new();
+    for no_new_privileges in [true, false] {
+        let mut spec =
+            cli.spec("web", &["sh", "-c", "cat /tmp/log; grep -E 'CapEff|Uid|Seccomp:' /proc/self/status"]);
+        spec["process"]["noNewPrivileges"] = no_new_privileges.into();
+        spec["process"]["user"] = json!({ "uid": 1000, "gid": 1001 });
+        spec["process"]["capabilities"]["inheritable"] = json!(["CAP_KILL"]);
+        spec["process"]["capabilities"]["ambient"] = json!(["CAP_KILL"]);
+        let mut hook = inside("startContainer");
+        hook["args"][2] =
+            json!("cat > /dev/null; grep -E 'CapEff|Uid|Seccomp:' /proc/self/status > /tmp/log");
+        spec["hooks"] = json!({ "startContainer": [hook] });
+        let refused = |name: &str, action: &str| json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": [name], "action": action }] });
+        spec["linux"]["seccomp"] = refused("mount", "SCMP_ACT_ERRNO");
+        let done = cli.run_spec("web", &spec);
+        let lines: Vec<&str> = done.out.lines().collect();
+        assert!(lines.len() == 6 && lines[..3] == lines[3..] && lines[0].contains("1000"), "{done:?}");
+        spec["hooks"]["startContainer"][0]["args"][2] = json!("cat > /dev/null; mkdir /tmp/made");
+        spec["linux"]["seccomp"] = refused("mkdir", "SCMP_ACT_KILL_PROCESS");
+        cli.run_spec("web", &spec).fails(1, "startContainer hook #0");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::common::cli::Cli;
-use super::common::{World, eventually, shell, text};
+use super::common::{World, copy_program, eventually, shell, text};
 use super::install;
 
 /// Seen to fail without `oci::sealed`: with the runtime executed from its own file.
@@ -13,7 +13,7 @@ fn a_container_cannot_write_to_the_runtime() {
     let cli = Cli::new();
     install(&cli.rootfs());
     let program = cli.dir.path().join("runtime");
-    fs::copy(env!("CARGO_BIN_EXE_rorqual-runtime"), &program).unwrap();
+    copy_program(env!("CARGO_BIN_EXE_rorqual-runtime").as_ref(), &program);
     let before = fs::read(&program).unwrap();
     let run =
         |words: &[&str]| Command::new(&program).arg("--root").arg(cli.root()).args(words).output().unwrap();

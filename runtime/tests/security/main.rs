@@ -14,7 +14,6 @@ mod filters;
 mod links;
 mod privileges;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -34,5 +33,5 @@ fn probe() -> &'static Path {
 
 /// Puts it into a root file system.
 fn install(rootfs: &Path) {
-    fs::copy(probe(), rootfs.join("bin/probe")).unwrap();
+    common::copy_program(probe(), &rootfs.join("bin/probe"));
 }

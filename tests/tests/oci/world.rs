@@ -171,6 +171,8 @@ fn install_runtime(dir: &Path) -> PathBuf {
     let runtime = std::env::var_os("RORQUAL_RUNTIME").map(PathBuf::from);
     let runtime = runtime.expect("RORQUAL_RUNTIME has to name the runtime (tests/run does)");
     let place = dir.join(runtime.file_name().unwrap());
-    fs::copy(&runtime, &place).unwrap();
+    // By another process: a test beside this one may fork while ours has it open for writing, and until that child has
+    // executed something nobody can execute it (ETXTBSY).
+    assert!(Command::new("cp").arg(&runtime).arg(&place).status().unwrap().success());
     place
 }
