@@ -236,6 +236,17 @@ fn in_a_user_namespace_that_is_there_none_is_needed() {
 }
 
 #[test]
+fn namespaces_that_the_kernel_refuses_are_named() {
+    let mut bundle = Bundle::new("true");
+    bundle.without_user();
+    // The limit of a user namespace of its own: nobody else has it.
+    let limited = "echo 0 >/proc/sys/user/max_net_namespaces && exec \"$@\"";
+    let (success, text) =
+        bundle.run(&["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", limited, "sh"]);
+    assert!(!success && text.contains("/proc/sys/user/max_net_namespaces is 0"), "{text}");
+}
+
+#[test]
 fn the_hosts_sys_serves_where_the_network_is_the_hosts() {
     let mut bundle = Bundle::new("ls /sys/class/net; touch /sys/x; grep ' /sys ' /proc/mounts");
     bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|one| one["type"] != "network");

@@ -20,6 +20,7 @@ pub(crate) mod groups;
 mod maps;
 mod netdevice;
 mod prepare;
+mod refused;
 
 use std::fs::File;
 use std::io;
@@ -126,6 +127,7 @@ pub(crate) fn first_process(
         Ok(Some(pid)) => pid,
         Err(error) => {
             let explained = child.unified.and_then(|dir| explain_join(dir, &error));
+            let explained = explained.or_else(|| refused::explain(child.namespaces, &error));
             let step = explained.unwrap_or_else(|| "making the first process and its namespaces".to_owned());
             return Err(Failure::step(step, &error));
         }
