@@ -1,6 +1,5 @@
 //! Which control group hierarchies the machine has: [`Layout`], read from what is mounted.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::file;
 use crate::api::CgroupVersion;
 use crate::error::{Error, Result};
+use crate::host;
 
 /// The v1 controllers of the kernel (cgroups(7)). Those of a mount's options that are no controllers are passed over.
 const CONTROLLERS: [&str; 14] = [
@@ -58,11 +58,11 @@ impl Layout {
     /// Reads what is mounted.
     pub(crate) fn discover() -> Result<Layout> {
         let path = Path::new("/proc/self/mountinfo");
-        let text = fs::read_to_string(path).map_err(file("read", path))?;
+        let text = host::read(path).map_err(file("read", path))?;
         let mut layout = Layout::parse(&text);
         if let Some(unified) = &layout.unified {
             let path = unified.join("cgroup.controllers");
-            let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+            let text = host::read(&path).map_err(file("read", &path))?;
             layout.unified_controllers = text.split_ascii_whitespace().map(str::to_owned).collect();
         }
         if layout.unified.is_none() && layout.v1.is_empty() {

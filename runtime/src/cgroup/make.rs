@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{Group, file, systemd};
 use crate::error::{Error, Result};
+use crate::host;
 use crate::plan::cgroup::{CgroupPlan, Write};
 use crate::sys;
 
@@ -62,7 +63,7 @@ fn fill<'a>(plan: &'a CgroupPlan, by_systemd: bool, new: &mut Vec<&'a Path>) -> 
         unified(plan, dir)?;
     }
     if let Some(dir) = plan.group.v1_of("cpuset") {
-        fill_cpuset(dir)?;
+        fill_cpuset(dir, new.contains(&dir))?;
     }
     write_all(&plan.writes)?;
     if let (Some(program), Some(dir)) = (&plan.device_program, &plan.group.unified) {
@@ -196,7 +197,7 @@ fn enable<'a>(
 
 fn missing<'a>(group: &Path, wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     let path = group.join("cgroup.subtree_control");
-    let enabled = fs::read_to_string(&path).map_err(file("read", &path))?;
+    let enabled = host::read(&path).map_err(file("read", &path))?;
     Ok(wanted
         .iter()
         .filter(|wanted| !enabled.split_ascii_whitespace().any(|known| known == **wanted))
@@ -208,7 +209,7 @@ fn missing<'a>(group: &Path, wanted: &[&'a str]) -> Result<Vec<&'a str>> {
 fn threaded(plan: &CgroupPlan, dir: &Path) -> Result<()> {
     let path = dir.join("cgroup.type");
     // Not there: the root, which is never threaded.
-    let Ok(kind) = fs::read_to_string(&path) else { return Ok(()) };
+    let Ok(kind) = host::read(&path) else { return Ok(()) };
     if kind.trim() != "domain invalid" {
         return Ok(());
     }
@@ -227,23 +228,37 @@ fn threaded(plan: &CgroupPlan, dir: &Path) -> Result<()> {
     }
 }
 
-/// A v1 cpuset takes no process before it has CPUs and memory nodes: its parent's, unless it is told others.
-fn fill_cpuset(dir: &Path) -> Result<()> {
+/// A v1 cpuset takes no process before it has CPUs and memory nodes: its parent's, unless it is told others. `new`: it
+/// has none yet, unless the groups above give theirs by themselves (cgroup.clone_children), which does no harm.
+fn fill_cpuset(dir: &Path, new: bool) -> Result<()> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
-        inherit(dir, name)?;
+        match dir.parent() {
+            Some(parent) if new => hand_on(dir, parent, name).map(drop)?,
+            _ => inherit(dir, name).map(drop)?,
+        }
     }
     Ok(())
 }
 
-fn inherit(dir: &Path, name: &str) -> Result<String> {
+/// What a group has, or gets from the one above; `None` above the hierarchy's root.
+fn inherit(dir: &Path, name: &str) -> Result<Option<String>> {
     let path = dir.join(name);
-    let own = fs::read_to_string(&path).map_err(file("read", &path))?;
-    if !own.trim().is_empty() {
-        return Ok(own);
+    let own = match host::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        own => own.map_err(file("read", &path))?,
+    };
+    match dir.parent() {
+        Some(parent) if own.trim().is_empty() => hand_on(dir, parent, name),
+        _ => Ok(Some(own)),
     }
-    let Some(parent) = dir.parent().filter(|parent| parent.join(name).exists()) else { return Ok(own) };
+}
+
+fn hand_on(dir: &Path, parent: &Path, name: &str) -> Result<Option<String>> {
     let value = inherit(parent, name)?;
-    fs::write(&path, value.trim()).map_err(file("write", &path))?;
+    if let Some(value) = &value {
+        let path = dir.join(name);
+        fs::write(&path, value.trim()).map_err(file("write", &path))?;
+    }
     Ok(value)
 }
 

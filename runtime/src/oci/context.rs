@@ -6,6 +6,7 @@ use super::args::Matches;
 use super::error::{Error, Result};
 use super::log::Log;
 use super::state::Place;
+use crate::plan::Facts;
 use crate::sys;
 
 /// Who makes the control groups.
@@ -23,8 +24,8 @@ pub(super) struct Context {
     pub(super) root: PathBuf,
     pub(super) log: Log,
     pub(super) manager: Manager,
-    /// Control groups that may not be made are done without.
-    pub(super) rootless: bool,
+    /// Control groups that may not be made are done without; `None`: if we are no root.
+    rootless: Option<bool>,
 }
 
 impl Context {
@@ -41,9 +42,9 @@ impl Context {
             }
         };
         let rootless = match global.value("rootless") {
-            Some("true") => true,
-            Some("false") => false,
-            None | Some("auto" | "") => is_rootless(),
+            Some("true") => Some(true),
+            Some("false") => Some(false),
+            None | Some("auto" | "") => None,
             Some(other) => return Err(Error::Usage(format!("invalid value {other:?} for flag -rootless"))),
         };
         let root = match global.value("root").filter(|root| !root.is_empty()) {
@@ -51,6 +52,11 @@ impl Context {
             None => default_root(),
         };
         Ok(Context { root, log, manager, rootless })
+    }
+
+    /// Whether control groups that may not be made are done without.
+    pub(super) fn rootless(&self, facts: &Facts) -> bool {
+        self.rootless.unwrap_or(facts.user_namespace || sys::euid() != 0)
     }
 
     pub(super) fn place(&self, id: &str) -> Result<Place> {

@@ -141,16 +141,18 @@ impl<'a> Making<'a> {
                 created: log::now(9),
                 owner: sys::euid(),
                 keyring: !options.no_new_keyring,
+                hooks: spec.hooks().is_some(),
                 annotations: annotations
                     .map(|(key, value)| (key.clone(), value.clone()))
                     .collect::<BTreeMap<_, _>>(),
-                group: group(context, &facts.layout, &spec, &place.id)?,
+                group: group(context, &facts, &spec, &place.id)?,
             };
             fault::at("parent", 0).map_err(fault)?;
             place.write(&record)?;
             fault::at("parent", 1).map_err(fault)?;
             let config = place.config();
-            record::write(&config, &text, false).map_err(Error::file("write", &config))?;
+            // Nobody reads it before there is a process, so it need not get its name when it is whole.
+            record::write_new(&config, &text).map_err(Error::file("write", &config))?;
             fault::at("parent", 2).map_err(fault)?;
             let place = place.clone();
             Ok(Making { context, place, record, spec, facts, options, has_groups: false, lock: Some(lock) })
@@ -220,7 +222,8 @@ impl<'a> Making<'a> {
 
     fn plan(&self) -> Result<Plan> {
         let rootfs = Rootfs::Directory(self.record.rootfs.clone());
-        let state = State::new(&self.record, Status::Creating).json();
+        // Only hooks are told.
+        let state = self.record.hooks.then(|| State::new(&self.record, Status::Creating).json());
         let request = Request {
             spec: &self.spec,
             rootfs: &rootfs,
@@ -230,7 +233,7 @@ impl<'a> Making<'a> {
             bundle: Some(&self.record.bundle),
             no_pivot: self.options.no_pivot,
             keyring: self.record.keyring,
-            keeper: Keeper::Caller { state: &state, preserved_fds: self.options.preserved.all },
+            keeper: Keeper::Caller { state: state.as_deref().unwrap_or_default(), preserved_fds: self.options.preserved.all },
         };
         plan::launch_plan(&request, &self.facts).map_err(|wrong| {
             Failure { kind: Kind::Spec, subject: wrong.field, errno: None, detail: wrong.reason }.into()
@@ -258,7 +261,7 @@ impl<'a> Making<'a> {
         self.record.start_ticks = record::start_ticks(pid).unwrap_or(0);
         let failed = |error: String| Failure::step("writing the container's state", &io::Error::other(error));
         fault::at("parent", 5).map_err(|error| failed(error.to_string()))?;
-        self.place.write(&self.record).map_err(|error| failed(error.to_string()))?;
+        self.place.write_process(pid, self.record.start_ticks).map_err(|error| failed(error.to_string()))?;
         fault::at("parent", 6).map_err(|error| failed(error.to_string()))
     }
 
@@ -287,27 +290,31 @@ impl<'a> Making<'a> {
     }
 }
 
-/// Written under another name and then renamed, so that whoever waits for it finds it whole.
+/// Written under another name and then renamed, so that whoever waits for it finds it whole. One of an earlier container
+/// goes first: in its place ext4 would write the new one to the disk at once.
 pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let temporary = path.with_file_name(format!(".{name}"));
-    fs::write(&temporary, pid.to_string())
+    let written = fs::write(&temporary, pid.to_string());
+    // If it cannot be removed, it is replaced.
+    let _ = fs::remove_file(path);
+    written
         .and_then(|()| fs::rename(&temporary, path))
         .map_err(Error::file("write pid file", path))
 }
 
 /// Where the container's control groups are to be.
-fn group(context: &Context, layout: &Layout, spec: &Spec, id: &str) -> Result<Group> {
+fn group(context: &Context, facts: &Facts, spec: &Spec, id: &str) -> Result<Group> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
     let wanted = Wanted {
         cgroups_path: path.and_then(|path| path.to_str()),
         id,
         systemd: context.manager == Manager::Systemd,
-        rootless: context.rootless,
+        rootless: context.rootless(facts),
     };
     match context.manager {
         Manager::Disabled => Ok(Group::default()),
-        _ => Ok(cgroup::locate(layout, &wanted)?),
+        _ => Ok(cgroup::locate(&facts.layout, &wanted)?),
     }
 }
 

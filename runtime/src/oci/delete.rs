@@ -60,10 +60,7 @@ fn end(place: &Place, record: &Record) -> Result<()> {
 pub(super) fn take_away(context: &Context, place: &Place, record: Option<&Record>) -> Result<()> {
     let mut errors = Vec::new();
     if let Some(record) = record {
-        if let Err(error) = record.group.kill() {
-            errors.push(error.into());
-        }
-        errors.extend(record.group.remove(&record.id, WAIT).into_iter().map(Error::from));
+        errors.extend(record.group.clear(&record.id, WAIT).into_iter().map(Error::from));
         after_stop(context, place, record);
     }
     if errors.is_empty() {
@@ -79,7 +76,7 @@ pub(super) fn take_away(context: &Context, place: &Place, record: Option<&Record
 /// Hooks of the time when the container is gone. What they do wrong is told in the log (runtime.md, lifecycle, step 13).
 fn after_stop(context: &Context, place: &Place, record: &Record) {
     // Made for a process that never was: there is nothing that hooks could have followed.
-    if record.pid == 0 {
+    if record.pid == 0 || !record.hooks {
         return;
     }
     let spec = match place.spec() {

@@ -34,6 +34,9 @@ pub(super) fn start(context: &Context, matches: &Matches) -> Result<u8> {
 /// Hooks that run once the program runs. What they do wrong does not end the container: it is told in the log
 /// (runtime.md, lifecycle, step 9).
 pub(super) fn after_start(context: &Context, place: &Place, record: &Record) {
+    if !record.hooks {
+        return;
+    }
     let spec = match place.spec() {
         Ok(spec) => spec,
         Err(error) => return context.log.warn(&format!("poststart hooks are not run: {error}")),

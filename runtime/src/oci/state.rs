@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <root>/<id>/  lock         held by a command that changes the container
-//!               state.json   Record: written before anything is made, and again with the first process' pid
+//!               state.json   Record: written before anything is made
 //!               config.json  the specification as it was when the container was made
+//!               process      the first process, as soon as there is one: a link whose text is pid and start time
 //!               start.sock   on it the first process waits for `start`; gone once it is started
 //! ```
 //!
@@ -30,9 +31,11 @@ use crate::sys;
 pub(super) struct Record {
     pub(super) oci_version: String,
     pub(super) id: String,
-    /// 0 as long as there is no first process.
+    /// 0 as long as there is no first process. Kept in a place of its own, since it comes later.
+    #[serde(skip)]
     pub(super) pid: i32,
     /// When the kernel started it, in clock ticks since boot: tells it from a later process of the same number.
+    #[serde(skip)]
     pub(super) start_ticks: u64,
     pub(super) bundle: PathBuf,
     pub(super) rootfs: PathBuf,
@@ -43,6 +46,8 @@ pub(super) struct Record {
     pub(super) group: Group,
     /// Whether it has a session keyring of its own.
     pub(super) keyring: bool,
+    /// Whether its specification has hooks: it need not be looked at to run none.
+    pub(super) hooks: bool,
 }
 
 /// The state that a container is in.
@@ -97,6 +102,10 @@ impl Place {
         self.dir.join("config.json")
     }
 
+    fn process(&self) -> PathBuf {
+        self.dir.join("process")
+    }
+
     pub(super) fn socket(&self) -> PathBuf {
         self.dir.join(START_SOCKET)
     }
@@ -104,10 +113,15 @@ impl Place {
     /// Makes the place of a new container, and locks it.
     pub(super) fn create(&self) -> Result<Lock> {
         let make = |dir: &Path, all| fs::DirBuilder::new().recursive(all).mode(0o700).create(dir);
-        if let Some(root) = self.dir.parent() {
+        let mut made = make(&self.dir, false);
+        // The root is missing the first time only.
+        if let (Err(error), Some(root)) = (&made, self.dir.parent())
+            && error.kind() == io::ErrorKind::NotFound
+        {
             make(root, true).map_err(Error::file("mkdir", root))?;
+            made = make(&self.dir, false);
         }
-        match make(&self.dir, false) {
+        match made {
             Ok(()) => self.lock(),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists),
             Err(error) => Err(Error::file("mkdir", &self.dir)(error)),
@@ -167,6 +181,27 @@ impl Place {
         write(&path).map_err(Error::file("write", &path))
     }
 
+    /// Writes down the first process. A link is made in one step, and takes no block on a disk: a state.json that is
+    /// replaced is written to the disk at once by ext4, and removing it then waits for that.
+    pub(super) fn write_process(&self, pid: i32, start_ticks: u64) -> Result<()> {
+        let path = self.process();
+        std::os::unix::fs::symlink(format!("{pid} {start_ticks}"), &path).map_err(Error::file("write", &path))
+    }
+
+    fn read_process(&self) -> Result<Option<(i32, u64)>> {
+        let path = self.process();
+        let text = match fs::read_link(&path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            other => other.map_err(Error::file("read", &path))?,
+        };
+        let numbers = text.to_str().and_then(|text| text.split_once(' '));
+        let numbers = numbers.and_then(|(pid, ticks)| Some((pid.parse().ok()?, ticks.parse().ok()?)));
+        let reason = || format!("{} is not a process id and a start time", text.display());
+        numbers.map(Some).ok_or_else(|| Error::Invalid { path, reason: reason() })
+    }
+
     /// What is known of the container.
     pub(super) fn read(&self) -> Result<Record> {
         self.read_any()?.ok_or(Error::NotFound)
@@ -182,9 +217,12 @@ impl Place {
             }
             Err(error) => return Err(Error::file("read", &path)(error)),
         };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| Error::Invalid { path, reason: error.to_string() })
+        let mut record: Record = serde_json::from_slice(&text)
+            .map_err(|error| Error::Invalid { path, reason: error.to_string() })?;
+        if let Some((pid, start_ticks)) = self.read_process()? {
+            (record.pid, record.start_ticks) = (pid, start_ticks);
+        }
+        Ok(Some(record))
     }
 
     /// The specification that the container was made of.
@@ -325,6 +363,7 @@ mod tests {
             annotations: BTreeMap::new(),
             group: Group::default(),
             keyring: true,
+            hooks: false,
         }
     }
 
@@ -378,7 +417,8 @@ mod tests {
         assert_eq!(place.status(&record(pid, ticks + 1)), Status::Stopped, "another process of that number");
         fs::write(place.socket(), "").unwrap();
         assert_eq!(place.status(&record(pid, ticks)), Status::Created);
-        place.write(&record(pid, ticks)).unwrap();
+        place.write(&record(0, 0)).unwrap();
+        place.write_process(pid, ticks).unwrap();
         assert_eq!(all(dir.path()).unwrap()[0].1.pid, pid);
         fs::write(place.state(), "{").unwrap();
         assert!(place.read().unwrap_err().to_string().contains("state.json"));

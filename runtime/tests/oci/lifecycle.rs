@@ -192,11 +192,10 @@ fn whatever_happens_to_create_nothing_is_in_the_way() {
     cli.ok(&["delete", "--force", "empty"]);
     assert!(!cli.root().join("empty").exists());
     cli.create("lost", &cli.spec("lost", &["sleep", "1000"]));
-    let path = cli.root().join("lost/state.json");
-    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let pid = record["pid"].as_i64().unwrap();
-    record["pid"] = json!(0);
-    fs::write(&path, record.to_string()).unwrap();
+    let path = cli.root().join("lost/process");
+    let text = fs::read_link(&path).unwrap().into_os_string().into_string().unwrap();
+    let pid = text.split(' ').next().unwrap();
+    fs::remove_file(&path).unwrap();
     assert_eq!(cli.status("lost"), "stopped");
     cli.ok(&["delete", "lost"]);
     eventually("its process is gone", || {
@@ -206,6 +205,15 @@ fn whatever_happens_to_create_nothing_is_in_the_way() {
     fs::create_dir_all(cli.root().join("torn")).unwrap();
     fs::write(cli.root().join("torn/state.json"), "{\"id\":").unwrap();
     cli.run(&["state", "torn"]).fails(1, "state.json");
+    cli.create("odd", &cli.spec("odd", &["true"]));
+    let path = cli.root().join("odd/process");
+    let text = fs::read_link(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+    cli.run(&["state", "odd"]).fails(1, "odd/process");
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(text, &path).unwrap();
+    cli.ok(&["delete", "odd"]);
     assert!(Path::new(&cli.root().join("torn")).exists());
 }
 
