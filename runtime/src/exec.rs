@@ -87,6 +87,7 @@ pub(crate) fn start(
     let asked = |listener| Asked::running(listener, exec.id, exec.bundle, exec.spec, exec.pid);
     let child = Child {
         namespaces: plan.namespaces,
+        groups: None,
         unified: group.unified.as_deref(),
         unit: group.unit.as_ref(),
         steps: &plan.steps,
@@ -108,6 +109,7 @@ pub(crate) fn start(
             terminals -= 1;
             terminal(fd).map(|()| Flow::GoOn)
         }
+        (Ask::Born(_), _) => Ok(Flow::Unanswered),
         (other, _) => Err(spawn::unanswered(other)),
     })
 }

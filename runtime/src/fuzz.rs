@@ -27,9 +27,10 @@ pub fn config(bytes: &[u8]) -> bool {
     };
     let mut planned = false;
     for facts in machines() {
-        for keeper in
-            [Keeper::Monitor, Keeper::Caller { state: "{\"status\":\"creating\"}", preserved_fds: 2 }]
-        {
+        for keeper in [
+            Keeper::Monitor,
+            Keeper::Caller { waits: true, state: "{\"status\":\"creating\"}", preserved_fds: 2 },
+        ] {
             let plan = launch(&spec, &facts, keeper);
             assert_eq!(format!("{plan:?}"), format!("{:?}", launch(&again, &facts, keeper)), "read twice");
             planned |= sound(plan);

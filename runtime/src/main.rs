@@ -1,5 +1,8 @@
 //! `rorqual-runtime`: an OCI runtime on the command line, and the program that is a container's monitor.
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod entry;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{ExitStatus, LogPolicy, Rootfs};
 use crate::cgroup::Group;
 use crate::error::{Error, Result};
+use crate::host;
 use crate::init::Failure;
 use crate::plan::Facts;
 
@@ -138,9 +139,21 @@ pub(crate) fn now_ms() -> i64 {
 
 /// When the kernel started a process (proc_pid_stat(5), field 22); `None` if it is gone.
 pub(crate) fn start_ticks(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    field(pid, 22)?.parse().ok()
+}
+
+/// Whether a child has executed a program since it was made; also once it has ended, as long as it is not reaped.
+pub(crate) fn has_executed(pid: i32) -> bool {
+    /// The kernel's flag of a process that has not (include/linux/sched.h).
+    const PF_FORKNOEXEC: u32 = 0x40;
+    field(pid, 9).and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
+}
+
+/// A field of /proc/<pid>/stat, by its number in proc_pid_stat(5): from 3 on.
+fn field(pid: i32, number: usize) -> Option<String> {
+    let text = host::read(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     // The second field, the command, is in brackets and may hold anything.
-    text.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+    text.rsplit_once(')')?.1.split_ascii_whitespace().nth(number - 3).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -320,24 +320,34 @@ pub(crate) fn into_number(fd: OwnedFd) -> io::Result<RawFd> {
     Ok(fd.into_raw_fd())
 }
 
-/// A write lock on a whole file, of the open file description: those who inherit the descriptor hold it, too.
-fn whole_file() -> libc::flock {
+/// A write lock on a part of a file: from a byte on so many, 0 for all.
+fn write_lock(start: i64, length: i64) -> libc::flock {
     // SAFETY: a flock of zeros is valid: from the start, without end.
     let mut lock: libc::flock = unsafe { mem::zeroed() };
     lock.l_type = libc::F_WRLCK as libc::c_short;
+    (lock.l_start, lock.l_len) = (start, length);
     lock
 }
 
-/// Locks a file; fails at once if it is locked.
+/// Locks a file, by the open file description: those who inherit the descriptor hold the lock, too. Fails at once if it is
+/// locked.
 pub(crate) fn lock_file(file: BorrowedFd<'_>) -> io::Result<()> {
-    let lock = whole_file();
+    let lock = write_lock(0, 0);
     // SAFETY: the lock lives through the call.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }.into()).map(drop)
 }
 
 /// Whether another one holds the lock of a file. Only asks, so that askers do not get into each other's way.
 pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut lock = whole_file();
+    is_held(file, write_lock(0, 1))
+}
+
+/// Whether another one has marked a file.
+pub(crate) fn is_marked(file: BorrowedFd<'_>) -> io::Result<bool> {
+    is_held(file, write_lock(1, 1))
+}
+
+fn is_held(file: BorrowedFd<'_>, mut lock: libc::flock) -> io::Result<bool> {
     // SAFETY: the lock lives through the call, and the kernel fills it.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }.into())?;
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
@@ -357,10 +367,21 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
 }
 
+/// Marks a file for as long as this process lives, or takes the mark away. It is a lock of another byte than that of
+/// [`wait_for_lock`].
+pub(crate) fn mark(file: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let mut lock = write_lock(1, 1);
+    if !on {
+        lock.l_type = libc::F_UNLCK as libc::c_short;
+    }
+    // SAFETY: the lock lives through the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) }.into()).map(drop)
+}
+
 /// Locks a file for this process and no child of it, however long another one holds the lock. It is lost when the file is
 /// closed, or opened again and closed.
 pub(crate) fn wait_for_lock(file: BorrowedFd<'_>) -> io::Result<()> {
-    let lock = whole_file();
+    let lock = write_lock(0, 1);
     loop {
         // SAFETY: the lock lives through the call.
         match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLKW, &raw const lock) }.into()) {

@@ -9,6 +9,8 @@ use std::{fs, thread};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
 
+use super::make::make;
+use super::systemd::Placeholder;
 use super::*;
 use crate::plan::cgroup::{Options, plan};
 
@@ -20,7 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct World {
     layout: Layout,
     group: Group,
-    made: Option<Made>,
+    /// Keeps a scope of systemd's.
+    placeholder: Option<Placeholder>,
     children: Vec<Child>,
 }
 
@@ -37,12 +40,12 @@ impl World {
     }
 
     fn of(layout: Layout, group: Group, json: Value) -> World {
-        let mut world = World { layout, group, made: None, children: Vec::new() };
-        world.made = Some(world.make(json, None).unwrap());
+        let mut world = World { layout, group, placeholder: None, children: Vec::new() };
+        world.placeholder = world.make(json, None).unwrap();
         world
     }
 
-    fn make(&self, json: Value, owner: Option<u32>) -> Result<Made, Error> {
+    fn make(&self, json: Value, owner: Option<u32>) -> Result<Option<Placeholder>, Error> {
         let options = Options { owner, ..Options::default() };
         make(&plan(&self.layout, &self.group, Some(&resources(json)), options).unwrap())
     }
@@ -110,7 +113,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.made = None;
+        self.placeholder = None;
         let _ = self.group.kill();
         for child in &mut self.children {
             let _ = child.kill();
@@ -497,7 +500,7 @@ fn systemd_makes_changes_and_removes_a_scope() {
     assert_eq!(world.read("memory", "", "memory.max"), (64 * MIB).to_string());
     world.spawn("exec sleep 1000", "");
     // The placeholder may go: the container is there.
-    world.made = None;
+    world.placeholder = None;
     world.update(json!({"memory": {"limit": 32 * MIB, "swap": 32 * MIB}, "cpu": {"quota": 25_000, "period": 100_000}})).unwrap();
     assert_eq!((show("MemoryMax"), show("CPUQuotaPerSecUSec")), ((32 * MIB).to_string(), "250ms".to_owned()));
     assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
@@ -514,7 +517,7 @@ fn systemd_makes_changes_and_removes_a_scope() {
     assert_eq!(show("LoadState"), "not-found");
     assert!(!dir.exists());
     // The same name is free again, and a second one at a time is refused.
-    world.made = Some(world.make(json!({}), None).unwrap());
+    world.placeholder = world.make(json!({}), None).unwrap();
     let error = world.make(json!({}), None).unwrap_err();
     assert!(error.to_string().contains(&format!("cannot start the unit rqt-{id}.scope")), "{error}");
 }

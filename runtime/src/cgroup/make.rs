@@ -1,5 +1,8 @@
 //! Makes the groups of a plan: directories, limits, device program. The usual case is the one with the fewest system
 //! calls: one `mkdir` a hierarchy, one write a limit. What may be in the way is looked at when something fails.
+//!
+//! In two parts: [`begin`] makes what a process is born in (the cgroup2's group), and [`Made::finish`] the rest, which
+//! the kernel can do on another CPU while the process makes its namespaces.
 
 use std::fs;
 use std::io;
@@ -7,6 +10,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::end::pids_below;
 use super::{Group, file, systemd};
 use crate::error::{Error, Result};
 use crate::host;
@@ -16,63 +20,88 @@ use crate::sys;
 /// Controllers that a group is given whenever they can be had: for limits that come later, and for figures.
 const WELCOME: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
-/// Groups that have been made. Kept until the container's first process is in them.
+/// Groups that are being made, or have been. Kept until the container's first process is in them.
 #[derive(Debug)]
 #[must_use = "systemd takes a group away as soon as it is empty"]
-pub(crate) struct Made {
-    _placeholder: Option<systemd::Placeholder>,
+pub(crate) struct Made<'a> {
+    plan: &'a CgroupPlan,
+    placeholder: Option<systemd::Placeholder>,
+    /// The directories that were not there before.
+    new: Vec<&'a Path>,
 }
 
-/// Makes the groups and writes the limits. After an error those that it has made are gone again.
-pub(crate) fn make(plan: &CgroupPlan) -> Result<Made> {
+/// Makes the group of the cgroup2, and the scope of systemd. After an error what it has made is gone again.
+pub(crate) fn begin(plan: &CgroupPlan) -> Result<Made<'_>> {
     let placeholder = match &plan.group.unit {
         Some(unit) => Some(systemd::start(unit, plan.properties.clone())?),
         None => None,
     };
-    let by_systemd = placeholder.is_some();
-    let mut new = Vec::new();
-    match fill(plan, by_systemd, &mut new) {
-        Ok(()) => Ok(Made { _placeholder: placeholder }),
+    let mut made = Made { plan, placeholder, new: Vec::new() };
+    let Some(dir) = &plan.group.unified else { return Ok(made) };
+    match made.directory(dir).and_then(|()| unified(plan, dir)) {
+        Ok(()) => Ok(made),
         Err(error) => {
-            drop(placeholder);
-            // The failure that counts is the first one. Of a scope everything is new.
-            if by_systemd {
-                let _ = plan.group.remove("", Duration::from_secs(2));
-            }
-            for dir in new {
-                let _ = fs::remove_dir(dir);
-            }
+            made.undo();
             Err(error)
         }
     }
 }
 
-/// `new`: the directories that were not there before.
-fn fill<'a>(plan: &'a CgroupPlan, by_systemd: bool, new: &mut Vec<&'a Path>) -> Result<()> {
-    let mut found = false;
-    for dir in plan.group.dirs() {
-        match directory(dir)? {
-            true => new.push(dir),
-            false => found = true,
+/// Makes all of it; returns what keeps a scope of systemd's.
+#[cfg(test)]
+pub(super) fn make(plan: &CgroupPlan) -> Result<Option<systemd::Placeholder>> {
+    let mut made = begin(plan)?;
+    match made.finish() {
+        Ok(()) => Ok(made.placeholder),
+        Err(error) => {
+            made.undo();
+            Err(error)
         }
     }
-    if found && !by_systemd {
-        unused(&plan.group)?;
+}
+
+impl<'a> Made<'a> {
+    /// Makes the other groups and writes the limits.
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        let plan = self.plan;
+        for member in &plan.group.v1 {
+            self.directory(&member.dir)?;
+        }
+        if let Some(dir) = plan.group.v1_of("cpuset") {
+            fill_cpuset(dir, self.new.contains(&dir))?;
+        }
+        write_all(&plan.writes)?;
+        if let (Some(program), Some(dir)) = (&plan.device_program, &plan.group.unified) {
+            attach_devices(dir, program, false)?;
+        }
+        if let Some(owner) = plan.owner {
+            delegate(&plan.group, owner)?;
+        }
+        Ok(())
     }
-    if let Some(dir) = &plan.group.unified {
-        unified(plan, dir)?;
+
+    fn directory(&mut self, dir: &'a Path) -> Result<()> {
+        if directory(dir)? {
+            self.new.push(dir);
+        } else if self.placeholder.is_none() {
+            // What systemd has made is ours.
+            unused(&self.plan.group, dir)?;
+        }
+        Ok(())
     }
-    if let Some(dir) = plan.group.v1_of("cpuset") {
-        fill_cpuset(dir, new.contains(&dir))?;
+
+    /// Takes away what has been made, once no process is in it.
+    pub(crate) fn undo(self) {
+        let by_systemd = self.placeholder.is_some();
+        drop(self.placeholder);
+        // The failure that counts is the one that led here. Of a scope everything is new.
+        if by_systemd {
+            let _ = self.plan.group.remove("", Duration::from_secs(2));
+        }
+        for dir in self.new {
+            let _ = fs::remove_dir(dir);
+        }
     }
-    write_all(&plan.writes)?;
-    if let (Some(program), Some(dir)) = (&plan.device_program, &plan.group.unified) {
-        attach_devices(dir, program, false)?;
-    }
-    if let Some(owner) = plan.owner {
-        delegate(&plan.group, owner)?;
-    }
-    Ok(())
 }
 
 /// Makes a directory with those above it; whether it was not there before.
@@ -89,10 +118,10 @@ pub(super) fn directory(dir: &Path) -> Result<bool> {
 
 /// A group that was there already may be somebody else's: their processes would come under our limits, be killed with
 /// the container, and a group that is frozen would never let it start.
-fn unused(group: &Group) -> Result<()> {
+fn unused(group: &Group, dir: &Path) -> Result<()> {
     let wrong = |reason: String| Error::InvalidLimit { field: "linux.cgroupsPath".to_owned(), reason };
-    let dir = group.dirs().next().map(|dir| dir.display().to_string()).unwrap_or_default();
-    let count = group.pids().len();
+    let count = pids_below(dir).len();
+    let dir = dir.display();
     if count > 0 {
         return Err(wrong(format!(
             "container's cgroup is not empty: {count} process(es) found in {dir}: use another path, or end them"

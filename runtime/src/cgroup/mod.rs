@@ -29,7 +29,7 @@ use crate::error::Error;
 
 pub(crate) use layout::{Hierarchy, Layout};
 pub(crate) use locate::{Wanted, locate};
-pub(crate) use make::{Made, explain_join, make};
+pub(crate) use make::{Made, begin, explain_join};
 pub(crate) use oom::Oom;
 pub(crate) use stats::Stats;
 

@@ -181,6 +181,7 @@ fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
                     Failure::new(Kind::WorkingDirectory, format!("/{}", path.to_string_lossy()), &error)
                 })?;
             }
+            Step::Await => fds.channel.wait()?,
             Step::Ask(ask) => fds.channel.ask(ask, None)?,
             Step::Created => wait_for_start(fds)?,
             Step::Hooks { point, hooks, state: told } => run_hooks(point, hooks, told, &state)?,
@@ -195,6 +196,7 @@ fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
 fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
     match step {
         Step::Undumpable => sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop),
+        Step::NewNetwork => sys::unshare(libc::CLONE_NEWNET),
         Step::JoinCgroups(files) => {
             // "0" is this very thread. Written by ourselves into `tasks` it spares the kernel the wait that moving
             // another process costs: measured 0.45 ms instead of 9.6 ms.
@@ -295,6 +297,7 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
         Step::FindUser(_)
         | Step::MakeDirectory(_)
         | Step::WorkingDirectory(_)
+        | Step::Await
         | Step::Ask(_)
         | Step::Created
         | Step::Hooks { .. }

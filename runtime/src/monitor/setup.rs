@@ -18,7 +18,7 @@ use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Keeper, Plan, Request};
 use crate::record::{self, Files, Record, Report, SOCKET, State};
 use crate::seccomp::Asked;
-use crate::spawn::{self, Ask, Child, Flow, groups};
+use crate::spawn::{self, Ask, Child, Flow};
 use crate::sys;
 
 /// Everything the serving process needs.
@@ -117,10 +117,7 @@ fn start(files: &Files, record: Record, spec: &Spec) -> Result<Container, Failur
         errno: None,
         detail: wrong.reason,
     })?;
-    let made = groups::make(&plan.cgroup)?;
-    let started = first_process(files, &plan, &record, spec);
-    drop(made);
-    match started {
+    match first_process(files, &plan, &record, spec) {
         Ok((state, ends, listener)) => Ok(Container { record, state, ends, listener, lock }),
         Err(failure) => {
             // The failure that counts is the one that is reported; the launcher looks after leftovers.
@@ -162,6 +159,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
     let asked = |listener| Asked::creating(listener, &record.id, &record.dir, spec);
     let child = Child {
         namespaces: plan.namespaces,
+        groups: Some(&plan.cgroup),
         unified: record.group.unified.as_deref(),
         unit: None,
         steps: &plan.steps,
@@ -180,6 +178,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
             ends = Some(Ends::Terminal(master));
             Ok(Flow::GoOn)
         }
+        (Ask::Born(_), _) => Ok(Flow::Unanswered),
         (ask, _) => Err(spawn::unanswered(ask)),
     })?;
     let Some(ends) = ends else {

@@ -1,5 +1,7 @@
 //! What the global options say.
 
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use super::args::Matches;
@@ -24,6 +26,8 @@ pub(super) struct Context {
     pub(super) root: PathBuf,
     pub(super) log: Log,
     pub(super) manager: Manager,
+    /// What our program is executed from, if it is something that goes away with us.
+    pub(super) program: RefCell<Option<OwnedFd>>,
     /// Control groups that may not be made are done without; `None`: if we are no root.
     rootless: Option<bool>,
 }
@@ -51,7 +55,7 @@ impl Context {
             Some(root) => std::path::absolute(root).map_err(Error::file("use root", &PathBuf::from(root)))?,
             None => default_root(),
         };
-        Ok(Context { root, log, manager, rootless })
+        Ok(Context { root, log, manager, program: RefCell::default(), rootless })
     }
 
     /// Whether control groups that may not be made are done without.

@@ -27,7 +27,7 @@ use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Facts, Keeper, Plan, Request};
 use crate::record;
 use crate::seccomp::Asked;
-use crate::spawn::{self, Ask, Child, Flow, groups};
+use crate::spawn::{self, Ask, Child, Flow};
 use crate::sys;
 
 /// What the options of `create` and `run` ask for.
@@ -171,18 +171,15 @@ impl<'a> Making<'a> {
         listener: Option<OwnedFd>,
         mut terminal: Option<&mut Option<OwnedFd>>,
     ) -> Result<()> {
-        let plan = self.plan()?;
-        // systemd takes a group away as soon as it is empty, so this is kept until somebody is in it.
-        let _made = groups::make(&plan.cgroup)?;
-        self.has_groups = true;
-        fault::at("parent", 3).map_err(Error::system("making groups"))?;
         let leave = listener.is_some();
+        let plan = self.plan(leave)?;
         let group = self.record.group.clone();
         let asked = plan.listener.as_ref();
         let asked =
             asked.map(|listener| Asked::creating(listener, &self.record.id, &self.record.bundle, &self.spec));
         let child = Child {
             namespaces: plan.namespaces,
+            groups: Some(&plan.cgroup),
             unified: group.unified.as_deref(),
             unit: group.unit.as_ref(),
             steps: &plan.steps,
@@ -196,20 +193,22 @@ impl<'a> Making<'a> {
             target: None,
             listener: asked,
         };
-        let mut created = false;
+        let mut waits = false;
         let pid = spawn::first_process(child, |ask, pid, fd| match (ask, fd) {
             (Ask::Hooks, _) => self.host_hooks(pid).map(|()| Flow::GoOn),
             (Ask::Terminal, Some(master)) => {
                 console::hand_over(master, &self.options.console, terminal.as_deref_mut())
                     .map(|()| Flow::GoOn)
             }
+            (Ask::Born(_), _) => self.has_process(pid).map(|()| Flow::Unanswered),
             (Ask::Created, _) => {
-                created = true;
-                self.has_process(pid).map(|()| if leave { Flow::Leave } else { Flow::GoOn })
+                waits = leave;
+                self.is_made(pid).map(|()| if leave { Flow::Leave } else { Flow::GoOn })
             }
             (other, _) => Err(spawn::unanswered(other)),
         })?;
-        if !created {
+        self.has_groups = true;
+        if !waits && !record::has_executed(pid) {
             // It was killed before it could say anything.
             let status = ExitStatus::from_raw(sys::wait_for(pid).unwrap_or(0));
             let killed = status.signal() == Some(libc::SIGKILL);
@@ -217,10 +216,21 @@ impl<'a> Making<'a> {
             let ended = io::Error::other(format!("it ended too early, with {status}{why}"));
             return Err(Failure::step("waiting for the first process", &ended).into());
         }
-        Ok(())
+        Ok(self.is_made(pid)?)
     }
 
-    fn plan(&self) -> Result<Plan> {
+    /// All can see that it is made. Told more than once it makes no difference.
+    fn is_made(&mut self, pid: i32) -> Result<(), Failure> {
+        // One that has gone on in the place of another is not known yet.
+        if self.record.pid != pid {
+            self.has_process(pid)?;
+        }
+        let made = self.lock.as_ref().map_or(Ok(()), Lock::made);
+        made.map_err(|error| Failure::step("telling that the container is made", &error))
+    }
+
+    /// `waits`: until it is started.
+    fn plan(&self, waits: bool) -> Result<Plan> {
         let rootfs = Rootfs::Directory(self.record.rootfs.clone());
         // Only hooks are told.
         let state = self.record.hooks.then(|| State::new(&self.record, Status::Creating).json());
@@ -233,7 +243,11 @@ impl<'a> Making<'a> {
             bundle: Some(&self.record.bundle),
             no_pivot: self.options.no_pivot,
             keyring: self.record.keyring,
-            keeper: Keeper::Caller { state: state.as_deref().unwrap_or_default(), preserved_fds: self.options.preserved.all },
+            keeper: Keeper::Caller {
+                waits,
+                state: state.as_deref().unwrap_or_default(),
+                preserved_fds: self.options.preserved.all,
+            },
         };
         plan::launch_plan(&request, &self.facts).map_err(|wrong| {
             Failure { kind: Kind::Spec, subject: wrong.field, errno: None, detail: wrong.reason }.into()
@@ -298,9 +312,7 @@ pub(super) fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
     let written = fs::write(&temporary, pid.to_string());
     // If it cannot be removed, it is replaced.
     let _ = fs::remove_file(path);
-    written
-        .and_then(|()| fs::rename(&temporary, path))
-        .map_err(Error::file("write pid file", path))
+    written.and_then(|()| fs::rename(&temporary, path)).map_err(Error::file("write pid file", path))
 }
 
 /// Where the container's control groups are to be.

@@ -26,8 +26,8 @@ pub(super) fn delete(context: &Context, matches: &Matches) -> Result<u8> {
         match place.status_now(record) {
             Status::Stopped | Status::Creating => {}
             // It has not run yet, so nothing is lost.
-            Status::Created => end(&place, record)?,
-            Status::Running | Status::Paused if force => end(&place, record)?,
+            status @ Status::Created => end(record, status)?,
+            status @ (Status::Running | Status::Paused) if force => end(record, status)?,
             status => return Err(Error::NotStopped { id: place.id.clone(), status: status.name() }),
         }
     }
@@ -36,9 +36,9 @@ pub(super) fn delete(context: &Context, matches: &Matches) -> Result<u8> {
 }
 
 /// Kills the first process and waits until it is gone.
-fn end(place: &Place, record: &Record) -> Result<()> {
+fn end(record: &Record, status: Status) -> Result<()> {
     let Some(process) = kill::open(record)? else { return Ok(()) };
-    match kill::first_process(place, record, libc::SIGKILL) {
+    match kill::first_process(record, status, libc::SIGKILL) {
         Err(Error::NotRunning) => return Ok(()),
         other => other?,
     }

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use super::args::Matches;
 use super::context::Context;
 use super::error::{Error, Result};
-use super::state::{Place, Record, Status};
+use super::state::{Record, Status};
 use crate::exec;
 use crate::sys;
 
@@ -19,7 +19,7 @@ pub(super) fn kill(context: &Context, matches: &Matches) -> Result<u8> {
     if matches.is_set("all") {
         record.group.signal_all(signal)?;
     } else {
-        first_process(&place, &record, signal)?;
+        first_process(&record, place.status(&record), signal)?;
     }
     Ok(0)
 }
@@ -49,8 +49,7 @@ fn signal(text: &str) -> Result<i32> {
 }
 
 /// Signals the first process; tells whether it is there by the error.
-pub(super) fn first_process(place: &Place, record: &Record, signal: i32) -> Result<()> {
-    let status = place.status(record);
+pub(super) fn first_process(record: &Record, status: Status, signal: i32) -> Result<()> {
     if !status.is_alive() {
         return Err(Error::NotRunning);
     }

@@ -81,12 +81,16 @@ pub fn main(args: &[String]) -> ExitCode {
         return wrong(Some(command), &context.log, &error);
     }
     let sealed = match command.enters {
-        Enters::Nothing => Ok(()),
+        Enters::Nothing => Ok(None),
         Enters::New => sealed::seal(sealed::preserved(&matches), matches.value("config"), false),
         Enters::Running => sealed::seal(sealed::preserved(&matches), matches.value("process"), true),
     };
     context.log.debug(|| format!("{name} {rest:?} with root {}", context.root.display()));
-    match sealed.and_then(|()| (command.run)(&context, &matches)) {
+    let run = |program| {
+        context.program.replace(program);
+        (command.run)(&context, &matches)
+    };
+    match sealed.and_then(run) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let prefix = command.prefix;

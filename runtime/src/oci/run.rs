@@ -32,6 +32,8 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     start::after_start(context, &making.place, &making.record);
     let Some(mut signals) = signals else { return Ok(0) };
     making.unlock();
+    // The kernel waits until nobody can be in the mount any more: now, when we wait anyway, and not at our end.
+    drop(context.program.take());
     let relay = terminal.map(Relay::new).transpose();
     let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay));
     if code.is_err() || !matches.is_set("keep") {

@@ -1,7 +1,7 @@
 //! What is kept of a container between commands, under `--root`.
 //!
 //! ```text
-//! <root>/<id>/  lock         held by a command that changes the container
+//! <root>/<id>/  lock         held by a command that changes the container; marked while it is being made
 //!               state.json   Record: written before anything is made
 //!               config.json  the specification as it was when the container was made
 //!               process      the first process, as soon as there is one: a link whose text is pid and start time
@@ -122,7 +122,11 @@ impl Place {
             made = make(&self.dir, false);
         }
         match made {
-            Ok(()) => self.lock(),
+            Ok(()) => {
+                let lock = self.lock()?;
+                sys::mark(lock.0.as_fd(), true).map_err(Error::file("lock", &self.dir))?;
+                Ok(lock)
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists),
             Err(error) => Err(Error::file("mkdir", &self.dir)(error)),
         }
@@ -168,8 +172,8 @@ impl Place {
         Err(Error::file("remove", &self.dir)(io::ErrorKind::DirectoryNotEmpty.into()))
     }
 
-    fn is_locked(&self) -> bool {
-        File::open(self.dir.join(LOCK)).and_then(|file| sys::is_locked(file.as_fd())).unwrap_or(false)
+    fn is_being_made(&self) -> bool {
+        File::open(self.dir.join(LOCK)).and_then(|file| sys::is_marked(file.as_fd())).unwrap_or(false)
     }
 
     pub(super) fn write(&self, record: &Record) -> Result<()> {
@@ -234,7 +238,7 @@ impl Place {
 
     /// The status, for one who does not hold the lock.
     pub(super) fn status(&self, record: &Record) -> Status {
-        if record.pid == 0 && self.is_locked() { Status::Creating } else { self.status_now(record) }
+        if self.is_being_made() { Status::Creating } else { self.status_now(record) }
     }
 
     /// The status, for one who holds the lock: nobody is at work on the container.
@@ -255,7 +259,14 @@ impl Place {
 
 /// Held while a command changes a container.
 #[derive(Debug)]
-pub(super) struct Lock(#[allow(dead_code, reason = "closing it is what unlocks")] File);
+pub(super) struct Lock(File);
+
+impl Lock {
+    /// The container is made.
+    pub(super) fn made(&self) -> io::Result<()> {
+        sys::mark(self.0.as_fd(), false)
+    }
+}
 
 /// The file that is locked.
 const LOCK: &str = "lock";

@@ -50,7 +50,7 @@ pub(crate) fn exec_plan(wanted: &ExecRequest<'_>, facts: &Facts) -> Result<Plan>
         bundle: None,
         no_pivot: false,
         keyring: wanted.keyring,
-        keeper: Keeper::Caller { state: "", preserved_fds: wanted.preserved_fds },
+        keeper: Keeper::Caller { waits: false, state: "", preserved_fds: wanted.preserved_fds },
     };
     let mut plan = Plan {
         cgroup: cgroup::CgroupPlan::default(),

@@ -13,6 +13,8 @@ pub(crate) enum Keeper<'a> {
     Monitor,
     /// The caller of the OCI commands.
     Caller {
+        /// It is created first, and started later.
+        waits: bool,
         /// The container's state for hooks, as JSON, with a `pid` of 0.
         state: &'a str,
         /// So many descriptors from 3 on are the program's.
@@ -33,7 +35,7 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
             let user = steps.iter().position(|step| matches!(step, Step::Credentials { .. }));
             steps.insert(user.map_or(0, |at| at + 1), Step::DieWithMonitor);
         }
-        Keeper::Caller { state, preserved_fds } => {
+        Keeper::Caller { waits, state, preserved_fds } => {
             let mut before_pivot = Vec::new();
             if hooks.is_some_and(|hooks| !of_the_host(hooks).is_empty()) {
                 before_pivot.push(Step::Ask(Ask::Hooks));
@@ -55,7 +57,10 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
                 execute.preserved_fds = preserved_fds;
                 waiting.push(Step::LookUp(execute.clone()));
             }
-            waiting.push(Step::Created);
+            // What is neither told to anybody nor waited for costs two changes of process for nothing.
+            if waits || hooks.is_some() || steps.iter().any(|step| matches!(step, Step::Second { .. })) {
+                waiting.push(Step::Created);
+            }
             insert(steps, last, waiting);
             let start_container = hooks.and_then(|hooks| hooks.start_container().as_ref());
             let state = state.replacen("\"status\":\"creating\"", "\"status\":\"created\"", 1);

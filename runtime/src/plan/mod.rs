@@ -131,6 +131,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         listener: None,
     };
     enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
+    beside_the_parent(&namespaces, &mut plan.steps);
     if namespaces.needs_enter() {
         plan.steps.push(Step::Second { new: namespaces.at_birth() });
     }
@@ -201,6 +202,14 @@ fn enter_namespaces(
         steps.extend(joins.into_iter().map(Step::JoinNamespace));
     }
     Ok(())
+}
+
+/// What is done while the parent makes the control groups: as soon as nobody can look into the process.
+fn beside_the_parent(namespaces: &Namespaces, steps: &mut Vec<Step>) {
+    let at = usize::from(matches!(steps.first(), Some(Step::Undumpable)));
+    let network =
+        if namespaces.makes_network() { vec![Step::NewNetwork, Step::LoopbackUp] } else { Vec::new() };
+    steps.splice(at..at, network.into_iter().chain([Step::Await]));
 }
 
 /// Everything that is mounted and made below the root, until the process is in it. Returns whether some of it waits to
@@ -276,7 +285,7 @@ fn file_system(
             Step::Devices { devices: check::devices(linux)?, bind: namespaces.user || facts.user_namespace }
         }
     });
-    if namespaces.is_new(libc::CLONE_NEWNET) {
+    if namespaces.is_new(libc::CLONE_NEWNET) && !namespaces.makes_network() {
         plan.steps.push(Step::LoopbackUp);
     }
     names(spec, namespaces, &mut plan.steps)?;

@@ -87,7 +87,14 @@ impl Namespaces {
 
     /// Those that come into being with the process.
     pub(super) fn at_birth(&self) -> u64 {
-        self.new & !(libc::CLONE_NEWCGROUP as u64 | LinuxNamespaceType::Time as u64)
+        let network = if self.makes_network() { libc::CLONE_NEWNET } else { 0 };
+        self.new & !((libc::CLONE_NEWCGROUP | network) as u64 | LinuxNamespaceType::Time as u64)
+    }
+
+    /// Whether the first process makes its network namespace by itself. That takes the kernel as long as all else of a
+    /// process, and meanwhile its parent can make the control groups.
+    pub(super) fn makes_network(&self) -> bool {
+        self.is_new(libc::CLONE_NEWNET) && !self.needs_enter()
     }
 
     /// Whether the process has to be made by another one, which has entered something.

@@ -16,6 +16,10 @@ use crate::sys::{Instruction, SchedAttr};
 pub(crate) enum Step {
     /// Nobody may look into this process, or trace it, before it has become the container's.
     Undumpable,
+    /// Makes a network namespace and enters it.
+    NewNetwork,
+    /// Waits until the parent has made the control groups, and knows the process.
+    Await,
     /// Joins v1 groups by writing to these `tasks` files.
     JoinCgroups(Vec<CString>),
     OomScore(i32),
@@ -250,6 +254,8 @@ impl fmt::Display for Step {
         let s = |path: &CString| path.to_string_lossy().into_owned();
         match self {
             Step::Undumpable => write!(f, "protecting the process against tracing"),
+            Step::NewNetwork => write!(f, "making a network namespace"),
+            Step::Await => write!(f, "waiting for the control groups"),
             Step::JoinCgroups(_) => write!(f, "joining the control groups"),
             Step::OomScore(score) => {
                 write!(f, "setting oomScoreAdj to {score} (lowering it needs CAP_SYS_RESOURCE)")

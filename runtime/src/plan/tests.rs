@@ -64,6 +64,9 @@ fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {
 fn a_default_launch_goes_in_this_order() {
     let expected = "\
 protecting the process against tracing
+making a network namespace
+bringing the loopback device up
+waiting for the control groups
 making a session
 detaching mounts from the host's
 mounting root /images/web
@@ -77,7 +80,6 @@ mounting /sys/fs/cgroup/node/web on /sys/fs/cgroup
 mounting mqueue on /dev/mqueue
 mounting tmpfs on /dev/shm
 making /dev
-bringing the loopback device up
 setting the host name
 pivoting into the root file system
 setting sysctl sys/net/core/somaxconn
@@ -120,7 +122,7 @@ executing nginx";
 #[test]
 fn on_v1_the_process_joins_by_itself_and_sees_a_folder_per_controller() {
     let steps = steps(&settings(), true);
-    assert_eq!(steps[1], "joining the control groups");
+    assert_eq!(steps[3..5], ["waiting for the control groups", "joining the control groups"]);
     let cgroups: Vec<&String> = steps
         .iter()
         .filter(|step| step.contains("/sys/fs/cgroup") || step.contains("mounts read-only"))

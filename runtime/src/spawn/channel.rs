@@ -18,7 +18,8 @@ const LIMIT_BYTES: usize = 16 * 1024;
 /// What the first process cannot do for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
-    /// Nothing: the process that was to be made runs, and has this pid. A helper tells its monitor so.
+    /// Nothing: the process that was to be made is there, and has this pid. A parent tells itself so when the process is
+    /// new, and a helper its monitor when it runs.
     Born(i32),
     /// Write the user and group mappings of the asking process' user namespace.
     MapIds,
@@ -75,6 +76,12 @@ impl Channel {
     pub(crate) fn ask(&self, ask: &Ask, fd: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::step("asking the runtime", &error);
         self.send(&ask.to_bytes(), fd).map_err(failed)?;
+        self.wait()
+    }
+
+    /// First process: waits for an answer, also for the one that comes unasked ([`crate::plan::Step::Await`]).
+    pub(crate) fn wait(&self) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::step("asking the runtime", &error);
         match self.receive_bytes().map_err(failed)? {
             (answer, _) if answer == [OK] => Ok(()),
             // It has died, or given us up.

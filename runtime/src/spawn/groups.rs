@@ -1,4 +1,4 @@
-//! The container's control groups, made before its first process, and how that gets into them.
+//! The container's control groups, made before its first process and beside it, and how that gets into them.
 
 use std::error::Error as _;
 use std::fs::File;
@@ -7,16 +7,26 @@ use std::os::fd::BorrowedFd;
 
 use crate::cgroup::systemd::{self, Unit};
 use crate::cgroup::{self, Made};
+use crate::error::Error;
+use crate::fault;
 use crate::init::Failure;
 use crate::plan::cgroup::CgroupPlan;
 use crate::sys;
 
-/// Makes the groups and sets their limits.
-pub(crate) fn make(plan: &CgroupPlan) -> Result<Made, Failure> {
-    cgroup::make(plan).map_err(|error| {
-        let errno = error.source().and_then(|source| source.downcast_ref()).and_then(io::Error::raw_os_error);
-        Failure::step(&error, &errno.map_or_else(|| io::Error::other(""), io::Error::from_raw_os_error))
-    })
+/// Makes what the process is born in.
+pub(super) fn begin(plan: &CgroupPlan) -> Result<Made<'_>, Failure> {
+    cgroup::begin(plan).map_err(failure)
+}
+
+/// Makes the other groups, and sets the limits.
+pub(super) fn finish(made: &mut Made<'_>) -> Result<(), Failure> {
+    made.finish().map_err(failure)?;
+    fault::at("parent", 8).map_err(|error| Failure::step("making groups", &error))
+}
+
+fn failure(error: Error) -> Failure {
+    let errno = error.source().and_then(|source| source.downcast_ref()).and_then(io::Error::raw_os_error);
+    Failure::step(&error, &errno.map_or_else(|| io::Error::other(""), io::Error::from_raw_os_error))
 }
 
 /// Makes a process in a group of the cgroup2; as [`sys::clone3`].

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! parent                                       first process
-//!   groups::make
 //!   first_process ── clone3 ─────────────────> init::run: the plan's steps, in order
+//!      makes the control groups                   makes its network namespace
+//!      ──────────── groups are made ──────────>   joins the groups …
 //!      answers <──────── Ask (channel) ──────────  maps, hooks, terminal, notify, created …
 //!      ──────────────── answer ────────────────>
 //!      the channel's end <──────────────────────  exec
@@ -29,10 +30,11 @@ use std::path::Path;
 
 pub(crate) use channel::{Ask, Channel, channel, send};
 
-use crate::cgroup::explain_join;
 use crate::cgroup::systemd::Unit;
+use crate::cgroup::{Made, explain_join};
 use crate::fault;
 use crate::init::{self, Failure, Fds, Stdio};
+use crate::plan::cgroup::CgroupPlan;
 use crate::plan::{IdMaps, NetDevice, Prepared, Step};
 use crate::seccomp::{self, Asked};
 use crate::sys::{self, SchedAttr, SharedWord};
@@ -44,6 +46,8 @@ pub(crate) struct Child<'a> {
     pub(crate) namespaces: u64,
     /// The cgroup2 directory to be born in.
     pub(crate) unified: Option<&'a Path>,
+    /// The control groups to be made for it. It waits for them at [`Step::Await`].
+    pub(crate) groups: Option<&'a CgroupPlan>,
     /// Whose group that is, if systemd has made it.
     pub(crate) unit: Option<&'a Unit>,
     pub(crate) steps: &'a [Step],
@@ -76,26 +80,33 @@ pub(crate) enum Flow {
     Leave,
 }
 
-/// Makes the first process and serves it until its program runs, or `answer` says [`Flow::Leave`]. Returns its pid.
+/// Makes the control groups and the first process in them, and serves it until its program runs, or `answer` says
+/// [`Flow::Leave`]. Returns its pid.
 ///
-/// `answer` gets each question with the pid of the asking process. Upon any failure the process is ended and reaped.
+/// `answer` gets each question with the pid of the asking process, and before all others [`Ask::Born`], unless a
+/// second process takes the place of the first. Upon any failure
+/// the process is ended and reaped, and groups that were made are gone.
 pub(crate) fn first_process(
     child: Child<'_>,
+    answer: impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
+) -> Result<i32, Failure> {
+    let mut made = child.groups.map(groups::begin).transpose()?;
+    let result = in_groups(child, made.as_mut(), answer);
+    if let (Err(_), Some(made)) = (&result, made) {
+        made.undo();
+    }
+    result
+}
+
+fn in_groups(
+    child: Child<'_>,
+    made: Option<&mut Made<'_>>,
     mut answer: impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
 ) -> Result<i32, Failure> {
+    fault::at("parent", 3).map_err(|error| Failure::step("making groups", &error))?;
     let (ours, theirs) = channel().map_err(|error| Failure::step("making a channel", &error))?;
     let mounts = prepare::prepare(child.prepared)?;
-    if let (Stdio::Pipes { stdin, stdout, stderr }, Some(maps), true) =
-        (&child.stdio, child.maps, child.privileged)
-    {
-        // Its root can then give them to its user; ours it could not touch.
-        let (uid, gid) = (maps.outside_root(false), maps.outside_root(true));
-        stdin
-            .iter()
-            .chain([stdout, stderr])
-            .try_for_each(|pipe| sys::fchown(pipe.as_fd(), uid, gid))
-            .map_err(|error| Failure::step("giving the pipes away", &error))?;
-    }
+    give_pipes_away(&child)?;
     fault::at("parent", 4).map_err(|error| Failure::step("making the first process", &error))?;
     let group = match child.unified {
         Some(dir) => {
@@ -151,7 +162,9 @@ pub(crate) fn first_process(
         }
         _ => answer(ask, pid, fd),
     };
-    match serve(&ours, &mut pid, second.as_ref(), &mut answer) {
+    let told = if second.is_some() { Ok(Flow::Unanswered) } else { answer(&Ask::Born(pid), pid, None) };
+    let served = told.and_then(|_| beside(made, child.steps, &ours));
+    match served.and_then(|()| serve(&ours, &mut pid, second.as_ref(), &mut answer)) {
         Ok(()) => Ok(pid),
         Err(failure) => {
             // Whatever it is doing, it is of no use any more; and it may be gone already.
@@ -160,6 +173,31 @@ pub(crate) fn first_process(
             Err(failure)
         }
     }
+}
+
+/// Pipes for a user namespace: its root can then give them to its user; ours it could not touch.
+fn give_pipes_away(child: &Child<'_>) -> Result<(), Failure> {
+    let (Stdio::Pipes { stdin, stdout, stderr }, Some(maps), true) =
+        (&child.stdio, child.maps, child.privileged)
+    else {
+        return Ok(());
+    };
+    let (uid, gid) = (maps.outside_root(false), maps.outside_root(true));
+    stdin
+        .iter()
+        .chain([stdout, stderr])
+        .try_for_each(|pipe| sys::fchown(pipe.as_fd(), uid, gid))
+        .map_err(|error| Failure::step("giving the pipes away", &error))
+}
+
+/// What is left to do while the process makes its network namespace; then it may go on.
+fn beside(made: Option<&mut Made<'_>>, steps: &[Step], channel: &Channel) -> Result<(), Failure> {
+    made.map_or(Ok(()), groups::finish)?;
+    if steps.iter().any(|step| matches!(step, Step::Await)) {
+        // One that has ended has said why, which is read next.
+        let _ = channel.answer(Ok(()));
+    }
+    Ok(())
 }
 
 fn serve(

@@ -1,6 +1,6 @@
 //! What a process has beside its memory and files: its scheduling, its memory policy, its personality, its keys.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -73,6 +73,17 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     let ring = check(ring)?;
     // SAFETY: takes integers only.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, ring, PERMISSIONS) }).map(drop)
+}
+
+/// The name by which the kernel executed this program: `/dev/fd/<number>` if it was that of a descriptor.
+pub(crate) fn executed_as() -> Option<&'static str> {
+    // SAFETY: takes an integer.
+    let name = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel has put a string there, at the end of the stack, where it stays as long as the process.
+    unsafe { CStr::from_ptr(name) }.to_str().ok()
 }
 
 /// Replaces this process' program by that of a descriptor. Returns only to say why not.
