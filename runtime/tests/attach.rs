@@ -18,7 +18,7 @@ struct Client {
 
 impl Client {
     fn of(stream: UnixStream) -> Client {
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(*DEADLINE)).unwrap();
         Client { stream, decoder: Decoder::default() }
     }
 
@@ -241,7 +241,7 @@ fn monitor_of(pid: i32) -> i32 {
 
 /// Waits until a process' children are these.
 fn until_children(pid: i32, wanted: impl Fn(&[i32]) -> bool) {
-    let deadline = std::time::Instant::now() + DEADLINE;
+    let deadline = std::time::Instant::now() + *DEADLINE;
     loop {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         let children: Vec<i32> = text.split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect();
@@ -310,7 +310,7 @@ fn a_program_goes_on_without_its_client_and_much_output_waits_for_a_slow_one() {
     let script = "head -c 3000000 /dev/zero; touch /tmp/done; sleep 1000";
     drop(world.runtime.exec("a", &words(&["sh", "-c", script])).unwrap());
     let done = format!("/proc/{}/root/tmp/done", started.pid);
-    let deadline = std::time::Instant::now() + DEADLINE;
+    let deadline = std::time::Instant::now() + *DEADLINE;
     while !std::path::Path::new(&done).exists() {
         assert!(std::time::Instant::now() < deadline, "it was stopped");
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -139,7 +139,7 @@ fn another_runtime_takes_over_what_runs() {
     let expected: String = (0..300).map(|index| format!("line {index}\n")).collect();
     assert_eq!(text(&dir), expected, "no line lost, none doubled");
     let mut watcher = other.watch("long").unwrap();
-    watcher.set_read_timeout(Some(DEADLINE)).unwrap();
+    watcher.set_read_timeout(Some(*DEADLINE)).unwrap();
     other.kill("long", libc::SIGKILL).unwrap();
     let mut line = String::new();
     watcher.read_to_string(&mut line).unwrap();
@@ -175,7 +175,7 @@ fn a_container_dies_with_its_monitor() {
         launch.user = user;
         let started = world.runtime.launch(launch).unwrap();
         let mut watcher = world.runtime.watch("orphan").unwrap();
-        watcher.set_read_timeout(Some(DEADLINE)).unwrap();
+        watcher.set_read_timeout(Some(*DEADLINE)).unwrap();
         nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(monitor_of(&world, "orphan")),
             nix::sys::signal::SIGKILL,
@@ -282,7 +282,7 @@ fn containers_outlive_a_killed_daemon() {
         world.start("stays", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done");
         fs::write(Path::new(base).join("started"), "").unwrap();
         // Until we are killed; bounded, should nobody do it.
-        std::thread::sleep(DEADLINE);
+        std::thread::sleep(*DEADLINE);
         std::process::exit(1);
     }
     let world = World::new();

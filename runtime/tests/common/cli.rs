@@ -196,7 +196,7 @@ impl Done {
 
 /// A child that is waited for, but not for ever.
 pub(crate) fn wait(mut child: Child) -> Done {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + *DEADLINE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             let _ = child.kill();

@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,12 @@ use rorqual_runtime::{
     ContainerState, ExitStatus, Launch, LaunchError, LogPolicy, Rootfs, Runtime, RuntimeOptions, Started,
 };
 
-/// Longer than anything here takes, even on a busy machine.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// Longer than anything here takes, even on a busy machine: `RORQUAL_TEST_SLOWNESS` times 30 s, for machines that are slow
+/// throughout, as an emulated one is.
+pub(crate) static DEADLINE: LazyLock<Duration> = LazyLock::new(|| {
+    let slowness = std::env::var("RORQUAL_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(30) * slowness.unwrap_or(1)
+});
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -144,7 +149,7 @@ impl Drop for World {
         }
         for (id, _) in self.runtime.list().unwrap_or_default() {
             let _ = self.runtime.kill(&id, libc::SIGKILL);
-            let deadline = Instant::now() + DEADLINE;
+            let deadline = Instant::now() + *DEADLINE;
             while self.runtime.delete(&id).is_err() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -158,7 +163,7 @@ impl Drop for World {
 
 pub(crate) fn wait(runtime: &Runtime, id: &str) -> ExitStatus {
     let mut stream = runtime.watch(id).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_read_timeout(Some(*DEADLINE)).unwrap();
     let mut line = String::new();
     stream.read_to_string(&mut line).unwrap();
     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
@@ -188,9 +193,9 @@ pub(crate) fn text(dir: &Path) -> String {
 
 /// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + *DEADLINE;
     while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {:?}", *DEADLINE);
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -48,7 +48,7 @@ impl Terminal {
 
     /// Reads until a text has come.
     fn expect(&mut self, wanted: &str) -> String {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + *DEADLINE;
         let mut text = String::new();
         while !text.contains(wanted) {
             assert!(Instant::now() < deadline, "no {wanted:?} in {text:?}");
