@@ -14,6 +14,7 @@
 //! [`Store`]'s methods wait for the disk: call them from `spawn_blocking`. [`pull`] does that itself.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod build;
 mod config;
 pub mod diff;
 mod digest;

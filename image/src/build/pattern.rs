@@ -1,0 +1,186 @@
+//! Patterns on file names: Go's `filepath.Match`, which COPY and ADD use, and a plain `*`/`?` for variables.
+
+/// A pattern that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{pattern}` is not a pattern: {reason}")]
+pub struct PatternError {
+    /// As it was given.
+    pub pattern: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+/// One step of a pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// `*`: any characters but `/`.
+    Many,
+    /// `?`: one character but `/`.
+    One,
+    /// Itself.
+    Char(char),
+    /// `[a-z]`, `[^a-z]`.
+    Class { negated: bool, ranges: Vec<(char, char)> },
+}
+
+/// A pattern in Go's `filepath.Match` syntax: `*` and `?` don't match `/`, `[a-z]` and `[^a-z]` are classes,
+/// `\` takes the meaning from the next character.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    steps: Vec<Step>,
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    pub fn new(text: &str) -> Result<Pattern, PatternError> {
+        let refuse = |reason| PatternError { pattern: text.to_owned(), reason };
+        let mut steps = Vec::new();
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            steps.push(match c {
+                '*' => {
+                    if steps.last() == Some(&Step::Many) {
+                        continue;
+                    }
+                    Step::Many
+                }
+                '?' => Step::One,
+                '\\' => Step::Char(chars.next().ok_or_else(|| refuse("it ends with a backslash"))?),
+                '[' => class(&mut chars).map_err(refuse)?,
+                _ => Step::Char(c),
+            });
+        }
+        Ok(Pattern { steps })
+    }
+
+    /// Whether the whole of `text` is described.
+    pub fn matches(&self, text: &str) -> bool {
+        walk(&self.steps, text, |c| c != '/')
+    }
+}
+
+/// What stands behind a `[`.
+fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<Step, &'static str> {
+    // A `-` that means itself has to be escaped, as in Go.
+    let escaped = |chars: &mut std::iter::Peekable<std::str::Chars<'_>>, c| match c {
+        Some('\\') => chars.next(),
+        Some(']' | '-') => None,
+        other => other,
+    };
+    let negated = chars.next_if_eq(&'^').is_some();
+    let mut ranges = Vec::new();
+    loop {
+        let next = chars.next();
+        if next == Some(']') && !ranges.is_empty() {
+            return Ok(Step::Class { negated, ranges });
+        }
+        let low = escaped(chars, next).ok_or("a class `[…]` is empty or does not end")?;
+        let mut high = low;
+        if chars.next_if_eq(&'-').is_some() {
+            let next = chars.next();
+            high = escaped(chars, next).ok_or("a range of a class has no end")?;
+        }
+        ranges.push((low, high));
+    }
+}
+
+/// Whether a name holds anything that makes it a pattern.
+pub(crate) fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '[', '\\'])
+}
+
+/// `*` and `?` alone, `/` being a character like others.
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
+    let mut steps = Vec::new();
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        steps.push(match c {
+            '*' => Step::Many,
+            '?' => Step::One,
+            '\\' => Step::Char(chars.next().unwrap_or('\\')),
+            _ => Step::Char(c),
+        });
+    }
+    walk(&steps, text, |_| true)
+}
+
+/// Goes back to the last star only, so that the time is bounded by pattern times text.
+fn walk(steps: &[Step], text: &str, wild: impl Fn(char) -> bool) -> bool {
+    let text: Vec<char> = text.chars().collect();
+    let (mut step, mut at) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    loop {
+        let fits = match (steps.get(step), text.get(at)) {
+            (None, None) => return true,
+            (Some(Step::Many), _) => {
+                star = Some((step, at));
+                step += 1;
+                continue;
+            }
+            (Some(Step::One), Some(c)) => wild(*c),
+            (Some(Step::Char(wanted)), Some(c)) => wanted == c,
+            (Some(Step::Class { negated, ranges }), Some(c)) => {
+                wild(*c) && ranges.iter().any(|(low, high)| low <= c && c <= high) != *negated
+            }
+            _ => false,
+        };
+        if fits {
+            step += 1;
+            at += 1;
+            continue;
+        }
+        match star {
+            Some((after, taken)) if text.get(taken).is_some_and(|c| wild(*c)) => {
+                star = Some((after, taken + 1));
+                step = after + 1;
+                at = taken + 1;
+            }
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_in_go() {
+        for (pattern, text, expected) in [
+            ("abc", "abc", true),
+            ("*", "abc", true),
+            ("*c", "abc", true),
+            ("a*", "ab/c", false),
+            ("a*/b", "abc/b", true),
+            ("a*b*c*d*e*/f", "axbxcxdxe/f", true),
+            ("a*b*c*d*e*/f", "axbxcxdxexxx/fff", false),
+            ("a*b?c*x", "abxbbxdbxebxczzx", true),
+            ("ab[c]", "abc", true),
+            ("ab[b-d]", "abc", true),
+            ("ab[e-g]", "abc", false),
+            ("ab[^c]", "abc", false),
+            ("ab[^e-g]", "abc", true),
+            ("a\\*b", "a*b", true),
+            ("a\\*b", "ab", false),
+            ("a?b", "a☺b", true),
+            ("a[^a]b", "a☺b", true),
+            ("[a-ζ]*", "α", true),
+            ("a?b", "a/b", false),
+            ("[\\]a]", "]", true),
+            ("*x", "xxx", true),
+            ("*.go", ".go", true),
+            ("", "", true),
+        ] {
+            assert_eq!(Pattern::new(pattern).unwrap().matches(text), expected, "{pattern} {text}");
+        }
+        for bad in ["[]a]", "[-]", "[a-]", "[", "[^", "[a", "a[", "a\\", "[x-"] {
+            assert!(Pattern::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn many_stars_take_no_exponential_time() {
+        let pattern = Pattern::new(&"a*".repeat(200)).unwrap();
+        assert!(!pattern.matches(&("a".repeat(5000) + "b/")));
+    }
+}
