@@ -215,6 +215,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Files that a build needs can't be had from whoever has them.
+    #[error("{what} can't be read: {reason}")]
+    Source {
+        /// The file or folder.
+        what: String,
+        /// Why.
+        reason: String,
+    },
     /// A task of this crate was cancelled or panicked.
     #[error("the work on {0} was interrupted: the node is shutting down")]
     Interrupted(String),

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -32,6 +32,15 @@ pub(crate) fn set_xattr(
     // the length that is given; the call keeps none of them. nix has no binding for it.
     let result =
         unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Sets the extended attribute `name` of a file that is open for writing.
+pub(crate) fn set_xattr_of(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    // SAFETY: `name` is NUL-terminated, `value` readable for the length that is given, and both live through
+    // the call, which keeps neither. nix has no binding for it.
+    let result =
+        unsafe { libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     Errno::result(result).map(drop)
 }
 
@@ -67,6 +76,48 @@ pub(crate) fn list_xattrs(parent: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<CS
         Err(Errno::ENOTSUP) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Takes the extended attribute `name` from `entry` of the folder `parent`.
+pub(crate) fn remove_xattr(parent: BorrowedFd<'_>, entry: &[u8], name: &CStr) -> Result<(), Errno> {
+    let path = proc_path(parent, entry)?;
+    // SAFETY: both strings are NUL-terminated and live through the call, which keeps neither.
+    Errno::result(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
+}
+
+/// A file system that is being configured (fsopen(2)).
+pub(crate) fn fs_open(kind: &CStr) -> Result<OwnedFd, Errno> {
+    // SAFETY: `kind` is NUL-terminated and lives through the call. nix has no binding for it.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    owned(fd)
+}
+
+/// Sets an option of it, or makes it when `option` is `None`.
+pub(crate) fn fs_config(fs: BorrowedFd<'_>, option: Option<(&CStr, &CStr)>) -> Result<(), Errno> {
+    let (command, key, value) = match option {
+        Some((key, value)) => (FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr()),
+        None => (FSCONFIG_CMD_CREATE, std::ptr::null(), std::ptr::null()),
+    };
+    // SAFETY: the strings are NUL-terminated and live through the call, or null where the command takes none.
+    let done = unsafe { libc::syscall(libc::SYS_fsconfig, fs.as_raw_fd(), command, key, value, 0) };
+    Errno::result(done).map(drop)
+}
+
+/// Mounts it nowhere: it is there as long as the descriptor is.
+pub(crate) fn fs_mount(fs: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes nothing but numbers.
+    owned(Errno::result(unsafe { libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })?)
+}
+
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+
+fn owned(fd: libc::c_long) -> Result<OwnedFd, Errno> {
+    let fd = libc::c_int::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just given it to this call, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Removes the folder `entry` of `parent` with everything in it. The standard library walks it by

@@ -11,14 +11,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::ImageConfiguration;
-
 use super::layers::LayerFacts;
 use super::{Store, lock, shared};
-use crate::config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::manifest::Manifest;
 use crate::sys;
 
 /// A layer's folder and facts; stacks are topmost first.
@@ -30,17 +26,12 @@ type Access = (u32, u32, u32);
 impl Store {
     /// The name of the image's layer of ancestors; `None` for an image with fewer than two layers, which
     /// can't need one.
-    pub(super) fn fixes_of(
-        &self,
-        manifest: &Manifest,
-        config: &ImageConfiguration,
-    ) -> Result<Option<Digest>> {
-        let diff_ids = config::diff_ids(&manifest.config.digest, config)?;
+    pub(super) fn fixes_of(diff_ids: &[Digest]) -> Option<Digest> {
         if diff_ids.len() < 2 {
-            return Ok(None);
+            return None;
         }
         let chain: Vec<String> = diff_ids.iter().map(Digest::to_string).collect();
-        Ok(Some(Digest::of(format!("rorqual ancestors 1\n{}", chain.join("\n")).as_bytes())))
+        Some(Digest::of(format!("rorqual ancestors 1\n{}", chain.join("\n")).as_bytes()))
     }
 
     /// The folder of the layer of ancestors, made when it isn't there; `None` when none is needed.

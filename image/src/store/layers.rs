@@ -54,6 +54,14 @@ impl LayerFacts {
     }
 }
 
+impl LayerFacts {
+    /// Of a layer that was archived from a folder: nothing in it is a guess, but for `/`.
+    pub(super) fn made_here(entries: u64, size_bytes: u64, has_root: bool) -> Self {
+        let implicit = if has_root { Vec::new() } else { vec![String::new()] };
+        LayerFacts { entries, size_bytes, opaque_root: false, implicit }
+    }
+}
+
 impl From<Summary> for LayerFacts {
     fn from(summary: Summary) -> Self {
         LayerFacts {
@@ -79,9 +87,16 @@ impl Store {
                 manifest.layers.iter().map(|layer| layer.digest.clone()).chain(diff_ids.iter().cloned()),
             ),
         );
-        self.unpack_missing(&manifest.layers, &diff_ids)?;
+        let (layers, more) = self.stack_of(&manifest.layers, &diff_ids)?;
+        pin.join(more);
         self.touch(&digest)?;
+        Ok(Prepared { digest, config, layers, _pin: pin })
+    }
 
+    /// The folders of these layers, topmost first and never none, unpacked where they are not. They have to be pinned.
+    pub(super) fn stack_of(&self, blobs: &[Descriptor], diff_ids: &[Digest]) -> Result<(Vec<PathBuf>, Pin)> {
+        self.unpack_missing(blobs, diff_ids)?;
+        let mut pin = self.pin([]);
         // From the top down to a layer that hides everything below.
         let mut stack = Vec::with_capacity(diff_ids.len());
         for diff_id in diff_ids.iter().rev() {
@@ -93,7 +108,7 @@ impl Store {
             }
         }
         let mut layers = Vec::with_capacity(stack.len() + 1);
-        if let Some(key) = self.fixes_of(&manifest, &config)? {
+        if let Some(key) = Self::fixes_of(diff_ids) {
             pin.join(self.pin([key.clone()]));
             layers.extend(self.ancestors_layer(&key, &stack)?);
         }
@@ -101,7 +116,7 @@ impl Store {
         if layers.is_empty() {
             layers.push(self.inner.root.join("layers/empty"));
         }
-        Ok(Prepared { digest, config, layers, _pin: pin })
+        Ok((layers, pin))
     }
 
     /// Unpacks one layer whose blob is here.

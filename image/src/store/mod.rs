@@ -5,6 +5,7 @@
 //! <root>/content/tmp/                     being written
 //! <root>/layers/{sha256,sha512}/<hex>/fs  unpacked layers, named by diff-id          (layers.rs)
 //! <root>/layers/tmp/                      being unpacked, or on their way out
+//! <root>/build/                           steps that builds can use again        (build/cache.rs)
 //! <root>/images.json                      names → manifests                          (index.rs)
 //! <root>/holds/                           what stays without a name                  (holds.rs)
 //! <root>/lock                             held while the store is open
@@ -16,6 +17,7 @@
 mod ancestors;
 mod arrival;
 mod barrier;
+mod built;
 mod content;
 mod holds;
 mod index;
@@ -34,6 +36,7 @@ use oci_spec::image::ImageConfiguration;
 
 pub(crate) use self::arrival::{Follower, Interest};
 use self::barrier::Barrier;
+pub(crate) use self::built::{Layer, Scratch};
 pub use self::content::{Blob, BlobWriter};
 pub(crate) use self::holds::Hold;
 use self::holds::Holds;
@@ -42,6 +45,7 @@ use self::index::Index;
 pub use self::layers::Prepared;
 pub use self::sweep::{Removed, Target};
 pub use self::usage::{ImageUsage, Usage};
+use crate::build::cache::Steps;
 use crate::config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -90,6 +94,8 @@ pub(crate) struct Inner {
     unpacking: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
     /// Held by whoever fetches that blob.
     fetching: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// What builds can use again.
+    pub(crate) steps: Steps,
     sequence: AtomicU64,
     /// The same one, where both lie on the same file system.
     content_barrier: Arc<Barrier>,
@@ -165,6 +171,7 @@ impl Store {
         let index = Index::open(root.join("images.json"))?;
         let holds = holds::open(&root.join("holds"))?;
         let (content_barrier, layers_barrier) = barriers(&root)?;
+        let steps = Steps::open(&root.join("build"))?;
         sys::sync_folder(&root)?;
         Ok(Store {
             inner: Arc::new(Inner {
@@ -175,6 +182,7 @@ impl Store {
                 pins: Mutex::default(),
                 unpacking: Mutex::default(),
                 fetching: Mutex::default(),
+                steps,
                 sequence: AtomicU64::new(0),
                 content_barrier,
                 layers_barrier,
@@ -310,6 +318,16 @@ impl Store {
             writer.limit(limit);
         }
         Ok(writer)
+    }
+
+    /// What unpacking may cost.
+    pub(crate) fn limits(&self) -> Limits {
+        self.inner.options.limits.clone()
+    }
+
+    /// What builds can use again.
+    pub(crate) fn steps(&self) -> &Steps {
+        &self.inner.steps
     }
 
     pub(crate) fn pin(&self, digests: impl IntoIterator<Item = Digest>) -> Pin {

@@ -108,6 +108,7 @@ impl Store {
             let Some(mut needed) = self.reachable(index.images()) else { return Ok(removed) };
             let holds = lock(&self.inner.holds);
             needed.extend(holds.values().flat_map(|hold| hold.digests.iter().cloned()));
+            needed.extend(self.inner.steps.digests());
             let pins = lock(&self.inner.pins);
             needed.extend(pins.keys().cloned());
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
@@ -167,8 +168,9 @@ impl Store {
         let manifest = self.manifest(&record.digest)?;
         let config = self.config_of(&record.digest, &manifest)?;
         needed.insert(record.digest.clone());
-        needed.extend(config::diff_ids(&manifest.config.digest, &config)?);
-        needed.extend(self.fixes_of(&manifest, &config)?);
+        let diff_ids = config::diff_ids(&manifest.config.digest, &config)?;
+        needed.extend(Self::fixes_of(&diff_ids));
+        needed.extend(diff_ids);
         needed.insert(manifest.config.digest);
         needed.extend(manifest.layers.into_iter().map(|layer| layer.digest));
         Ok(())

@@ -42,7 +42,7 @@ impl Tree {
             let root = self.root();
             return self.folder_metadata(&root, entry);
         };
-        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+        if let Some(hidden) = name.strip_prefix(WHITEOUT).filter(|_| self.whiteouts) {
             return self.whiteout(parents, name, hidden, &entry.path);
         }
         let folder = self.make_folder(parents, &entry.path)?;

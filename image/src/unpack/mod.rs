@@ -231,6 +231,25 @@ pub(crate) fn unpack(
     }
 }
 
+/// Unpacks an archive that is no layer: names that mean deletions in layers are names like others. It came from
+/// `packed_bytes`, which tells a decompression bomb.
+pub(crate) fn unpack_plain(
+    archive: impl Read,
+    packed_bytes: u64,
+    root: OwnedFd,
+    limits: &Limits,
+) -> Result<(), UnpackError> {
+    let consumed = Rc::new(Cell::new(packed_bytes));
+    let measured = Measured::limited(archive, Algorithm::Sha256, limits, consumed);
+    let mut archive = tar::Archive::new(BufReader::with_capacity(128 << 10, measured), limits);
+    let mut tree = Tree::new(root, limits);
+    tree.whiteouts = false;
+    while let Some(entry) = archive.next_entry()? {
+        tree.apply(&entry, &mut archive)?;
+    }
+    tree.finish().map(drop)
+}
+
 /// Makes everything that the archive holds.
 fn apply(content: &mut pipe::Receiver, root: OwnedFd, limits: &Limits) -> Result<Summary, UnpackError> {
     let mut tree = Tree::new(root, limits);

@@ -87,6 +87,8 @@ pub(super) struct Tree {
     folders_bytes: u64,
     /// By the names that led to them. Removing something closes all: it may have been among them.
     open: HashMap<Vec<u8>, Folder>,
+    /// Whether `.wh.` names mean what they mean in layers.
+    pub(super) whiteouts: bool,
 }
 
 impl Tree {
@@ -100,6 +102,7 @@ impl Tree {
             folders: BTreeMap::from([(Vec::new(), None)]),
             folders_bytes: 0,
             open: HashMap::new(),
+            whiteouts: true,
         }
     }
 
