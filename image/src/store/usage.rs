@@ -105,7 +105,8 @@ impl Store {
         let blobs = [record.digest.clone(), manifest.config.digest.clone()];
         let blobs = blobs.into_iter().chain(record.index_digest.clone());
         let blobs = blobs.chain(manifest.layers.iter().map(|layer| layer.digest.clone()));
-        let layers = layers.into_iter().chain(self.fixes_of(&manifest, &config)?);
+        let fixes = Self::fixes_of(&layers);
+        let layers = layers.into_iter().chain(fixes);
         Ok(blobs.map(|digest| (false, digest)).chain(layers.map(|digest| (true, digest))).collect())
     }
 

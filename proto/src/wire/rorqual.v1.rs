@@ -4363,6 +4363,346 @@ pub struct ResolveImageResponse {
     pub digest: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BuildRequest {
+    #[prost(oneof = "build_request::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<build_request::Kind>,
+}
+/// Nested message and enum types in `BuildRequest`.
+pub mod build_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Start(super::BuildStart),
+        #[prost(message, tag = "2")]
+        Answer(super::ContextAnswer),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BuildStart {
+    /// Name and text of the Dockerfile.
+    #[prost(string, tag = "1")]
+    pub file_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub file: ::prost::alloc::string::String,
+    /// Text of the .dockerignore that belongs to it.
+    #[prost(string, optional, tag = "3")]
+    pub ignore: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub args: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(string, tag = "6")]
+    pub target: ::prost::alloc::string::String,
+    #[prost(bool, tag = "7")]
+    pub no_cache: bool,
+    #[prost(bool, tag = "8")]
+    pub pull: bool,
+    #[prost(string, tag = "9")]
+    pub platform: ::prost::alloc::string::String,
+    #[prost(btree_map = "string, string", tag = "10")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// default, none, host
+    #[prost(string, tag = "11")]
+    pub network: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "12")]
+    pub hosts: ::prost::alloc::vec::Vec<BuildHostname>,
+    #[prost(uint64, optional, tag = "13")]
+    pub shm_bytes: ::core::option::Option<u64>,
+    #[prost(message, repeated, tag = "14")]
+    pub ulimits: ::prost::alloc::vec::Vec<BuildUlimit>,
+    #[prost(btree_map = "string, bytes", tag = "15")]
+    pub secrets: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::vec::Vec<u8>,
+    >,
+    /// Paths of SSH agents' sockets, on this machine.
+    #[prost(btree_map = "string, string", tag = "16")]
+    pub ssh: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(message, repeated, tag = "17")]
+    pub contexts: ::prost::alloc::vec::Vec<BuildContext>,
+    #[prost(enumeration = "BuildOutput", tag = "18")]
+    pub output: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildHostname {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildUlimit {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub soft: u64,
+    #[prost(uint64, tag = "3")]
+    pub hard: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildContext {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Empty: files of the client.
+    #[prost(string, tag = "2")]
+    pub image: ::prost::alloc::string::String,
+}
+/// A question about a context. Paths are relative to its root, which is the empty path; `..` is in none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContextQuery {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Empty: the build's own.
+    #[prost(string, tag = "2")]
+    pub context: ::prost::alloc::string::String,
+    #[prost(enumeration = "context_query::Kind", tag = "3")]
+    pub kind: i32,
+    #[prost(string, repeated, tag = "4")]
+    pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Nested message and enum types in `ContextQuery`.
+pub mod context_query {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        /// What lies in each folder.
+        List = 1,
+        /// The SHA-256 digest of each file.
+        Digest = 2,
+        /// The content of each file, one after the other.
+        Read = 3,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::List => "KIND_LIST",
+                Self::Digest => "KIND_DIGEST",
+                Self::Read => "KIND_READ",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_LIST" => Some(Self::List),
+                "KIND_DIGEST" => Some(Self::Digest),
+                "KIND_READ" => Some(Self::Read),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ContextAnswer {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Which of the question's paths this is about.
+    #[prost(uint32, tag = "2")]
+    pub index: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub entries: ::prost::alloc::vec::Vec<ContextEntry>,
+    #[prost(string, tag = "4")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub data: ::prost::bytes::Bytes,
+    /// Why there is no answer; nothing comes after it.
+    #[prost(string, tag = "6")]
+    pub error: ::prost::alloc::string::String,
+    /// Nothing comes after this.
+    #[prost(bool, tag = "7")]
+    pub last: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContextEntry {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "context_entry::Kind", tag = "2")]
+    pub kind: i32,
+    #[prost(uint32, tag = "3")]
+    pub mode: u32,
+    #[prost(int64, tag = "4")]
+    pub mtime_s: i64,
+    #[prost(uint64, tag = "5")]
+    pub size_bytes: u64,
+    #[prost(string, tag = "6")]
+    pub target: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `ContextEntry`.
+pub mod context_entry {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        File = 1,
+        Folder = 2,
+        Symlink = 3,
+        Pipe = 4,
+        Other = 5,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::File => "KIND_FILE",
+                Self::Folder => "KIND_FOLDER",
+                Self::Symlink => "KIND_SYMLINK",
+                Self::Pipe => "KIND_PIPE",
+                Self::Other => "KIND_OTHER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_FILE" => Some(Self::File),
+                "KIND_FOLDER" => Some(Self::Folder),
+                "KIND_SYMLINK" => Some(Self::Symlink),
+                "KIND_PIPE" => Some(Self::Pipe),
+                "KIND_OTHER" => Some(Self::Other),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildResponse {
+    #[prost(oneof = "build_response::Kind", tags = "1, 2, 3, 4")]
+    pub kind: ::core::option::Option<build_response::Kind>,
+}
+/// Nested message and enum types in `BuildResponse`.
+pub mod build_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Query(super::ContextQuery),
+        #[prost(message, tag = "2")]
+        Event(super::BuildEvent),
+        /// Of the archive that was asked for.
+        #[prost(bytes, tag = "3")]
+        Output(::prost::bytes::Bytes),
+        /// Last.
+        #[prost(message, tag = "4")]
+        Result(super::BuildResult),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildEvent {
+    #[prost(enumeration = "build_event::Kind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint32, tag = "2")]
+    pub step: u32,
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "5")]
+    pub is_stderr: bool,
+}
+/// Nested message and enum types in `BuildEvent`.
+pub mod build_event {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        /// `text` is the step's name.
+        Started = 1,
+        /// `data` is what it wrote.
+        Output = 2,
+        Done = 3,
+        Cached = 4,
+        Failed = 5,
+        /// `text` is for the user.
+        Warning = 6,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::Started => "KIND_STARTED",
+                Self::Output => "KIND_OUTPUT",
+                Self::Done => "KIND_DONE",
+                Self::Cached => "KIND_CACHED",
+                Self::Failed => "KIND_FAILED",
+                Self::Warning => "KIND_WARNING",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_STARTED" => Some(Self::Started),
+                "KIND_OUTPUT" => Some(Self::Output),
+                "KIND_DONE" => Some(Self::Done),
+                "KIND_CACHED" => Some(Self::Cached),
+                "KIND_FAILED" => Some(Self::Failed),
+                "KIND_WARNING" => Some(Self::Warning),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildResult {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// Of the configuration: what Docker calls the image's id.
+    #[prost(string, tag = "2")]
+    pub config_digest: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerRequest {
     /// Empty: one is made up.
     #[prost(string, tag = "1")]
@@ -4689,6 +5029,42 @@ impl ChangeKind {
             "CHANGE_KIND_ADDED" => Some(Self::Added),
             "CHANGE_KIND_CHANGED" => Some(Self::Changed),
             "CHANGE_KIND_DELETED" => Some(Self::Deleted),
+            _ => None,
+        }
+    }
+}
+/// What the client gets beside the image in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BuildOutput {
+    Unspecified = 0,
+    /// An archive of the image, as an OCI layout.
+    Oci = 1,
+    /// The same, which `docker load` reads too.
+    Docker = 2,
+    /// An archive of the image's files.
+    Files = 3,
+}
+impl BuildOutput {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BUILD_OUTPUT_UNSPECIFIED",
+            Self::Oci => "BUILD_OUTPUT_OCI",
+            Self::Docker => "BUILD_OUTPUT_DOCKER",
+            Self::Files => "BUILD_OUTPUT_FILES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BUILD_OUTPUT_UNSPECIFIED" => Some(Self::Unspecified),
+            "BUILD_OUTPUT_OCI" => Some(Self::Oci),
+            "BUILD_OUTPUT_DOCKER" => Some(Self::Docker),
+            "BUILD_OUTPUT_FILES" => Some(Self::Files),
             _ => None,
         }
     }
@@ -5083,6 +5459,29 @@ pub mod engine_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "DiskUsage"));
             self.inner.unary(req, path, codec).await
+        }
+        /// Builds an image. The first message says what; from then on the client answers the daemon's questions about
+        /// its build contexts. A client that goes away ends the build.
+        pub async fn build(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::BuildRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::BuildResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rorqual.v1.Engine/Build");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Engine", "Build"));
+            self.inner.streaming(req, path, codec).await
         }
         /// The image is fetched where this node has not got it.
         pub async fn create_container(
@@ -5518,6 +5917,18 @@ pub mod engine_server {
             tonic::Response<super::DiskUsageResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Build method.
+        type BuildStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::BuildResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Builds an image. The first message says what; from then on the client answers the daemon's questions about
+        /// its build contexts. A client that goes away ends the build.
+        async fn build(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::BuildRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::BuildStream>, tonic::Status>;
         /// The image is fetched where this node has not got it.
         async fn create_container(
             &self,
@@ -6207,6 +6618,52 @@ pub mod engine_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/Build" => {
+                    #[allow(non_camel_case_types)]
+                    struct BuildSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::StreamingService<super::BuildRequest>
+                    for BuildSvc<T> {
+                        type Response = super::BuildResponse;
+                        type ResponseStream = T::BuildStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::BuildRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::build(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BuildSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
