@@ -15,6 +15,7 @@ use rorqual_proto::wire;
 use rorqual_runtime::{ContainerState, Runtime, RuntimeOptions};
 use tokio::sync::{Mutex, watch};
 
+use crate::build::BuildContainers;
 use crate::containers::Containers;
 use crate::engine::EngineApi;
 use crate::error::{AgentError, one_line};
@@ -46,6 +47,7 @@ struct Inner {
     executor: Executor,
     tasks: Tasks,
     containers: Containers,
+    builds: BuildContainers,
     cluster: RwLock<Option<ClusterId>>,
     status: Arc<watch::Sender<SessionStatus>>,
     /// Held while the node joins, leaves or ends.
@@ -93,6 +95,7 @@ impl Agent {
         let inner = Inner {
             tasks: Tasks::new(executor.clone(), store.clone(), network.clone()),
             containers: Containers::new(executor.clone(), store.clone()),
+            builds: BuildContainers::default(),
             description,
             store,
             network,
@@ -277,6 +280,7 @@ impl Agent {
         // Read after the lists: what was made meanwhile is in here, and not in those.
         let mut wanted: BTreeSet<String> = inner.containers.ids().into_iter().collect();
         wanted.extend(inner.tasks.ids());
+        wanted.extend(inner.builds.ids());
         for id in found.keys().filter(|id| !wanted.contains(*id)) {
             tracing::info!(container = %id, "taking away a container that nobody wants any more");
             inner.executor.discard(id).await;
@@ -312,6 +316,21 @@ impl Agent {
 
     pub(crate) fn containers(&self) -> &Containers {
         &self.inner.containers
+    }
+
+    /// Containers of builds that go on.
+    pub(crate) fn builds(&self) -> &BuildContainers {
+        &self.inner.builds
+    }
+
+    /// A container's own folder.
+    pub(crate) fn executor_folder(&self, id: &str) -> std::path::PathBuf {
+        self.inner.executor.folder(id).path().to_owned()
+    }
+
+    /// What lives no longer than the machine.
+    pub(crate) fn run_dir(&self) -> &std::path::Path {
+        &self.inner.options.run_dir
     }
 
     pub(crate) fn hostname(&self) -> &str {

@@ -71,6 +71,11 @@ impl Images {
         &self.store
     }
 
+    /// The client that asks registries.
+    pub(crate) fn registry(&self) -> &RegistryClient {
+        &self.registry
+    }
+
     /// Says who can be asked for images from now on.
     pub(crate) fn link(&self, cluster: Option<ClusterLink>) {
         *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = cluster;

@@ -215,8 +215,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Files that a build needs can't be had from whoever has them.
-    #[error("{what} can't be read: {reason}")]
+    /// Whoever has something that a build needs does not give it.
+    #[error("{what}: {reason}")]
     Source {
         /// The file or folder.
         what: String,

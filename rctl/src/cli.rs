@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{cluster, completion, container, image, node, service, system, version};
+use crate::commands::{build, cluster, completion, container, image, node, service, system, version};
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
 
@@ -45,6 +45,8 @@ enum Command {
     /// See what takes space on this node, and free it
     #[command(subcommand)]
     System(system::Command),
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArgs>),
     /// Run a container on this node
     Run(Box<container::RunArgs>),
     /// Run a further program in a running container of this node
@@ -96,6 +98,7 @@ impl Cli {
         match self.command {
             Command::Completion(args) => completion::run(&args)?,
             Command::Version(args) => version::run(&args, connect().await).await?,
+            Command::Build(args) => build::run(*args, &connect().await?).await?,
             Command::Run(args) => return container::run(*args, connect).await,
             Command::Exec(args) => return container::exec(*args, &connect().await?).await,
             Command::Attach(args) => return container::attach(args, &connect().await?).await,
@@ -161,6 +164,10 @@ mod tests {
             "rctl service inspect --pretty web",
             "rctl service rm web api",
             "rctl image load -i nginx.tar",
+            "rctl build .",
+            "rctl build -t app:1 -f x/Dockerfile --build-arg A=1 --target t --no-cache --pull --label a=b .",
+            "rctl build --secret id=a,src=/b --ssh default --build-context a=/b --iidfile f --network none -",
+            "rctl build --add-host a:1.2.3.4 --shm-size 64m --ulimit nofile=1:2 --progress plain -q -o out .",
             "rctl node update --availability drain --label-add a=b n1",
             "rctl --socket /x run -d --rm --name a -p 80 -m 64m --cpus 0.5 --pids-limit 10 busybox sleep 1",
             "rctl run -e A=1 -v /a:/b:ro --restart on-failure:3 busybox",
@@ -220,6 +227,8 @@ mod tests {
             ("rctl service update web", "--image"),
             ("rctl run --rm --restart always busybox", "--restart"),
             ("rctl cluster token boss", "worker"),
+            ("rctl build", "PATH"),
+            ("rctl build --squash .", "--squash"),
             ("rctl exec web", "CMD"),
             ("rctl exec -d -i web sh", "--interactive"),
             ("rctl attach --detach-keys alt-x web", "is not a key"),

@@ -87,6 +87,7 @@ impl EngineApi {
 impl engine_server::Engine for EngineApi {
     type PullImageStream = ReceiverStream<Result<wire::PullProgress, Status>>;
     type ContainerLogsStream = Lines;
+    type BuildStream = crate::build::Responses;
     type AttachStream = streams::Responses;
     type ExecStream = streams::Responses;
     type SaveImagesStream = archives::Pieces;
@@ -202,6 +203,13 @@ impl engine_server::Engine for EngineApi {
         let answer =
             wire::ResolveImageResponse { reference: reference.to_string(), digest: digest.to_string() };
         Ok(Response::new(answer))
+    }
+
+    async fn build(
+        &self,
+        request: Request<Streaming<wire::BuildRequest>>,
+    ) -> Result<Response<Self::BuildStream>, Status> {
+        crate::build::start(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn create_container(

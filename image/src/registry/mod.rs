@@ -24,6 +24,7 @@ mod list;
 mod settings;
 mod tokens;
 mod upload;
+mod url;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
