@@ -206,7 +206,11 @@ fn status(error: &BuildError) -> Status {
         BuildError::Syntax(_) | BuildError::Option { .. } => Code::InvalidArgument,
         BuildError::Cancelled => Code::Cancelled,
         BuildError::Command { .. } => Code::FailedPrecondition,
-        BuildError::Store(rorqual_image::Error::DiskFull { .. }) => Code::ResourceExhausted,
+        BuildError::Store(source) | BuildError::Step { source, .. }
+            if matches!(**source, rorqual_image::Error::DiskFull { .. }) =>
+        {
+            Code::ResourceExhausted
+        }
         _ => Code::FailedPrecondition,
     };
     Status::new(code, message(error))
@@ -216,7 +220,7 @@ fn status(error: &BuildError) -> Status {
 fn message(error: &BuildError) -> String {
     match error {
         BuildError::Step { place, instruction, source } => {
-            format!("{place}: {instruction} failed: {}{}", one_line(source), place.excerpt())
+            format!("{place}: {instruction} failed: {}{}", one_line(&**source), place.excerpt())
         }
         error => one_line(error),
     }

@@ -23,7 +23,7 @@ pub enum BuildError {
         instruction: String,
         /// Why.
         #[source]
-        source: Error,
+        source: Box<Error>,
     },
     /// A command of RUN ended badly.
     #[error("{place}: the command ended with exit code {code}{}{}", hint(*code), place.excerpt())]
@@ -43,10 +43,16 @@ pub enum BuildError {
     },
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] Error),
+    Store(Box<Error>),
     /// Nobody wants the build any more.
     #[error("the build was cancelled")]
     Cancelled,
+}
+
+impl From<Error> for BuildError {
+    fn from(error: Error) -> Self {
+        BuildError::Store(Box::new(error))
+    }
 }
 
 fn hint(code: i32) -> &'static str {
@@ -74,9 +80,11 @@ impl StepError {
     pub(crate) fn at(self, place: &Place, instruction: &str) -> BuildError {
         match self {
             StepError::Reason(reason) => BuildError::Syntax(place.refuse(reason)),
-            StepError::Store(source) => {
-                BuildError::Step { place: place.clone(), instruction: instruction.to_owned(), source }
-            }
+            StepError::Store(source) => BuildError::Step {
+                place: place.clone(),
+                instruction: instruction.to_owned(),
+                source: Box::new(source),
+            },
             StepError::Exit(code) => BuildError::Command { place: place.clone(), code },
             StepError::Cancelled => BuildError::Cancelled,
         }

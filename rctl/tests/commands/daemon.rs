@@ -18,7 +18,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 type Answer<T> = Result<Response<T>, Status>;
-type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// What the daemon answers.
 #[derive(Default)]
@@ -40,6 +40,10 @@ pub(crate) struct Script {
     pub(crate) loaded_bytes: usize,
     pub(crate) attach: Option<Status>,
     pub(crate) executed: Option<ExecStart>,
+    /// What Build was asked for, what the client answered about its files, and how it is to end.
+    pub(crate) build: Option<BuildStart>,
+    pub(crate) build_answers: Vec<ContextAnswer>,
+    pub(crate) build_fails: Option<Status>,
 }
 
 #[derive(Clone)]
@@ -263,6 +267,11 @@ impl Engine for Fake {
             reference: format!("docker.io/library/{reference}"),
             digest,
         }))
+    }
+
+    type BuildStream = Sent<BuildResponse>;
+    async fn build(&self, request: Request<Streaming<BuildRequest>>) -> Answer<Self::BuildStream> {
+        Ok(Response::new(super::build::conversation(self.script.clone(), request.into_inner()).await))
     }
 
     async fn create_container(

@@ -1,6 +1,7 @@
 //! The `rctl` binary against a made-up daemon on a Unix socket: what it sends, prints and exits with.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod build;
 mod containers;
 mod daemon;
 mod images;

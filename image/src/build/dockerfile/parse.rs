@@ -2,7 +2,7 @@
 
 use super::flags::{Flags, take_flags};
 use super::instruction::{Command, Copy, From, Healthcheck, Instruction, Kind, Run};
-use super::lines::{Directives, Heredoc, Line, heredoc_word, read, read_one};
+use super::lines::{Directives, Line, heredoc_word, read, read_one};
 use super::source::SyntaxError;
 use super::words::{Quotes, json_list, split};
 
@@ -277,7 +277,7 @@ impl Parser<'_> {
         let mut heredocs = self.line.heredocs.iter();
         for word in list {
             if json.is_none() && heredoc_word(&word).is_some() {
-                copy.heredocs.extend(heredocs.next().map(Heredoc::clone));
+                copy.heredocs.extend(heredocs.next().cloned());
             } else {
                 copy.sources.push(word);
             }

@@ -42,6 +42,9 @@ impl Origin<'_> {
     }
 }
 
+/// An archive's files, and all of them picked.
+type Unpacked = (Root, Vec<Picked>);
+
 /// A COPY or ADD with its variables expanded.
 struct Wanted {
     /// From `/`; ends in `/` where it is a folder.
@@ -209,7 +212,7 @@ impl<'b> StageBuilder<'_, 'b> {
         origin: &Origin<'_>,
         picked: &[Picked],
         scratch: &Scratch,
-    ) -> Result<(Vec<(Root, Vec<Picked>)>, Vec<Picked>), StepError> {
+    ) -> Result<(Vec<Unpacked>, Vec<Picked>), StepError> {
         let (mut archives, mut plain) = (Vec::new(), Vec::new());
         for (number, one) in picked.iter().enumerate() {
             let unpacks = is_add && copy.unpack != Some(false) && one.name.is_some();
@@ -256,7 +259,7 @@ impl<'b> StageBuilder<'_, 'b> {
 }
 
 /// All of a folder of this machine.
-fn whole(folder: &Path) -> Result<(Root, Vec<Picked>), StepError> {
+fn whole(folder: &Path) -> Result<Unpacked, StepError> {
     let root = view::folder(folder)?;
     let exclude = Ignore::default();
     let picked = Selector { files: &root, exclude: &exclude, parents: false }.pick("")?;

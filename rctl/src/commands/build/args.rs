@@ -137,7 +137,7 @@ impl BuildArgs {
             if file_is_input {
                 return Err(Failure::usage("-f - and - can't both stand for the standard input"));
             }
-            return self.from_input();
+            return self.input();
         }
         let root = Path::new(&self.path);
         if self.path.contains("://") {
@@ -169,7 +169,7 @@ impl BuildArgs {
     }
 
     /// A Dockerfile alone, or an archive of a folder.
-    fn from_input(&self) -> Result<Source> {
+    fn input(&self) -> Result<Source> {
         if std::io::stdin().is_terminal() {
             return Err(Failure::usage(
                 "cannot build from the terminal; pipe a Dockerfile or a tar archive in",
