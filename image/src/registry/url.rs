@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
 use super::connect::Connector;
+use super::settings::Endpoint;
 use super::{RegistryClient, RegistryError};
 use crate::build::Fetched;
 use crate::error::{Error, Result, one_line};
@@ -61,8 +62,12 @@ impl RegistryClient {
     }
 
     async fn get(&self, uri: &Uri, home: &str) -> Result<Response<Incoming>, RegistryError> {
-        let connector =
-            Connector::new(home, false, uri.scheme_str() != Some("http"), Arc::clone(&self.options))?;
+        let host = uri.authority().map(ToString::to_string).unwrap_or_default();
+        let is_plain = uri.scheme_str() == Some("http");
+        let base = format!("{}://{host}", if is_plain { "http" } else { "https" });
+        // Private authorities are by the host's name, as for registries.
+        let endpoint = Endpoint { name: host, base, is_plain, is_trusting: false };
+        let connector = Connector::new(home, &endpoint, Arc::clone(&self.options))?;
         let client: Client<Connector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
         let request = Request::builder()
             .method(Method::GET)
