@@ -1,5 +1,5 @@
 //! Podman with systemd as the manager of control groups, as it is set up on most machines. Needs systemd as the first
-//! process; where it is not, there is nothing to be shown.
+//! process and cgroup v2 alone; elsewhere there is nothing to be shown.
 
 use crate::podman::{Podman, play_a_pod};
 use crate::podman_limits::{LIMITS, UPDATED, check};

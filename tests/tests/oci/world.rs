@@ -51,10 +51,11 @@ impl World {
     }
 
     /// A world beside this machine's systemd, which takes process ids and control groups as they are here: what is
-    /// started in it has to be ended. `None` where no systemd is the first process.
+    /// started in it has to be ended. `None` where no systemd is the first process, or control groups are not all v2.
     #[track_caller]
     pub(crate) fn with_systemd() -> Option<World> {
-        Path::new("/run/systemd/private").exists().then(|| World::made(true))
+        let needed = ["/run/systemd/private", "/sys/fs/cgroup/cgroup.controllers"];
+        needed.iter().all(|path| Path::new(path).exists()).then(|| World::made(true))
     }
 
     #[track_caller]
