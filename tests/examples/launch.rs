@@ -1,8 +1,8 @@
 //! The measuring half of `tests/bench/launch`: our runtime, crun, runc and the physical floor launch /bin/true in
 //! turns, back to back and after idling.
 //!
-//! `launch WORK-FOLDER OUR-RUNTIME ROUNDS GAP-ROUNDS`, in a mount namespace of its own; WORK-FOLDER/floor is
-//! `tests/bench/floor.c`.
+//! `launch WORK-FOLDER STATE-FOLDER OUR-RUNTIME ROUNDS GAP-ROUNDS`, in a mount namespace of its own; WORK-FOLDER/floor
+//! is `tests/bench/floor.c`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use std::fs;
@@ -32,12 +32,12 @@ const CYCLE: [&str; 3] = ["create", "start", "delete"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, work, runtime, rounds, gap_rounds] = &arguments[..] else {
-        panic!("launch WORK-FOLDER OUR-RUNTIME ROUNDS GAP-ROUNDS")
+    let [_, work, state, runtime, rounds, gap_rounds] = &arguments[..] else {
+        panic!("launch WORK-FOLDER STATE-FOLDER OUR-RUNTIME ROUNDS GAP-ROUNDS")
     };
     // What a runtime leaves behind has to be waited for, too: its CPU time counts, and it must not run on.
     prctl::set_child_subreaper(true).unwrap();
-    let contenders = contenders(Path::new(work), Path::new(runtime));
+    let contenders = contenders(Path::new(work), Path::new(state), Path::new(runtime));
     let mut figures = Vec::new();
     for (rounds, gap, name) in [
         (rounds.parse().unwrap(), Duration::ZERO, "back_to_back"),
@@ -60,8 +60,10 @@ struct Contender {
     program: PathBuf,
     /// Also measures memory.
     floor: PathBuf,
-    /// A folder of its own: bundle, state.
+    /// A folder of its own: the bundle.
     home: PathBuf,
+    /// And another one: state, pid file.
+    state: PathBuf,
     /// Where its programs are started: in the mount namespace that it can work in.
     starter: mpsc::Sender<Job>,
 }
@@ -97,7 +99,7 @@ fn hide_unified() {
     }
 }
 
-fn contenders(work: &Path, runtime: &Path) -> Vec<Contender> {
+fn contenders(work: &Path, state: &Path, runtime: &Path) -> Vec<Contender> {
     let (plain, helped) = (starter(|| {}), starter(hide_unified));
     let all = [
         ("ours", runtime.to_owned(), &plain),
@@ -108,7 +110,9 @@ fn contenders(work: &Path, runtime: &Path) -> Vec<Contender> {
     let make = |(name, program, starter): (_, _, &mpsc::Sender<Job>)| {
         let home = work.join("bundles").join(name);
         write_bundle(&home, &group(name));
-        Contender { name, program, floor: work.join("floor"), home, starter: starter.clone() }
+        let state = state.join(name);
+        fs::create_dir(&state).unwrap();
+        Contender { name, program, floor: work.join("floor"), home, state, starter: starter.clone() }
     };
     all.into_iter().map(make).collect()
 }
@@ -191,12 +195,16 @@ impl Contender {
             let words = [word("launch"), self.home.join("rootfs"), word("/bin/true")];
             return words.into_iter().chain(group_dirs(self.name)).collect();
         }
-        let mut words = vec![word("--root"), self.home.join("state"), word(command)];
+        let mut words = vec![word("--root"), self.state.join("root"), word(command)];
         if matches!(command, "run" | "create") {
-            words.extend([word("--bundle"), self.home.clone(), word("--pid-file"), self.home.join("pid")]);
+            words.extend([word("--bundle"), self.home.clone(), word("--pid-file"), self.pid_file()]);
         }
         words.push(word(self.name));
         words
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.state.join("pid")
     }
 
     fn launch(&self, program: &Path, words: &[PathBuf]) -> Cost {
@@ -232,7 +240,7 @@ impl Contender {
 
     /// Its first process is an orphan, and so ours.
     fn wait_for_container(&self) {
-        let pid: i32 = fs::read_to_string(self.home.join("pid")).unwrap().trim().parse().unwrap();
+        let pid: i32 = fs::read_to_string(self.pid_file()).unwrap().trim().parse().unwrap();
         match waitpid(Pid::from_raw(pid), None) {
             Ok(_) | Err(Errno::ECHILD) => {}
             Err(error) => panic!("waiting for the container of {}: {error}", self.name),

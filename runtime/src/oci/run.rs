@@ -51,10 +51,11 @@ fn take_away(context: &Context, making: &Making<'_>) -> Result<()> {
         Err(Error::NotFound) => return Ok(()),
         other => other?,
     };
-    let ours = place
-        .read_any()?
-        .is_some_and(|found| (found.pid, found.start_ticks) == (record.pid, record.start_ticks));
-    if ours { delete::take_away(context, place, Some(record)) } else { Ok(()) }
+    if place.read_process()? == Some((record.pid, record.start_ticks)) {
+        delete::take_away(context, place, Some(record))
+    } else {
+        Ok(())
+    }
 }
 
 /// Orphans of the container come to us and are reaped, not to somebody who does not expect them.

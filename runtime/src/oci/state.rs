@@ -192,7 +192,8 @@ impl Place {
         std::os::unix::fs::symlink(format!("{pid} {start_ticks}"), &path).map_err(Error::file("write", &path))
     }
 
-    fn read_process(&self) -> Result<Option<(i32, u64)>> {
+    /// The first process, if there is one: pid and start time.
+    pub(super) fn read_process(&self) -> Result<Option<(i32, u64)>> {
         let path = self.process();
         let text = match fs::read_link(&path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
