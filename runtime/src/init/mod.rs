@@ -24,7 +24,7 @@ use crate::hooks;
 use crate::plan::Step;
 use crate::plan::capabilities::Sets;
 use crate::seccomp;
-use crate::spawn::{Ask, Channel};
+use crate::spawn::{self, Ask, Channel};
 use crate::sys::{self, SharedWord};
 
 pub(crate) use root::detached as detached_root;
@@ -196,7 +196,9 @@ fn execute(steps: &[Step], fds: &mut Fds) -> Result<(), Failure> {
 fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
     match step {
         Step::Undumpable => sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop),
-        Step::NewNetwork => sys::unshare(libc::CLONE_NEWNET),
+        Step::NewNetwork => sys::unshare(libc::CLONE_NEWNET).map_err(|error| {
+            spawn::refused::explain(libc::CLONE_NEWNET as u64, &error).map_or(error, io::Error::other)
+        }),
         Step::JoinCgroups(files) => {
             // "0" is this very thread. Written by ourselves into `tasks` it spares the kernel the wait that moving
             // another process costs: measured 0.45 ms instead of 9.6 ms.

@@ -21,7 +21,7 @@ pub(crate) mod groups;
 mod maps;
 mod netdevice;
 mod prepare;
-mod refused;
+pub(crate) mod refused;
 
 use std::fs::File;
 use std::io;
@@ -138,8 +138,11 @@ fn in_groups(
         Ok(Some(pid)) => pid,
         Err(error) => {
             let explained = child.unified.and_then(|dir| explain_join(dir, &error));
-            let explained = explained.or_else(|| refused::explain(child.namespaces, &error));
-            let step = explained.unwrap_or_else(|| "making the first process and its namespaces".to_owned());
+            let step = explained.unwrap_or_else(|| {
+                let why = refused::explain(child.namespaces, &error);
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                format!("making the first process and its namespaces{why}")
+            });
             return Err(Failure::step(step, &error));
         }
     };

@@ -23,7 +23,7 @@ const SWITCHES: [(&str, &str); 2] = [
 ];
 
 /// Explains the failure of a call that makes namespaces, if it is about them.
-pub(super) fn explain(namespaces: u64, error: &io::Error) -> Option<String> {
+pub(crate) fn explain(namespaces: u64, error: &io::Error) -> Option<String> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     why(namespaces, error.raw_os_error()?, |path| Path::new(path).exists(), read)
 }
@@ -36,7 +36,7 @@ fn why(
 ) -> Option<String> {
     let holds = |path: &str, value: &str| read(path).is_some_and(|text| text.trim() == value);
     let mut asked = KINDS.iter().filter(|(flag, ..)| namespaces & *flag as u64 != 0);
-    let why = match errno {
+    Some(match errno {
         libc::EINVAL => {
             let (_, name, _, kernels) =
                 asked.find(|(_, name, ..)| !exists(&format!("/proc/self/ns/{name}")))?;
@@ -60,8 +60,7 @@ fn why(
             format!("{file} is {value}, so ordinary users can make no user namespace: change it")
         }
         _ => return None,
-    };
-    Some(format!("making the first process and its namespaces: {why}"))
+    })
 }
 
 #[cfg(test)]
