@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::{Failure, Kind, State};
-use crate::plan::Execute;
+use crate::plan::{Execute, LISTEN_PID};
 use crate::sys;
 
 /// Whether there is something to execute.
@@ -55,6 +55,13 @@ pub(super) fn exec(program: &Execute, state: &State) -> Failure {
         && let Ok(home) = CString::new(format!("HOME={}", state.user.home))
     {
         env.push(home);
+    }
+    for entry in &mut env {
+        if entry.as_bytes() == LISTEN_PID.as_bytes()
+            && let Ok(told) = CString::new(format!("{LISTEN_PID}{}", std::process::id()))
+        {
+            *entry = told;
+        }
     }
     let errors = sys::execve(&program.candidates, &program.args, &env);
     let command = command(program);

@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 
 use super::args::Matches;
 use super::config::{self, Bundle};
@@ -17,14 +17,14 @@ use super::context::{Context, Manager};
 use super::error::{Error, Result};
 use super::log;
 use super::state::{Lock, Place, Record, State, Status};
-use super::{delete, start};
+use super::{delete, notify, start};
 use crate::api::Rootfs;
 use crate::cgroup::{self, Group, Layout, Wanted};
 use crate::fault;
 use crate::hooks::{self, Environment};
 use crate::host;
 use crate::init::{Failure, Kind, Stdio};
-use crate::plan::{self, Facts, Keeper, Plan, Request};
+use crate::plan::{self, Facts, Keeper, LISTEN_PID, Plan, Request};
 use crate::record;
 use crate::seccomp::Asked;
 use crate::spawn::{self, Ask, Child, Flow};
@@ -45,7 +45,7 @@ pub(super) struct Options {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Preserved {
     pub(super) all: u32,
-    listening: u32,
+    pub(super) listening: u32,
 }
 
 impl Options {
@@ -125,7 +125,10 @@ impl<'a> Making<'a> {
         let lock = place.create()?;
         let fault = |source| Error::System { operation: "making the container".to_owned(), source };
         let making = || -> Result<Making<'a>> {
-            announce_listeners(&mut spec, options.preserved.listening);
+            if let Some(process) = spec.process_mut() {
+                announce_listeners(process, options.preserved.listening);
+            }
+            notify::announce(&place, &mut spec)?;
             if let (Some(process), None) = (spec.process_mut(), &options.console) {
                 console::size_as_ours(process);
             }
@@ -330,15 +333,13 @@ fn group(context: &Context, facts: &Facts, spec: &Spec, id: &str) -> Result<Grou
     }
 }
 
-/// Tells the program of its sockets, as sd_listen_fds(3) looks for them. It is the first process, or nearly so.
-fn announce_listeners(spec: &mut Spec, listening: u32) {
+/// Tells the program of its sockets, as sd_listen_fds(3) looks for them.
+pub(super) fn announce_listeners(process: &mut Process, listening: u32) {
     if listening == 0 {
         return;
     }
-    if let Some(process) = spec.process_mut() {
-        let mut env = process.env().clone().unwrap_or_default();
-        env.retain(|entry| !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID="));
-        env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".to_owned()]);
-        process.set_env(Some(env));
-    }
+    let mut env = process.env().clone().unwrap_or_default();
+    env.retain(|entry| !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID="));
+    env.extend([format!("LISTEN_FDS={listening}"), LISTEN_PID.to_owned()]);
+    process.set_env(Some(env));
 }

@@ -10,7 +10,7 @@ use super::args::Matches;
 use super::config;
 use super::console::{self, ConsoleSocket};
 use super::context::Context;
-use super::create::{preserved, write_pid_file};
+use super::create::{announce_listeners, preserved, write_pid_file};
 use super::error::{Error, Result};
 use super::log::Log;
 use super::relay::Relay;
@@ -46,8 +46,12 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     let console = console.map(|path| ConsoleSocket::connect(Path::new(path))).transpose()?;
     // Before there is a process whose end could be missed.
     let signals = if detached { None } else { Some(Signals::take()?) };
-    if let (Some(process), None) = (spec.process_mut(), &console) {
-        console::size_as_ours(process);
+    let preserved = preserved(matches.number("preserve-fds")?.unwrap_or(0))?;
+    if let Some(process) = spec.process_mut() {
+        announce_listeners(process, preserved.listening);
+        if console.is_none() {
+            console::size_as_ours(process);
+        }
     }
     let mut master = None;
     let below: Vec<String> = matches.all("cgroup").map(str::to_owned).collect();
@@ -63,7 +67,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
         rootfs: &record.rootfs,
         keyring: record.keyring,
         stdio: Stdio::Inherited,
-        preserved_fds: preserved(matches.number("preserve-fds")?.unwrap_or(0))?.all,
+        preserved_fds: preserved.all,
     };
     let pid = exec::start(wanted, |fd| console::hand_over(fd, &console, Some(&mut master)))?;
     if let Some(path) = matches.value("pid-file").filter(|path| !path.is_empty())
@@ -75,7 +79,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     }
     let Some(mut signals) = signals else { return Ok(0) };
     let relay = master.map(Relay::new).transpose()?;
-    signals.until_the_end(pid, relay)
+    signals.until_the_end(pid, relay, None)
 }
 
 /// Puts the process that is asked for in place of the container's own. Returns a user that is named, not numbered.

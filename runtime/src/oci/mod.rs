@@ -28,6 +28,7 @@ pub(crate) mod fuzz;
 mod kill;
 mod list;
 mod log;
+mod notify;
 mod pause;
 mod ps;
 mod relay;

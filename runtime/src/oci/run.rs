@@ -9,6 +9,7 @@ use super::context::Context;
 use super::create::{Making, Options};
 use super::delete;
 use super::error::{Error, Result};
+use super::notify::{self, Notify};
 use super::relay::Relay;
 use super::start;
 use crate::sys;
@@ -24,18 +25,21 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     let signals = if detached { None } else { Some(Signals::take()?) };
     let mut making = Making::begin(context, matches, &options, !detached)?;
     let mut terminal = None;
-    let made = making.first_process(None, Some(&mut terminal)).and_then(|()| making.write_pid_file());
-    if let Err(error) = made {
-        making.undo();
-        return Err(error);
-    }
+    let made = notify::listen(&making.place).and_then(|notify| {
+        making.first_process(None, Some(&mut terminal))?;
+        making.write_pid_file().map(|()| notify)
+    });
+    let notify = made.inspect_err(|_| making.undo())?;
     start::after_start(context, &making.place, &making.record);
-    let Some(mut signals) = signals else { return Ok(0) };
     making.unlock();
+    let Some(mut signals) = signals else {
+        notify.map_or(Ok(()), |notify| notify.until_ready(&making.record))?;
+        return Ok(0);
+    };
     // The kernel waits until nobody can be in the mount any more: now, when we wait anyway, and not at our end.
     drop(context.program.take());
     let relay = terminal.map(Relay::new).transpose();
-    let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay));
+    let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay, notify));
     if code.is_err() || !matches.is_set("keep") {
         let gone = take_away(context, &making);
         // What went wrong first is what counts.
@@ -79,8 +83,13 @@ impl Signals {
     }
 
     /// Passes signals on until a child has ended; returns the exit code that stands for how.
-    /// A terminal is served meanwhile.
-    pub(super) fn until_the_end(&mut self, pid: i32, mut relay: Option<Relay>) -> Result<u8> {
+    /// A terminal is served meanwhile, and a service manager told that the container is ready.
+    pub(super) fn until_the_end(
+        &mut self,
+        pid: i32,
+        mut relay: Option<Relay>,
+        mut notify: Option<Notify>,
+    ) -> Result<u8> {
         loop {
             while let Some((ended, status)) = sys::reap() {
                 if ended == pid {
@@ -92,10 +101,14 @@ impl Signals {
             }
             let mut fds = vec![libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
             fds.extend(relay.iter().flat_map(Relay::interest));
+            let told = notify.as_ref().map(Notify::number);
+            fds.extend(told.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
             sys::poll(&mut fds, -1).map_err(Error::system("waiting"))?;
             if let Some(relay) = &mut relay {
-                relay.pass_on(&fds[1..]);
+                relay.pass_on(&fds[1..3]);
             }
+            // Once: what it says later is not passed on.
+            notify = notify.filter(|notify| !notify.is_ready());
             while let Some(signal) = self.next() {
                 match (signal, &relay) {
                     (libc::SIGCHLD, _) => {}

@@ -9,6 +9,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use super::args::Matches;
 use super::context::Context;
 use super::error::{Error, Result};
+use super::notify;
 use super::state::{Place, Record, START_SOCKET, State, Status};
 use crate::hooks::{self, Environment};
 use crate::init::Failure;
@@ -17,7 +18,7 @@ use crate::spawn::{Ask, Channel};
 /// `start`.
 pub(super) fn start(context: &Context, matches: &Matches) -> Result<u8> {
     let place = context.place(matches.word(0))?;
-    let _lock = place.lock()?;
+    let lock = place.lock()?;
     let record = place.read()?;
     let refuse = |text: &str| Err(Error::WrongState(text.to_owned()));
     match place.status_now(&record) {
@@ -26,8 +27,11 @@ pub(super) fn start(context: &Context, matches: &Matches) -> Result<u8> {
         Status::Creating => return refuse("cannot start a container that is still being created"),
         Status::Running | Status::Paused => return refuse("cannot start an already running container"),
     }
+    let notify = notify::listen(&place)?;
     release(&place)?;
     after_start(context, &place, &record);
+    drop(lock);
+    notify.map_or(Ok(()), |notify| notify.until_ready(&record))?;
     Ok(0)
 }
 

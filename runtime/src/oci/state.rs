@@ -5,6 +5,7 @@
 //!               state.json   Record: written before anything is made
 //!               config.json  the specification as it was when the container was made
 //!               process      the first process, as soon as there is one: a link whose text is pid and start time
+//!               notify/      where the container tells that it is ready, if somebody waits for it (see `notify`)
 //!               start.sock   on it the first process waits for `start`; gone once it is started
 //! ```
 //!
@@ -154,7 +155,9 @@ impl Place {
         let remove = || -> io::Result<()> {
             for entry in fs::read_dir(&self.dir)? {
                 let entry = entry?;
-                if entry.file_name() != LOCK {
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else if entry.file_name() != LOCK {
                     fs::remove_file(entry.path())?;
                 }
             }

@@ -470,6 +470,9 @@ fn execute(process: &Process) -> Result<Execute> {
     })
 }
 
+/// A variable that gets the number by which the process knows itself.
+pub(crate) const LISTEN_PID: &str = "LISTEN_PID=";
+
 /// Docker's search path.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

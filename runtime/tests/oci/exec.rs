@@ -110,6 +110,13 @@ fn a_process_comes_from_a_file() {
     });
     fs::write(&file, process.to_string()).unwrap();
     assert_eq!(cli.ok(&["exec", "--process", file.to_str().unwrap(), "web"]), "4 3\n");
+    let shell = format!(
+        "exec 3</dev/zero; LISTEN_FDS=1 exec {} --root {} exec web sh -c 'echo $LISTEN_FDS; test $LISTEN_PID = $$ && head -c 1 <&3 | wc -c'",
+        env!("CARGO_BIN_EXE_rorqual-runtime"),
+        cli.root().display(),
+    );
+    let output = std::process::Command::new("bash").args(["-c", &shell]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n1\n", "{output:?}");
     // One that a shell has made up, and that is gone with its descriptor.
     let shell = format!(
         "exec {} --root {} exec -p <(echo '{}') web",

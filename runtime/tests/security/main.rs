@@ -12,6 +12,7 @@ mod binary;
 mod descriptors;
 mod filters;
 mod links;
+mod notify;
 mod privileges;
 
 use std::path::{Path, PathBuf};

@@ -279,6 +279,12 @@ int main(int count, char **words)
 		printf("keyring %ld\n", id);
 		fflush(stdout);
 		getchar();
+	} else if (!strcmp(what, "notify")) {
+		struct sockaddr_un address = { .sun_family = AF_UNIX };
+		strncpy(address.sun_path, getenv("NOTIFY_SOCKET"), sizeof address.sun_path - 1);
+		int out = socket(AF_UNIX, SOCK_DGRAM, 0);
+		if (sendto(out, words[2], strlen(words[2]), 0, (void *)&address, sizeof address) < 0)
+			return 3;
 	} else if (!strcmp(what, "call")) {
 		long result = syscall(atoi(words[2]), count > 3 ? atol(words[3]) : 0, count > 4 ? atol(words[4]) : 0);
 		printf("%s\n", outcome(result < 0 ? -errno : result));
