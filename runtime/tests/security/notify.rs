@@ -19,7 +19,7 @@ impl Manager {
     fn new(cli: &Cli) -> Manager {
         let path = cli.dir.path().join("manager.sock").display().to_string();
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.set_read_timeout(Some(*DEADLINE)).unwrap();
         Manager { socket, path }
     }
 
