@@ -14,6 +14,8 @@ use crate::api::{Exec, ExitStatus, Rootfs};
 use crate::attach::{Decoder, FRAME_BYTES, Frame};
 use crate::cgroup::systemd::wire;
 use crate::cgroup::{Group, Hierarchy, Layout, Reach};
+use crate::init::{resolved, unescaped};
+use crate::plan::cgroup::{self, Now};
 use crate::plan::{self, ExecRequest, Facts, Invalid, Keeper, Plan, Request, Step};
 use crate::record::{self, Record, Report, State};
 use crate::spec::{ContainerSettings, default_spec};
@@ -83,6 +85,82 @@ pub fn state(bytes: &[u8]) -> bool {
         oci::fuzz::state(bytes),
     ]
     .contains(&true)
+}
+
+/// The resources of `update`, for a container that runs: a change that is the same each time and stays in the
+/// container's groups, or a refusal that names a field.
+pub fn update(bytes: &[u8]) -> bool {
+    let (Some(resources), Some(again)) = (oci::fuzz::resources(bytes), oci::fuzz::resources(bytes)) else {
+        return false;
+    };
+    let mut planned = false;
+    for facts in machines() {
+        let group = Group::below(&facts.layout, "node/web", Reach::All);
+        let update = |resources| cgroup::update(&facts.layout, &group, resources, Now::default());
+        let found = update(&resources);
+        assert_eq!(format!("{found:?}"), format!("{:?}", update(&again)), "read twice");
+        match found {
+            Ok(update) => {
+                for write in &update.writes {
+                    let place = write.path.parent().is_some_and(|dir| dir.ends_with("node/web"));
+                    assert!(place, "{} is not in the container's group", write.path.display());
+                }
+                planned = true;
+            }
+            Err(Invalid { field, reason }) => {
+                assert!(!field.is_empty() && !reason.is_empty(), "a refusal without {field:?} or {reason:?}");
+            }
+        }
+    }
+    planned
+}
+
+/// /proc/self/mountinfo: what others have mounted, under names of their choice.
+pub fn mountinfo(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let layout = Layout::parse(text);
+    let below = |path: &Path| path.starts_with("/sys/fs/cgroup");
+    assert!(layout.unified.as_deref().is_none_or(below));
+    for hierarchy in layout.v1.iter().chain(&layout.named) {
+        assert!(below(&hierarchy.mount) && !hierarchy.controllers.is_empty(), "{hierarchy:?}");
+    }
+    for (index, one) in layout.v1.iter().enumerate() {
+        assert!(
+            !layout.v1[..index].iter().any(|other| other.controllers == one.controllers),
+            "{one:?} twice"
+        );
+    }
+    for word in text.split([' ', '\n']) {
+        let place = unescaped(word);
+        assert!(place.len() <= word.len());
+        assert!(word.contains('\\') || place == word, "{word:?} has become {place:?}");
+    }
+    layout.unified.is_some() || !layout.v1.is_empty()
+}
+
+/// `user[:group]`, then the container's passwd and group files, with NULs between them.
+pub fn users(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let mut parts = text.splitn(3, '\0');
+    let mut part = || parts.next().unwrap_or_default();
+    let (user, passwd, group) = (part(), part(), part());
+    match resolved(user, passwd, group) {
+        Ok((uid, gid, groups, home)) => {
+            assert!(home.starts_with('/'), "{home:?} is no home");
+            let (user, wanted_group) = user.split_once(':').map_or((user, None), |(a, b)| (a, Some(b)));
+            let named = |file: &str, number: u32| file.contains(&number.to_string());
+            let numeric = user.is_empty() || user.parse() == Ok(uid);
+            assert!(numeric || named(passwd, uid), "{uid} comes from nowhere");
+            let given = wanted_group.is_some_and(|group| group.parse() == Ok(gid));
+            assert!(given || gid == 0 || named(passwd, gid) || named(group, gid), "{gid} comes from nowhere");
+            assert!(groups.iter().all(|gid| named(group, *gid)), "{groups:?} come from nowhere");
+            true
+        }
+        Err(reason) => {
+            assert!(!reason.is_empty());
+            false
+        }
+    }
 }
 
 /// `linux.seccomp`: a filter that the kernel's checker takes, or a refusal that names a field.
@@ -322,6 +400,21 @@ mod corpus {
     #[test]
     fn seccomp() {
         run("seccomp", super::seccomp);
+    }
+
+    #[test]
+    fn update() {
+        run("update", super::update);
+    }
+
+    #[test]
+    fn mountinfo() {
+        run("mountinfo", super::mountinfo);
+    }
+
+    #[test]
+    fn users() {
+        run("users", super::users);
     }
 
     #[test]

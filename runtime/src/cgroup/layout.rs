@@ -74,7 +74,7 @@ impl Layout {
         Ok(layout)
     }
 
-    fn parse(mountinfo: &str) -> Layout {
+    pub(crate) fn parse(mountinfo: &str) -> Layout {
         let mut layout = Layout::default();
         for line in mountinfo.lines() {
             // 30 23 0:26 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory

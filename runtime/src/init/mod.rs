@@ -28,6 +28,8 @@ use crate::spawn::{self, Ask, Channel};
 use crate::sys::{self, SharedWord};
 
 pub(crate) use root::detached as detached_root;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use {root::unescaped, user::resolved};
 
 /// Why a container did not start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

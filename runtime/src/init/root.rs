@@ -152,7 +152,7 @@ pub(super) fn move_root(root: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// A path as mountinfo writes it: three octal digits behind a backslash for what would not be one word.
-fn unescaped(text: &str) -> OsString {
+pub(crate) fn unescaped(text: &str) -> OsString {
     let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
     while let Some((first, behind)) = rest.split_first() {
         let digits = behind.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());

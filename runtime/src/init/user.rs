@@ -144,6 +144,16 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, String> {
     Ok(identity)
 }
 
+/// What [`crate::fuzz`] looks at: (uid, gid, groups, home) of `user[:group]`.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn resolved(
+    text: &str,
+    passwd: &str,
+    group: &str,
+) -> Result<(u32, u32, Vec<u32>, String), String> {
+    resolve(text, passwd, group).map(|found| (found.uid, found.gid, found.groups, found.home))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

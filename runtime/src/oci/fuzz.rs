@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::state::{Place, Record, State, Status};
-use super::{config, exec};
+use super::{config, exec, update};
 
 /// A bundle's specification.
 pub(crate) fn config(bytes: &[u8]) -> Option<Spec> {
@@ -18,6 +18,11 @@ pub(crate) fn process(bytes: &[u8], spec: &mut Spec) -> bool {
     let own = spec.process().clone().unwrap_or_default();
     spec.set_process(Some(exec::with_defaults(process, own)));
     true
+}
+
+/// The resources of `update`.
+pub(crate) fn resources(bytes: &[u8]) -> Option<LinuxResources> {
+    update::parse(bytes, Path::new("/resources.json")).ok()
 }
 
 /// What is kept of a container between commands, and what `state` says of it.

@@ -56,7 +56,12 @@ fn from_file(path: &str) -> Result<LinuxResources> {
     } else {
         config::read_limited(name)?
     };
-    let mut value: Value = config::from_json(&text, name)?;
+    parse(&text, name)
+}
+
+/// Resources as a caller writes them.
+pub(super) fn parse(text: &[u8], name: &Path) -> Result<LinuxResources> {
+    let mut value: Value = config::from_json(text, name)?;
     strip(&mut value);
     config::from_json(value.to_string().as_bytes(), name)
 }
