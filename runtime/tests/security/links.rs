@@ -97,6 +97,46 @@ fn nothing_is_mounted_over_what_the_runtime_writes() {
     assert!(done.code != 0, "{done:?}");
 }
 
+/// Two names in a folder that change places all the time.
+fn swapping(folder: &Path, one: &str, other: &str) -> Ended {
+    let mut swap = Command::new(probe());
+    Ended(swap.args(["swap", one, other]).current_dir(folder).stdout(Stdio::null()).spawn().unwrap())
+}
+
+/// CVE-2025-52565: what a terminal is made of changes places with something else while containers with terminals start. The
+/// terminal may not be mounted on what a link leads to, such as what is masked. Seen to fail (by `console`) with
+/// `NO_SYMLINKS` left out of `init::terminal`.
+#[test]
+fn a_terminal_that_is_exchanged_for_a_link_goes_nowhere_else() {
+    let cli = Cli::new();
+    let mut started = 0;
+    for (place, other) in [("console", "link"), ("pts", "false")] {
+        let dev = cli.dir.path().join(format!("dev-{place}"));
+        fs::create_dir_all(dev.join("pts")).unwrap();
+        fs::create_dir_all(dev.join("false")).unwrap();
+        fs::write(dev.join("console"), "").unwrap();
+        for link in [dev.join("link"), dev.join("false/ptmx"), dev.join("false/0")] {
+            symlink("/proc/version", link).unwrap();
+        }
+        let _swap = swapping(&dev, place, other);
+        for round in 0..40 {
+            let script = "grep ' - devpts ' /proc/self/mountinfo | cut -d' ' -f5";
+            let mut spec = cli.spec("console", &["sh", "-c", script]);
+            spec["process"]["terminal"] = true.into();
+            spec["mounts"] = json!([
+                { "destination": "/proc", "type": "proc", "source": "proc" },
+                { "destination": "/dev", "type": "bind", "source": dev, "options": ["rbind"] },
+                { "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] },
+            ]);
+            let bundle = cli.bundle("console", &spec);
+            let done = cli.run(&["run", "-b", bundle.to_str().unwrap(), "console"]);
+            started += u32::from(done.code == 0);
+            assert!(done.out.lines().all(|line| line.starts_with("/dev/")), "round {round}: {done:?}");
+        }
+    }
+    assert!(started > 0);
+}
+
 /// CVE-2021-30465: a volume in which a folder and a link change places all the time, while containers with mounts in it
 /// are started. What is mounted has to be inside, and nothing may be made outside. Seen to fail with `IN_ROOT` left out
 /// of `init::mount`.
@@ -109,23 +149,20 @@ fn a_mount_target_that_is_exchanged_for_a_link_stays_inside() {
     fs::create_dir_all(&outside).unwrap();
     let up = format!("../../../../../../../../{}", outside.display());
     symlink(up, volume.join("link")).unwrap();
-    let swap = Command::new(probe())
-        .args(["swap", "place", "link"])
-        .current_dir(&volume)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let _swap = Ended(swap);
+    let _swap = swapping(&volume, "place", "link");
     let (mut started, mut refused) = (0, 0);
-    for round in 0..150 {
+    for round in 0..100 {
         let mut spec = cli.spec("race", &["true"]);
         spec["root"]["readonly"] = false.into();
         let mounts = spec["mounts"].as_array_mut().unwrap();
         mounts.push(
             json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "rw"] }),
         );
-        let below = format!("/volume/place/made-{round}");
-        mounts.push(json!({ "destination": below, "type": "tmpfs", "source": "tmpfs" }));
+        // Each of them is one more chance: five hundred and more in all.
+        for part in 0..6 {
+            let below = format!("/volume/place/made-{round}-{part}");
+            mounts.push(json!({ "destination": below, "type": "tmpfs", "source": "tmpfs" }));
+        }
         let done = cli.run_spec("race", &spec);
         if done.code == 0 {
             started += 1
@@ -136,7 +173,7 @@ fn a_mount_target_that_is_exchanged_for_a_link_stays_inside() {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains("outside"), "{mounts}");
-    assert!(started > 20, "{started} started, {refused} refused");
+    assert!(started > 10, "{started} started, {refused} refused");
 }
 
 /// CVE-2025-52565: the terminal's device goes on /dev/console by descriptor; what lies there in the image is no way out.
