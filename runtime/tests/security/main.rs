@@ -11,6 +11,7 @@ mod common;
 mod binary;
 mod descriptors;
 mod filters;
+mod labels;
 mod links;
 mod notify;
 mod privileges;
