@@ -279,7 +279,11 @@ impl fmt::Display for Step {
                 write!(f, "setting the memory policy (needs CONFIG_NUMA; some modes Linux 5.15 or 6.9)")
             }
             Step::Personality(_) => write!(f, "setting the personality"),
-            Step::AppArmor(_) => write!(f, "setting the AppArmor profile (needs AppArmor in the kernel)"),
+            Step::AppArmor(text) => write!(
+                f,
+                "setting AppArmor profile {:?} (it has to be loaded, and the kernel to have AppArmor)",
+                text.strip_prefix("exec ").unwrap_or(text)
+            ),
             Step::SeLinux { .. } => write!(f, "setting the SELinux label (needs SELinux in the kernel)"),
             Step::Keyring => write!(f, "making a session keyring"),
             Step::JoinNamespace(Join::Path { path, .. }) => write!(f, "joining namespace {}", s(path)),
