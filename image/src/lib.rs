@@ -19,6 +19,9 @@ mod config;
 pub mod diff;
 mod digest;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod load;
 mod make;
 pub mod manifest;

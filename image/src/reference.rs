@@ -164,15 +164,11 @@ impl FromStr for Reference {
 }
 
 /// Splits the registry off and fills in Docker's defaults. What stands before the first slash is a
-/// registry only if it can't be a Docker Hub user: it has a `.` or `:`, an upper-case letter, or is
-/// `localhost`.
+/// registry only if it can't be a Docker Hub user: it has a `.` or `:`, or is `localhost`. (Docker takes an upper-case
+/// letter for a sign as well; but host names have no case, and `Foo/x` would be `foo/x` once it is written down.)
 fn split_registry(name: &str) -> Result<(String, String), ReferenceError> {
     let (registry, repository) = match name.split_once('/') {
-        Some((first, rest))
-            if first == "localhost"
-                || first.contains(['.', ':', '['])
-                || first.chars().any(|c| c.is_ascii_uppercase()) =>
-        {
+        Some((first, rest)) if first.eq_ignore_ascii_case("localhost") || first.contains(['.', ':', '[']) => {
             if !is_registry(first) {
                 return Err(ReferenceError::Registry(shorten(first)));
             }

@@ -4080,10 +4080,88 @@ pub struct LoadImageResponse {
     #[prost(message, repeated, tag = "1")]
     pub images: ::prost::alloc::vec::Vec<LoadedImage>,
 }
+/// What proves to a registry who asks: a user and a password, or one of the tokens. Kept no longer than the call.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryCredentials {
+    #[prost(string, tag = "1")]
+    pub username: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+    /// For the registry's token service.
+    #[prost(string, tag = "3")]
+    pub identity_token: ::prost::alloc::string::String,
+    /// For the registry itself.
+    #[prost(string, tag = "4")]
+    pub registry_token: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullImageRequest {
     #[prost(string, tag = "1")]
     pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PushImageRequest {
+    /// An image of this node, which goes to the registry that its name says.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginRequest {
+    /// As in references: `docker.io`, `registry.example:5000`.
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoginResponse {
+    /// To be kept in place of the password, where the registry gives one.
+    #[prost(string, tag = "1")]
+    pub identity_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchImagesRequest {
+    /// As in references; empty for Docker Hub.
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub term: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+    #[prost(message, optional, tag = "4")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchHit {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub description: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub stars: u64,
+    #[prost(bool, tag = "4")]
+    pub official: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub hits: ::prost::alloc::vec::Vec<SearchHit>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTagsRequest {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTagsResponse {
+    #[prost(string, repeated, tag = "1")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullProgress {
@@ -5243,6 +5321,97 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "PullImage"));
             self.inner.server_streaming(req, path, codec).await
         }
+        pub async fn push_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PushImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::PullProgress>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/PushImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "PushImage"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Whether a registry takes the credentials.
+        pub async fn login(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LoginRequest>,
+        ) -> std::result::Result<tonic::Response<super::LoginResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rorqual.v1.Engine/Login");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Engine", "Login"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn search_images(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchImagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/SearchImages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "SearchImages"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_tags(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListTagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListTagsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/ListTags",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "ListTags"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_images(
             &mut self,
             request: impl tonic::IntoRequest<super::ListImagesRequest>,
@@ -5852,6 +6021,35 @@ pub mod engine_server {
             &self,
             request: tonic::Request<super::PullImageRequest>,
         ) -> std::result::Result<tonic::Response<Self::PullImageStream>, tonic::Status>;
+        /// Server streaming response type for the PushImage method.
+        type PushImageStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::PullProgress, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn push_image(
+            &self,
+            request: tonic::Request<super::PushImageRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PushImageStream>, tonic::Status>;
+        /// Whether a registry takes the credentials.
+        async fn login(
+            &self,
+            request: tonic::Request<super::LoginRequest>,
+        ) -> std::result::Result<tonic::Response<super::LoginResponse>, tonic::Status>;
+        async fn search_images(
+            &self,
+            request: tonic::Request<super::SearchImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchImagesResponse>,
+            tonic::Status,
+        >;
+        async fn list_tags(
+            &self,
+            request: tonic::Request<super::ListTagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListTagsResponse>,
+            tonic::Status,
+        >;
         async fn list_images(
             &self,
             request: tonic::Request<super::ListImagesRequest>,
@@ -6218,6 +6416,183 @@ pub mod engine_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/PushImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct PushImageSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::ServerStreamingService<super::PushImageRequest>
+                    for PushImageSvc<T> {
+                        type Response = super::PullProgress;
+                        type ResponseStream = T::PushImageStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PushImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::push_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PushImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/Login" => {
+                    #[allow(non_camel_case_types)]
+                    struct LoginSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::UnaryService<super::LoginRequest>
+                    for LoginSvc<T> {
+                        type Response = super::LoginResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LoginRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::login(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LoginSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/SearchImages" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchImagesSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::SearchImagesRequest>
+                    for SearchImagesSvc<T> {
+                        type Response = super::SearchImagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchImagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::search_images(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchImagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/ListTags" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListTagsSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::UnaryService<super::ListTagsRequest>
+                    for ListTagsSvc<T> {
+                        type Response = super::ListTagsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListTagsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::list_tags(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListTagsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
