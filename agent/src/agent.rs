@@ -75,7 +75,8 @@ fn open(options: &AgentOptions) -> Result<Opened, AgentError> {
         cgroup_parent: options.cgroup_parent.clone(),
         binary: options.runtime_binary.clone(),
     });
-    let images = Store::open(options.data_dir.join("images")).map_err(AgentError::Images)?;
+    let limits = rorqual_image::Options { limits: options.image_limits.clone(), ..Default::default() };
+    let images = Store::open_with(options.data_dir.join("images"), limits).map_err(AgentError::Images)?;
     let remembered = store.membership()?;
     Ok(Opened { store, runtime: Arc::new(runtime.map_err(AgentError::Runtime)?), images, remembered })
 }
@@ -89,7 +90,7 @@ impl Agent {
         let description = host::description(&runtime.host(), &options);
         let (own, shape) = shape(&options, remembered.as_ref());
         let network = Network::start(shape, own).await.map_err(AgentError::Network)?;
-        let images = Images::new(images, options.insecure_registries.clone());
+        let images = Images::new(images, options.insecure_registries.clone(), options.registries.clone());
         let executor =
             Executor::new(runtime, images.clone(), network.clone(), &options.data_dir, &options.hostname);
         let inner = Inner {

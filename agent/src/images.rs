@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use oci_spec::image::ImageConfiguration;
 use rand::seq::SliceRandom;
 use rorqual_image::{
-    BlobSource, Digest, Prepared, Progress, Reference, RegistryClient, RegistryOptions, Store, pull,
+    BlobSource, Credentials, Digest, Prepared, Progress, PushProgress, Pushed, Reference, RegistryClient,
+    RegistryOptions, RegistrySettings, Store, pull, push,
 };
 use rorqual_proto::wire;
 use tokio::sync::watch;
@@ -53,8 +54,13 @@ pub(crate) struct Images {
 }
 
 impl Images {
-    pub(crate) fn new(store: Store, insecure: Vec<String>) -> Self {
-        let registry = RegistryClient::new(RegistryOptions { insecure, ..RegistryOptions::default() });
+    pub(crate) fn new(
+        store: Store,
+        insecure: Vec<String>,
+        registries: HashMap<String, RegistrySettings>,
+    ) -> Self {
+        let options = RegistryOptions { insecure, registries, ..RegistryOptions::default() };
+        let registry = RegistryClient::new(options);
         let (changed, _) = watch::channel(0);
         Self {
             store,
@@ -173,20 +179,54 @@ impl Images {
         }
         let (located, sources) = self.locate(&reference).await;
         let wanted = located.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
-        self.fetch(&reference, &wanted, &sources, progress).await
+        self.fetch(&reference, &wanted, (&sources, &self.registry), progress).await
+    }
+
+    /// The client for one who has `credentials` for `registry`, or for anybody.
+    pub(crate) fn registry(&self, registry: &str, credentials: Option<Credentials>) -> RegistryClient {
+        match credentials {
+            Some(credentials) => self.registry.with_credentials(registry, credentials),
+            None => self.registry.clone(),
+        }
     }
 
     /// Fetches the image as its registry has it now, whatever is here; a peer may have parts of it.
     pub(crate) async fn pull(
         &self,
         reference: &str,
+        credentials: Option<Credentials>,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
         let reference = parse(reference, None)?;
-        let digest = self.registry.resolve(&reference).await?;
+        let registry = self.registry(reference.registry(), credentials);
+        let digest = registry.resolve(&reference).await?;
         let wanted = reference.with_digest(digest);
         let (_, sources) = self.locate(&wanted).await;
-        self.fetch(&reference, &wanted, &sources, progress).await
+        self.fetch(&reference, &wanted, (&sources, &registry), progress).await
+    }
+
+    /// Pushes an image of this node to the registry that its name says.
+    pub(crate) async fn push(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+        progress: impl Fn(PushProgress) + Send + Sync + 'static,
+    ) -> Result<Pushed, ImageError> {
+        let reference = parse(reference, None)?;
+        let missing = || rorqual_image::Error::NoSuchImage(reference.familiar());
+        let digest = self.store.resolve(&reference).ok_or_else(missing)?;
+        let registry = self.registry(reference.registry(), credentials);
+        Ok(push(&self.store, &digest, &reference, &registry, progress).await?)
+    }
+
+    /// The tags that a repository has in its registry.
+    pub(crate) async fn tags(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<Vec<String>, ImageError> {
+        let reference = parse(reference, None)?;
+        Ok(self.registry(reference.registry(), credentials).tags(&reference).await?)
     }
 
     /// A reference's digest: of this node, else of the cluster, else of the registry.
@@ -224,10 +264,10 @@ impl Images {
         &self,
         reference: &Reference,
         wanted: &Reference,
-        sources: &[Arc<dyn BlobSource>],
+        (sources, registry): (&[Arc<dyn BlobSource>], &RegistryClient),
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
-        let pulled = pull(&self.store, wanted, sources, Some(&self.registry), progress).await;
+        let pulled = pull(&self.store, wanted, sources, Some(registry), progress).await;
         let digest = pulled.map_err(|error| match error {
             rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => {
                 ImageError::Nowhere { reason: one_line(&error) }
@@ -281,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn a_malformed_name_is_refused_with_its_text() {
         let folder = tempfile::tempdir().unwrap();
-        let images = Images::new(Store::open(folder.path()).unwrap(), Vec::new());
+        let images = Images::new(Store::open(folder.path()).unwrap(), Vec::new(), HashMap::new());
         let error = images.prepare("http://x/y", None).await.unwrap_err();
         assert!(error.to_string().contains("http://x/y"), "{error}");
         let error = images.prepare("web", Some("sha256:short")).await.unwrap_err();

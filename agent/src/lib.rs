@@ -46,5 +46,6 @@ pub use options::{
     AgentOptions, ClusterMembership, DEFAULT_CONTAINER_POOL, DEFAULT_LOCAL_POOL, DEFAULT_VIP_POOL,
 };
 pub use peer::PeerApi;
+pub use rorqual_image::{Limits as ImageLimits, RegistrySettings};
 pub use session::SessionStatus;
 pub use store::StoreError;

@@ -1,10 +1,11 @@
 //! What a caller decides about this node's worker, read whole before anything is opened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use rorqual_image::{Limits, RegistrySettings};
 use rorqual_proto::model::{ClusterId, NodeId};
 use rorqual_proto::tls::CredentialStore;
 use rorqual_proto::wire;
@@ -37,6 +38,10 @@ pub struct AgentOptions {
     pub local_pool: Ipv4Net,
     /// Registries (`host[:port]`) that are spoken to without TLS, beside those on loopback.
     pub insecure_registries: Vec<String>,
+    /// Mirrors, certificates and the like, by registry as references name it.
+    pub registries: HashMap<String, RegistrySettings>,
+    /// What a layer may cost while it is unpacked.
+    pub image_limits: Limits,
 }
 
 /// This node's place in a cluster.

@@ -106,11 +106,15 @@ pub async fn push(
     report(PushProgress::Blobs {
         blobs: plan.blobs.iter().map(|(digest, size)| (digest.clone(), *size)).collect(),
     });
-    let blobs: Vec<(&Digest, u64)> = plan.blobs.iter().map(|(digest, size)| (digest, *size)).collect();
+    let blobs: Vec<_> = plan
+        .blobs
+        .iter()
+        .map(|(digest, size)| (digest.clone(), *size, mounts.get(digest).cloned()))
+        .collect();
+    let report = &report;
     let mut sending = stream::iter(blobs)
-        .map(|(digest, size)| {
-            let (report, from) = (Arc::clone(&report), mounts.get(digest).map(String::as_str));
-            send(store, registry, reference, (digest, size, from), report)
+        .map(|(digest, size, from)| async move {
+            send(store, registry, reference, (&digest, size, from.as_deref()), report).await
         })
         .buffer_unordered(PARALLEL_BLOBS);
     while let Some(sent) = sending.next().await {
@@ -136,10 +140,10 @@ async fn send(
     registry: &RegistryClient,
     reference: &Reference,
     (digest, size_bytes, mount_from): (&Digest, u64, Option<&str>),
-    report: Report,
+    report: &Report,
 ) -> Result<()> {
     const STEP: u64 = 1 << 20;
-    let (told, named, observed) = (std::sync::atomic::AtomicU64::new(0), digest.clone(), Arc::clone(&report));
+    let (told, named, observed) = (std::sync::atomic::AtomicU64::new(0), digest.clone(), Arc::clone(report));
     let observer = Arc::new(move |done_bytes: u64| {
         use std::sync::atomic::Ordering::Relaxed;
         let before = told.load(Relaxed);

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{build, cluster, completion, container, image, node, service, system, version};
+use crate::commands::{
+    build, cluster, completion, container, image, node, registry, service, system, version,
+};
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
 
@@ -71,6 +73,16 @@ enum Command {
     Diff(container::DiffArgs),
     /// Write a container's file system into an archive
     Export(container::ExportArgs),
+    /// Fetch an image from its registry
+    Pull(registry::PullArgs),
+    /// Bring an image to the registry that its name says
+    Push(registry::PushArgs),
+    /// Log in to a registry
+    Login(registry::LoginArgs),
+    /// Forget what `login` kept
+    Logout(registry::LogoutArgs),
+    /// Look for images in a registry
+    Search(registry::SearchArgs),
     /// List the images of this node
     Images(image::LsArgs),
     /// Show how an image was made
@@ -111,6 +123,11 @@ impl Cli {
             Command::Commit(args) => container::commit(args, &connect().await?).await?,
             Command::Diff(args) => container::diff(args, &connect().await?).await?,
             Command::Export(args) => container::export(args, &connect().await?).await?,
+            Command::Pull(args) => registry::pull(args, &connect().await?).await?,
+            Command::Push(args) => registry::push(args, &connect().await?).await?,
+            Command::Login(args) => registry::login(args, &connect().await?).await?,
+            Command::Logout(args) => registry::logout(&args)?,
+            Command::Search(args) => registry::search(args, &connect().await?).await?,
             Command::Images(args) => image::ls(args, &connect().await?).await?,
             Command::History(args) => image::history(args, &connect().await?).await?,
             Command::Tag(args) => image::tag(args, &connect().await?).await?,
@@ -168,6 +185,11 @@ mod tests {
             "rctl build -t app:1 -f x/Dockerfile --build-arg A=1 --target t --no-cache --pull --label a=b .",
             "rctl build --secret id=a,src=/b --ssh default --build-context a=/b --iidfile f --network none -",
             "rctl build --add-host a:1.2.3.4 --shm-size 64m --ulimit nofile=1:2 --progress plain -q -o out .",
+            "rctl push -q r.example/app:1",
+            "rctl image tags r.example/app",
+            "rctl search --limit 5 r.example/app",
+            "rctl login -u me --password-stdin r.example:5000",
+            "rctl logout",
             "rctl node update --availability drain --label-add a=b n1",
             "rctl --socket /x run -d --rm --name a -p 80 -m 64m --cpus 0.5 --pids-limit 10 busybox sleep 1",
             "rctl run -e A=1 -v /a:/b:ro --restart on-failure:3 busybox",
@@ -230,6 +252,8 @@ mod tests {
             ("rctl build", "PATH"),
             ("rctl build --squash .", "--squash"),
             ("rctl exec web", "CMD"),
+            ("rctl login --password-stdin", "--username"),
+            ("rctl search --limit 0 x", "--limit"),
             ("rctl exec -d -i web sh", "--interactive"),
             ("rctl attach --detach-keys alt-x web", "is not a key"),
         ];

@@ -11,6 +11,7 @@ mod cli;
 mod commands;
 mod confirm;
 mod connect;
+mod docker;
 mod failure;
 mod human;
 mod output;

@@ -66,6 +66,12 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Asks for something, on the line that the answer is typed on.
+pub(crate) fn prompt(question: &str) {
+    let mut err = io::stderr();
+    let _ = write!(err, "{question}").and_then(|()| err.flush());
+}
+
 /// Says why the command failed.
 pub(crate) fn complain(text: &str) {
     note(&format!("rctl: {text}"));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Parser;
 use ipnet::Ipv4Net;
+use rorqual_agent::{ImageLimits, RegistrySettings};
 use serde::{Deserialize, Serialize};
 
 /// The TLS port of every node.
@@ -70,6 +71,15 @@ struct File {
     labels: Vec<String>,
     #[serde(default)]
     insecure_registries: Vec<String>,
+    image_limits: Option<ImageLimits>,
+}
+
+/// `registries.toml` beside the settings file: one table a registry.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RegistriesFile {
+    #[serde(default)]
+    registry: BTreeMap<String, RegistrySettings>,
 }
 
 /// The settings as they came out.
@@ -85,6 +95,9 @@ pub(crate) struct Config {
     pub(crate) runtime_binary: PathBuf,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) insecure_registries: Vec<String>,
+    /// From `registries.toml`.
+    pub(crate) registries: BTreeMap<String, RegistrySettings>,
+    pub(crate) image_limits: ImageLimits,
     /// Node-local addresses of containers that belong to no service.
     pub(crate) local_pool: Ipv4Net,
 }
@@ -144,6 +157,8 @@ impl Config {
             runtime_binary,
             labels,
             insecure_registries,
+            registries: read_registries(arguments.config.as_deref())?,
+            image_limits: file.image_limits.unwrap_or_default(),
         })
     }
 }
@@ -158,6 +173,40 @@ fn read_file(named: Option<&Path>) -> anyhow::Result<File> {
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
     toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+}
+
+/// What is special about registries, from the file beside the settings.
+fn read_registries(settings: Option<&Path>) -> anyhow::Result<BTreeMap<String, RegistrySettings>> {
+    let path = settings.unwrap_or(Path::new(DEFAULT_FILE)).with_file_name("registries.toml");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    parse_registries(&text).with_context(|| format!("{} is not valid", path.display()))
+}
+
+fn parse_registries(text: &str) -> anyhow::Result<BTreeMap<String, RegistrySettings>> {
+    let RegistriesFile { registry } = toml::from_str(text)?;
+    for (name, settings) in &registry {
+        if name.is_empty() || name.contains(['/', '@', ' ']) {
+            bail!("registry.\"{name}\": expected HOST or HOST:PORT, as it stands in references");
+        }
+        if settings.plain_http && (!settings.ca.is_empty() || settings.skip_verify) {
+            bail!("registry.\"{name}\": plain_http goes with neither ca nor skip_verify");
+        }
+        for mirror in &settings.mirrors {
+            let host = mirror.split_once("://").map_or(mirror.as_str(), |(_, rest)| rest);
+            let is_web = !mirror.contains("://") || mirror.starts_with("http");
+            if host.is_empty() || host.contains(['@', ' ', '?', '#']) || !is_web {
+                bail!("registry.\"{name}\".mirrors: `{mirror}` is not [http[s]://]HOST[:PORT][/PREFIX]");
+            }
+        }
+        if let Some(file) = settings.ca.iter().find(|file| !file.is_absolute()) {
+            bail!("registry.\"{name}\".ca: {} is not an absolute path", file.display());
+        }
+    }
+    Ok(registry)
 }
 
 /// Reads `IP` or `IP:PORT`; IPv4 for now, as the fabric is.
@@ -226,6 +275,28 @@ mod tests {
     fn unknown_keys_are_refused() {
         assert!(toml::from_str::<File>("data_dri = \"/x\"").is_err());
         assert!(toml::from_str::<File>("data_dir = \"/x\"").is_ok());
+    }
+
+    #[test]
+    fn registries_are_read_and_what_makes_no_sense_is_named() {
+        let text = "[registry.\"docker.io\"]\nmirrors = [\"https://mirror.lan:5000/hub\"]\n\
+                    [registry.\"r.lan:5000\"]\nca = [\"/etc/rorqual/lan.pem\"]\n";
+        let read = parse_registries(text).unwrap();
+        assert_eq!(read["docker.io"].mirrors, ["https://mirror.lan:5000/hub"]);
+        assert_eq!(read["r.lan:5000"].ca, [PathBuf::from("/etc/rorqual/lan.pem")]);
+        for (bad, part) in [
+            ("[registry.\"https://x/\"]\n", "HOST:PORT"),
+            ("[registry.\"x\"]\nmirror = []\n", "mirror"),
+            ("[registry.\"x\"]\nmirrors = [\"ftp://x\"]\n", "mirrors"),
+            ("[registry.\"x\"]\nca = [\"x.pem\"]\n", "absolute"),
+            ("[registry.\"x\"]\nplain_http = true\nskip_verify = true\n", "plain_http"),
+        ] {
+            let error = format!("{:#}", parse_registries(bad).unwrap_err());
+            assert!(error.contains(part), "{bad}: {error}");
+        }
+        let limits: File = toml::from_str("[image_limits]\nentries = 5\n").unwrap();
+        assert_eq!(limits.image_limits.unwrap().entries, 5);
+        assert!(toml::from_str::<File>("[image_limits]\nentry = 5\n").is_err());
     }
 
     #[test]

@@ -91,6 +91,8 @@ impl Node {
             advertise: config.advertise.map(Into::into),
             local_pool: config.local_pool,
             insecure_registries: config.insecure_registries.clone(),
+            registries: config.registries.clone().into_iter().collect(),
+            image_limits: config.image_limits.clone(),
         })
         .await
         .context("cannot start the agent")?;

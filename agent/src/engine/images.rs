@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use rorqual_image::{Digest, ImageRecord, Progress, Reference, Target};
+use rorqual_image::{Digest, ImageRecord, Reference, Target};
 use rorqual_proto::wire;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::archives::interrupted;
@@ -13,67 +11,6 @@ use super::image_status;
 use super::select::{self, Filters};
 use crate::agent::Agent;
 use crate::images::ImageError;
-
-/// Lines of progress that wait for a slow client; more are dropped, the last one never.
-const PROGRESS: usize = 64;
-
-/// Fetches an image and tells how far it is.
-pub(super) fn pull(agent: &Agent, reference: String) -> ReceiverStream<Result<wire::PullProgress, Status>> {
-    let (lines, queue) = mpsc::channel(PROGRESS);
-    let images = agent.images().clone();
-    // Ends with the pull, or when the client hangs up.
-    tokio::spawn(async move {
-        let report = {
-            let lines = lines.clone();
-            move |progress| {
-                if let Some(line) = line(progress) {
-                    let _ = lines.try_send(Ok(line));
-                }
-            }
-        };
-        // Both arms are cancel-safe: a pull that is dropped keeps what is whole.
-        let pulled = tokio::select! {
-            pulled = images.pull(&reference, report) => pulled,
-            () = lines.closed() => return,
-        };
-        let last = match pulled {
-            Ok(digest) => Ok(wire::PullProgress {
-                status: "done".to_owned(),
-                digest: digest.to_string(),
-                ..wire::PullProgress::default()
-            }),
-            Err(error) => Err(image_status(&reference, &error)),
-        };
-        let _ = lines.send(last).await;
-    });
-    ReceiverStream::new(queue)
-}
-
-fn line(progress: Progress) -> Option<wire::PullProgress> {
-    let line = |item: &Digest, status: &str, done_bytes: u64, total_bytes: u64| wire::PullProgress {
-        item: item.to_string(),
-        status: status.to_owned(),
-        done_bytes,
-        total_bytes,
-        digest: String::new(),
-    };
-    Some(match progress {
-        Progress::Resolved { digest } => {
-            wire::PullProgress { status: format!("resolved to {digest}"), ..wire::PullProgress::default() }
-        }
-        Progress::Present { digest } => line(&digest, "present", 0, 0),
-        Progress::Bytes { digest, done_bytes, total_bytes } => {
-            line(&digest, "fetching", done_bytes, total_bytes.unwrap_or(0))
-        }
-        Progress::Fetched { digest, from, .. } => line(&digest, &format!("fetched from {from}"), 0, 0),
-        Progress::Unpacked { digest } => line(&digest, "unpacked", 0, 0),
-        Progress::Layers { layers } => wire::PullProgress {
-            status: format!("{} layers", layers.len()),
-            total_bytes: layers.iter().map(|(_, size)| size).sum(),
-            ..wire::PullProgress::default()
-        },
-    })
-}
 
 /// Manifests of the containers and tasks of this node, once for each of them.
 pub(super) fn in_use(agent: &Agent) -> Vec<Digest> {

@@ -5,6 +5,7 @@
 //! be started says in the metadata `rorqual-exit-code` what a shell would have ended with.
 
 mod archives;
+mod distribute;
 mod files;
 mod images;
 mod select;
@@ -86,6 +87,7 @@ impl EngineApi {
 #[tonic::async_trait]
 impl engine_server::Engine for EngineApi {
     type PullImageStream = ReceiverStream<Result<wire::PullProgress, Status>>;
+    type PushImageStream = ReceiverStream<Result<wire::PullProgress, Status>>;
     type ContainerLogsStream = Lines;
     type BuildStream = crate::build::Responses;
     type AttachStream = streams::Responses;
@@ -104,7 +106,35 @@ impl engine_server::Engine for EngineApi {
         &self,
         request: Request<wire::PullImageRequest>,
     ) -> Result<Response<Self::PullImageStream>, Status> {
-        Ok(Response::new(images::pull(&self.agent, request.into_inner().reference)))
+        Ok(Response::new(distribute::pull(&self.agent, request.into_inner())))
+    }
+
+    async fn push_image(
+        &self,
+        request: Request<wire::PushImageRequest>,
+    ) -> Result<Response<Self::PushImageStream>, Status> {
+        Ok(Response::new(distribute::push(&self.agent, request.into_inner())))
+    }
+
+    async fn login(
+        &self,
+        request: Request<wire::LoginRequest>,
+    ) -> Result<Response<wire::LoginResponse>, Status> {
+        distribute::login(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn search_images(
+        &self,
+        request: Request<wire::SearchImagesRequest>,
+    ) -> Result<Response<wire::SearchImagesResponse>, Status> {
+        distribute::search(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_tags(
+        &self,
+        request: Request<wire::ListTagsRequest>,
+    ) -> Result<Response<wire::ListTagsResponse>, Status> {
+        distribute::tags(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_images(

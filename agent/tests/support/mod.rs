@@ -133,6 +133,8 @@ impl World {
             advertise: None,
             local_pool: "10.215.0.0/24".parse().unwrap(),
             insecure_registries: Vec::new(),
+            registries: Default::default(),
+            image_limits: Default::default(),
         }
     }
 

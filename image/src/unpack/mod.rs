@@ -25,6 +25,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use self::measure::Measured;
 pub(crate) use self::tar::{Archive, Kind};
 use self::tree::Tree;
@@ -32,7 +34,8 @@ use crate::digest::{Algorithm, Digest};
 use crate::error::is_disk_full;
 
 /// What a layer may cost. Beyond it the image is refused, and the error names the limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Bytes of the uncompressed layer.
     pub layer_bytes: u64,

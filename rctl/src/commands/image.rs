@@ -9,9 +9,7 @@ use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use rorqual_proto::wire::{
-    LoadImageRequest, LoadedImage, PullImageRequest, PullProgress, RemoveImageRequest,
-};
+use rorqual_proto::wire::{LoadImageRequest, LoadedImage, RemoveImageRequest};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +19,7 @@ pub(crate) use inspect::{HistoryArgs, InspectArgs, history, inspect};
 pub(crate) use list::{LsArgs, ls};
 pub(crate) use tidy::{PruneArgs, TagArgs, images as prune_all, prune, show as show_pruned, tag};
 
-use super::Each;
+use super::{Each, registry};
 use crate::connect::{Daemon, LONG_CALL, within};
 use crate::failure::{Failure, Result};
 use crate::human;
@@ -57,7 +55,11 @@ pub(crate) enum Command {
     /// Make an image of an archive of files
     Import(ImportArgs),
     /// Fetch an image from its registry
-    Pull(PullArgs),
+    Pull(registry::PullArgs),
+    /// Bring an image to the registry that its name says
+    Push(registry::PushArgs),
+    /// List the tags that a repository has in its registry
+    Tags(registry::TagsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -83,18 +85,6 @@ pub(crate) struct RmArgs {
     images: Vec<String>,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct PullArgs {
-    /// Print nothing but the digest
-    #[arg(long, short)]
-    quiet: bool,
-    /// How to show the result
-    #[arg(long, default_value = "table")]
-    format: Format,
-    /// NAME, NAME:TAG or NAME@DIGEST
-    image: String,
-}
-
 pub(crate) async fn run(command: Command, daemon: &Daemon) -> Result<()> {
     match command {
         Command::Load(args) => load(args, daemon).await,
@@ -106,7 +96,9 @@ pub(crate) async fn run(command: Command, daemon: &Daemon) -> Result<()> {
         Command::Save(args) => save(args, daemon).await,
         Command::Import(args) => import(args, daemon).await,
         Command::Rm(args) => rm(args, daemon).await,
-        Command::Pull(args) => pull(args, daemon).await,
+        Command::Pull(args) => registry::pull(args, daemon).await,
+        Command::Push(args) => registry::push(args, daemon).await,
+        Command::Tags(args) => registry::tags(args, daemon).await,
     }
 }
 
@@ -242,58 +234,4 @@ pub(crate) async fn rm(args: RmArgs, daemon: &Daemon) -> Result<()> {
         }
     }
     each.end()
-}
-
-async fn pull(args: PullArgs, daemon: &Daemon) -> Result<()> {
-    let attempt = format!("cannot pull {}", args.image);
-    let digest = fetch(daemon, &args.image, args.quiet).await.map_err(|failure| failure.doing(&attempt))?;
-    match args.format {
-        Format::Json => output::json(&Loaded { reference: &args.image, digest: &digest }),
-        Format::Table if args.quiet => output::line(&digest),
-        Format::Table => output::line(&format!("Pulled {}: {digest}", args.image)),
-    }
-}
-
-/// Has the engine fetch an image, and shows how far it is; gives the digest.
-async fn fetch(daemon: &Daemon, reference: &str, quiet: bool) -> Result<String> {
-    let request = PullImageRequest { reference: reference.to_owned() };
-    let mut stream = daemon.engine().pull_image(request).await?.into_inner();
-    let mut progress = Progress::new(quiet);
-    let mut digest = String::new();
-    loop {
-        match stream.message().await {
-            Ok(Some(message)) => {
-                show_progress(&mut progress, reference, &message);
-                if !message.digest.is_empty() {
-                    digest = message.digest;
-                }
-            }
-            Ok(None) if digest.is_empty() => {
-                progress.abandon();
-                return Err(Failure::operation("rorquald ended without a result; try again"));
-            }
-            Ok(None) => {
-                progress.abandon();
-                return Ok(digest);
-            }
-            Err(status) => {
-                progress.abandon();
-                return Err(status.into());
-            }
-        }
-    }
-}
-
-fn show_progress(progress: &mut Progress, reference: &str, message: &PullProgress) {
-    let name = match message.item.as_str() {
-        "" => reference.to_owned(),
-        item => human::short_digest(item),
-    };
-    let amount = match (message.done_bytes, message.total_bytes) {
-        (0, 0) => String::new(),
-        (done, 0) => format!(" {}", human::bytes_decimal(done)),
-        (done, total) => format!(" {}/{}", human::bytes_decimal(done), human::bytes_decimal(total)),
-    };
-    let text = format!("{}{amount}", message.status);
-    progress.show(&name, message.done_bytes, message.total_bytes, &text);
 }

@@ -165,6 +165,46 @@ impl Engine for Fake {
         Ok(Response::new(Box::pin(tokio_stream::iter(messages.map(Ok)))))
     }
 
+    type PushImageStream = Sent<PullProgress>;
+    async fn push_image(&self, request: Request<PushImageRequest>) -> Answer<Self::PushImageStream> {
+        let PushImageRequest { reference, credentials } = request.into_inner();
+        let user = credentials.map(|found| format!("{}:{}", found.username, found.password));
+        self.ask(format!("push {reference} as {}", user.unwrap_or_default()));
+        let messages = [
+            PullProgress {
+                item: "sha256:aa".into(),
+                status: "mounted from other".into(),
+                ..Default::default()
+            },
+            PullProgress { digest: "sha256:00".into(), status: "done, alone".into(), ..Default::default() },
+        ];
+        Ok(Response::new(Box::pin(tokio_stream::iter(messages.map(Ok)))))
+    }
+
+    async fn login(&self, request: Request<LoginRequest>) -> Answer<LoginResponse> {
+        let LoginRequest { registry, credentials } = request.into_inner();
+        let password = credentials.unwrap_or_default().password;
+        self.ask(format!("login {registry}"));
+        match password.as_str() {
+            "right" => Ok(Response::new(LoginResponse::default())),
+            "offline" => Ok(Response::new(LoginResponse { identity_token: "t0ken".into() })),
+            _ => Err(Status::failed_precondition("it denies access")),
+        }
+    }
+
+    async fn search_images(&self, request: Request<SearchImagesRequest>) -> Answer<SearchImagesResponse> {
+        let SearchImagesRequest { registry, term, limit, .. } = request.into_inner();
+        self.ask(format!("search {registry} {term} {limit}"));
+        let description = "long ".repeat(40);
+        let hit = SearchHit { name: "nginx".into(), description, stars: 7, official: true };
+        Ok(Response::new(SearchImagesResponse { hits: vec![hit] }))
+    }
+
+    async fn list_tags(&self, request: Request<ListTagsRequest>) -> Answer<ListTagsResponse> {
+        self.ask(format!("tags {}", request.into_inner().reference));
+        Ok(Response::new(ListTagsResponse { tags: vec!["1".into(), "2".into()] }))
+    }
+
     async fn list_images(&self, _: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         let image = |index: u32| ImageInfo {
             reference: format!("docker.io/library/i{index}:1"),

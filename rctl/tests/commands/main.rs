@@ -5,6 +5,7 @@ mod build;
 mod containers;
 mod daemon;
 mod images;
+mod registries;
 mod services;
 
 use std::path::Path;
