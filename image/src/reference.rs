@@ -102,14 +102,15 @@ impl Reference {
         Some(Reference { digest: None, ..self.clone() })
     }
 
-    /// The short form that people type: without `docker.io/` and `library/`.
+    /// The short form that people type: without `docker.io/` and `library/`, where that still means the same.
     pub fn familiar(&self) -> String {
-        let name = if self.registry == DEFAULT_REGISTRY {
-            self.repository.strip_prefix("library/").unwrap_or(&self.repository).to_owned()
-        } else {
-            format!("{}/{}", self.registry, self.repository)
-        };
-        format!("{name}{}", self.suffix())
+        if self.registry != DEFAULT_REGISTRY {
+            return self.to_string();
+        }
+        let name = self.repository.strip_prefix("library/").unwrap_or(&self.repository);
+        let short = format!("{name}{}", self.suffix());
+        // `library/a/b`, `a.b/c` of Docker Hub, and what looks like an image's id, would be something else.
+        if short.parse().as_ref() == Ok(self) { short } else { self.to_string() }
     }
 
     fn suffix(&self) -> String {

@@ -13,7 +13,7 @@ pub(crate) fn short_digest(digest: &str) -> String {
 /// `docker.io/library/nginx:latest` as people write it: `nginx:latest`.
 pub(crate) fn familiar_image(reference: &str) -> &str {
     match reference.strip_prefix("docker.io/") {
-        Some(rest) => rest.strip_prefix("library/").unwrap_or(rest),
+        Some(rest) => rest.strip_prefix("library/").filter(|name| !name.contains('/')).unwrap_or(rest),
         None => reference,
     }
 }
