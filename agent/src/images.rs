@@ -183,7 +183,7 @@ impl Images {
     }
 
     /// The client for one who has `credentials` for `registry`, or for anybody.
-    pub(crate) fn registry(&self, registry: &str, credentials: Option<Credentials>) -> RegistryClient {
+    pub(crate) fn client_for(&self, registry: &str, credentials: Option<Credentials>) -> RegistryClient {
         match credentials {
             Some(credentials) => self.registry.with_credentials(registry, credentials),
             None => self.registry.clone(),
@@ -198,7 +198,7 @@ impl Images {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
         let reference = parse(reference, None)?;
-        let registry = self.registry(reference.registry(), credentials);
+        let registry = self.client_for(reference.registry(), credentials);
         let digest = registry.resolve(&reference).await?;
         let wanted = reference.with_digest(digest);
         let (_, sources) = self.locate(&wanted).await;
@@ -215,7 +215,7 @@ impl Images {
         let reference = parse(reference, None)?;
         let missing = || rorqual_image::Error::NoSuchImage(reference.familiar());
         let digest = self.store.resolve(&reference).ok_or_else(missing)?;
-        let registry = self.registry(reference.registry(), credentials);
+        let registry = self.client_for(reference.registry(), credentials);
         Ok(push(&self.store, &digest, &reference, &registry, progress).await?)
     }
 
@@ -226,7 +226,7 @@ impl Images {
         credentials: Option<Credentials>,
     ) -> Result<Vec<String>, ImageError> {
         let reference = parse(reference, None)?;
-        Ok(self.registry(reference.registry(), credentials).tags(&reference).await?)
+        Ok(self.client_for(reference.registry(), credentials).tags(&reference).await?)
     }
 
     /// A reference's digest: of this node, else of the cluster, else of the registry.

@@ -27,7 +27,7 @@ impl Host for Node {
         let images = self.agent.images();
         let name = reference.to_string();
         let found = match fresh && reference.digest().is_none() {
-            true => self.runtime.block_on(images.pull(&name, |_| {})),
+            true => self.runtime.block_on(images.pull(&name, None, |_| {})),
             false => self.runtime.block_on(images.ensure(&name, None, |_| {})),
         };
         found.map_err(|error| Error::Source {

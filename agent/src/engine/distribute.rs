@@ -48,7 +48,7 @@ pub(super) fn push(agent: &Agent, request: wire::PushImageRequest) -> Lines {
 /// Whether a registry takes the credentials.
 pub(super) async fn login(agent: &Agent, request: wire::LoginRequest) -> Result<wire::LoginResponse, Status> {
     let wire::LoginRequest { registry, credentials } = request;
-    let asked = agent.images().registry(&registry, credentials.and_then(read)).login(&registry).await;
+    let asked = agent.images().client_for(&registry, credentials.and_then(read)).login(&registry).await;
     let token = asked.map_err(|error| refused(&registry, error))?;
     Ok(wire::LoginResponse { identity_token: token.unwrap_or_default() })
 }
@@ -61,7 +61,7 @@ pub(super) async fn search(
     let wire::SearchImagesRequest { registry, term, limit, credentials } = request;
     let registry = if registry.is_empty() { HUB } else { &registry };
     let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(HITS);
-    let client = agent.images().registry(registry, credentials.and_then(read));
+    let client = agent.images().client_for(registry, credentials.and_then(read));
     let hits = client.search(registry, &term, limit).await.map_err(|error| refused(registry, error))?;
     let hits = hits.into_iter().map(|hit| wire::SearchHit {
         name: hit.name,
