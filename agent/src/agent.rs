@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rorqual_image::Store;
 use rorqual_network::NetworkOptions;
-use rorqual_proto::model::{ClusterId, NodeDescription};
+use rorqual_proto::model::{ClusterId, ContainerSpec, NodeDescription};
 use rorqual_proto::wire;
 use rorqual_runtime::{ContainerState, Runtime, RuntimeOptions};
 use tokio::sync::{Mutex, watch};
@@ -20,6 +20,7 @@ use crate::containers::Containers;
 use crate::engine::EngineApi;
 use crate::error::{AgentError, one_line};
 use crate::executor::{Executor, make_folder};
+use crate::gc::{self, Needed};
 use crate::host;
 use crate::images::Images;
 use crate::network::{Network, OwnName};
@@ -38,7 +39,7 @@ pub struct Agent {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     options: AgentOptions,
     description: NodeDescription,
     store: NodeStore,
@@ -108,6 +109,7 @@ impl Agent {
             options,
         };
         let agent = Self { inner: Arc::new(inner) };
+        gc::start(&agent.inner, agent.inner.options.gc);
         let found = agent.found().await?;
         agent.inner.containers.restore(&found)?;
         if remembered.is_none() {
@@ -301,6 +303,22 @@ impl Agent {
 
     pub(crate) fn images(&self) -> &Images {
         &self.inner.images
+    }
+
+    pub(crate) fn of(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    /// What no collection may take away.
+    pub(crate) async fn needed_images(&self) -> Needed {
+        let plain = self.containers().records().into_iter().map(|(_, spec)| spec);
+        // Those that have ended, too: a service may go back to them.
+        let tasks = self.tasks().entries().into_iter().map(|entry| entry.task.container.clone());
+        let digest = |spec: ContainerSpec| self.images().local(&spec.image, spec.image_digest.as_deref());
+        let used = plain.chain(tasks).filter_map(digest).collect();
+        let services =
+            self.images().of_services(self.inner.store.membership().ok().flatten().is_some()).await;
+        Needed { used, services }
     }
 
     pub(crate) fn executor(&self) -> &Executor {

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use oci_spec::image::ImageConfiguration;
-use rand::seq::SliceRandom;
 use rorqual_image::{
     BlobSource, Credentials, Digest, Prepared, Progress, PushProgress, Pushed, Reference, RegistryClient,
     RegistryOptions, RegistrySettings, Store, pull, push,
@@ -16,7 +15,8 @@ use rorqual_proto::wire;
 use tokio::sync::watch;
 
 use crate::error::one_line;
-use crate::peer::ClusterLink;
+use crate::gc::ServiceImage;
+use crate::peer::{ClusterLink, Swarm};
 
 /// Why an image is not to be had; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,11 @@ pub(crate) enum ImageError {
         "it is on no node of the cluster, and its registry did not give it ({reason}): check the name, load it \
          on a node with `rctl image load`, or make the registry reachable"
     )]
-    Nowhere { reason: String },
+    Nowhere {
+        reason: String,
+        /// Asking again will not help: the registry has no such image, or does not let us have it.
+        is_permanent: bool,
+    },
     #[error("the agent is shutting down")]
     Interrupted,
 }
@@ -94,6 +98,15 @@ impl Images {
     /// Wakes with every change of what is here.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// The images that the cluster's services name; `None` when nobody can say it just now.
+    pub(crate) async fn of_services(&self, is_member: bool) -> Option<Vec<ServiceImage>> {
+        match self.cluster() {
+            Some(cluster) => cluster.service_images().await.ok(),
+            None if is_member => None,
+            None => Some(Vec::new()),
+        }
     }
 
     /// To be called after every change of the store.
@@ -241,17 +254,18 @@ impl Images {
         }
         match self.registry.resolve(&reference).await {
             Ok(digest) => Ok((reference, digest)),
-            Err(error) => Err(ImageError::Nowhere { reason: one_line(&error) }),
+            Err(error) => Err(nowhere(&error)),
         }
     }
 
-    /// What the leader says: the digest that a tag stands for, and the nodes that have it, in random order.
+    /// What the leader says: the digest that a tag stands for, and the cluster as a source of its blobs.
     async fn locate(&self, reference: &Reference) -> (Option<Digest>, Vec<Arc<dyn BlobSource>>) {
         let Some(cluster) = self.cluster() else { return (None, Vec::new()) };
         match cluster.locate(reference).await {
-            Ok((digest, mut holders)) => {
-                holders.shuffle(&mut rand::rng());
-                (digest, holders)
+            Ok(digest) => {
+                let image = digest.as_ref().or_else(|| reference.digest());
+                let swarm: Arc<dyn BlobSource> = Arc::new(Swarm::new(cluster, self.store.clone(), image));
+                (digest, vec![swarm])
             }
             Err(status) => {
                 tracing::debug!(%reference, %status, "nobody could say who has the image");
@@ -269,9 +283,7 @@ impl Images {
     ) -> Result<Digest, ImageError> {
         let pulled = pull(&self.store, wanted, sources, Some(registry), progress).await;
         let digest = pulled.map_err(|error| match error {
-            rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => {
-                ImageError::Nowhere { reason: one_line(&error) }
-            }
+            rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => nowhere(&error),
             error => error.into(),
         })?;
         if let Err(error) = self.store.mark_fetched(&digest, wanted) {
@@ -295,6 +307,42 @@ impl Images {
             tracing::warn!(%reference, error = %one_line(&error), "can't give the image its short name");
         }
     }
+}
+
+impl ImageError {
+    /// Trying again on this node can't help. What may pass by itself is not permanent: peers that are away, a
+    /// registry that does not answer, a full disk.
+    pub(crate) fn is_permanent(&self) -> bool {
+        use rorqual_image::Error;
+        match self {
+            ImageError::Name { .. } => true,
+            ImageError::Nowhere { is_permanent, .. } => *is_permanent,
+            ImageError::Interrupted => false,
+            ImageError::Store(error) => !matches!(
+                error,
+                Error::Io { .. } | Error::DiskFull { .. } | Error::BlobMissing { .. } | Error::Interrupted(_)
+            ),
+        }
+    }
+}
+
+fn nowhere(error: &rorqual_image::Error) -> ImageError {
+    use rorqual_image::{Error, RegistryError};
+    let is_permanent = match error {
+        Error::Registry { source, .. } => match source {
+            RegistryError::Status { status, .. } => {
+                !status.is_server_error() && !matches!(status.as_u16(), 408 | 425 | 429)
+            }
+            RegistryError::Connect { .. }
+            | RegistryError::Timeout { .. }
+            | RegistryError::Http(_)
+            | RegistryError::Busy { .. } => false,
+            _ => true,
+        },
+        // A node was said to have it: it may have it again.
+        _ => false,
+    };
+    ImageError::Nowhere { reason: one_line(error), is_permanent }
 }
 
 fn parse(reference: &str, digest: Option<&str>) -> Result<Reference, ImageError> {
@@ -327,5 +375,39 @@ mod tests {
         let error = images.prepare("web", Some("sha256:short")).await.unwrap_err();
         assert!(error.to_string().contains("sha256:short"), "{error}");
         assert!(images.report().images.is_empty());
+        assert!(error.is_permanent());
+    }
+
+    /// A registry that answers every request with this status.
+    async fn registry(status: &'static str) -> std::net::SocketAddr {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn only_what_can_not_change_is_permanent() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = Images::new(Store::open(folder.path()).unwrap(), Vec::new(), HashMap::new());
+        for (status, expected) in
+            [("404 Not Found", true), ("403 Forbidden", true), ("400 Bad Request", true)]
+        {
+            let name = format!("{}/app:1", registry(status).await);
+            let error = images.prepare(&name, None).await.unwrap_err();
+            assert_eq!(error.is_permanent(), expected, "{status}: {error}");
+        }
+        // Nobody listens there: it may be there later.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = images.prepare(&format!("{closed}/app:1"), None).await.unwrap_err();
+        assert!(!error.is_permanent(), "{error}");
     }
 }

@@ -25,6 +25,7 @@ mod containers;
 mod engine;
 mod error;
 mod executor;
+mod gc;
 mod held;
 mod host;
 mod images;
@@ -42,6 +43,7 @@ mod workload;
 pub use agent::Agent;
 pub use engine::{EXIT_CODE_METADATA, EngineApi};
 pub use error::AgentError;
+pub use gc::GcThresholds;
 pub use options::{
     AgentOptions, ClusterMembership, DEFAULT_CONTAINER_POOL, DEFAULT_LOCAL_POOL, DEFAULT_VIP_POOL,
 };

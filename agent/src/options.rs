@@ -42,6 +42,8 @@ pub struct AgentOptions {
     pub registries: HashMap<String, RegistrySettings>,
     /// What a layer may cost while it is unpacked.
     pub image_limits: Limits,
+    /// When images are removed by themselves.
+    pub gc: crate::gc::GcThresholds,
 }
 
 /// This node's place in a cluster.

@@ -42,7 +42,7 @@ pub use load::Loaded;
 pub use make::{Commit, Compression, Import, Instruction, InstructionError, NewLayer};
 pub use manifest::Manifest;
 pub use platform::Platform;
-pub use pull::{BlobRole, BlobSource, Progress, SourceError, pull};
+pub use pull::{BlobRole, BlobSource, NobodyHasIt, Progress, SourceError, pull};
 pub use push::{PushProgress, Pushed, push};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
@@ -50,6 +50,7 @@ pub use registry::{
 };
 pub use save::{SaveFormat, Saved};
 pub use store::{
-    Blob, BlobWriter, ImageRecord, ImageUsage, Options, Prepared, Removed, Store, Target, Usage,
+    Along, Arrived, Blob, BlobWriter, ImageRecord, ImageUsage, Options, Prepared, Removed, Store, Target,
+    Usage,
 };
 pub use unpack::{Limits, UnpackError};

@@ -51,6 +51,12 @@ pub(crate) struct Arguments {
     /// A registry that may be spoken to over plain HTTP; may be repeated
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     insecure_registries: Vec<String>,
+    /// Remove images that nobody uses when the disk is so full; 100 for never [default: 85]
+    #[arg(long, value_name = "PERCENT")]
+    image_gc_high_percent: Option<u8>,
+    /// Go on until the disk is so full [default: 80]
+    #[arg(long, value_name = "PERCENT")]
+    image_gc_low_percent: Option<u8>,
     /// Print the settings as they come out, as TOML, and end
     #[arg(long)]
     pub(crate) dump_config: bool,
@@ -72,6 +78,8 @@ struct File {
     #[serde(default)]
     insecure_registries: Vec<String>,
     image_limits: Option<ImageLimits>,
+    image_gc_high_percent: Option<u8>,
+    image_gc_low_percent: Option<u8>,
 }
 
 /// `registries.toml` beside the settings file: one table a registry.
@@ -98,6 +106,9 @@ pub(crate) struct Config {
     /// From `registries.toml`.
     pub(crate) registries: BTreeMap<String, RegistrySettings>,
     pub(crate) image_limits: ImageLimits,
+    /// Per cent of the disk at which unused images are removed, and down to which.
+    pub(crate) image_gc_high_percent: u8,
+    pub(crate) image_gc_low_percent: u8,
     /// Node-local addresses of containers that belong to no service.
     pub(crate) local_pool: Ipv4Net,
 }
@@ -139,6 +150,10 @@ impl Config {
                 _ => bail!("labels: `{label}` is not KEY=VALUE"),
             })
             .collect::<anyhow::Result<_>>()?;
+        let (high, low) = gc_percents(
+            arguments.image_gc_high_percent.or(file.image_gc_high_percent),
+            arguments.image_gc_low_percent.or(file.image_gc_low_percent),
+        )?;
         let mut insecure_registries = file.insecure_registries;
         insecure_registries.extend(arguments.insecure_registries.iter().cloned());
         Ok(Self {
@@ -159,8 +174,23 @@ impl Config {
             insecure_registries,
             registries: read_registries(arguments.config.as_deref())?,
             image_limits: file.image_limits.unwrap_or_default(),
+            image_gc_high_percent: high,
+            image_gc_low_percent: low,
         })
     }
+}
+
+/// Both thresholds; a low one that is not given lies five below the high one.
+fn gc_percents(high: Option<u8>, low: Option<u8>) -> anyhow::Result<(u8, u8)> {
+    let high = high.unwrap_or(rorqual_agent::GcThresholds::default().high_percent);
+    let low = low.unwrap_or(high.saturating_sub(5));
+    if high == 0 || high > 100 {
+        bail!("image_gc_high_percent: {high} is not 1 to 100");
+    }
+    if low >= high {
+        bail!("image_gc_low_percent: {low} has to be less than image_gc_high_percent, which is {high}");
+    }
+    Ok((high, low))
 }
 
 fn read_file(named: Option<&Path>) -> anyhow::Result<File> {
@@ -297,6 +327,16 @@ mod tests {
         let limits: File = toml::from_str("[image_limits]\nentries = 5\n").unwrap();
         assert_eq!(limits.image_limits.unwrap().entries, 5);
         assert!(toml::from_str::<File>("[image_limits]\nentry = 5\n").is_err());
+    }
+
+    #[test]
+    fn the_thresholds_of_the_disk_are_in_order() {
+        assert_eq!(gc_percents(None, None).unwrap(), (85, 80));
+        assert_eq!(gc_percents(Some(50), None).unwrap(), (50, 45));
+        assert_eq!(gc_percents(Some(100), Some(1)).unwrap(), (100, 1));
+        for (high, low) in [(Some(0), None), (Some(101), None), (None, Some(85)), (Some(10), Some(20))] {
+            assert!(gc_percents(high, low).unwrap_err().to_string().starts_with("image_gc_"));
+        }
     }
 
     #[test]

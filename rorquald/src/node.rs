@@ -93,6 +93,10 @@ impl Node {
             insecure_registries: config.insecure_registries.clone(),
             registries: config.registries.clone().into_iter().collect(),
             image_limits: config.image_limits.clone(),
+            gc: rorqual_agent::GcThresholds {
+                high_percent: config.image_gc_high_percent,
+                low_percent: config.image_gc_low_percent,
+            },
         })
         .await
         .context("cannot start the agent")?;

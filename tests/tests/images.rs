@@ -275,3 +275,46 @@ fn what_nobody_needs_is_taken_away(node: &Node) {
     let content = node.data_dir().join("images/content/sha256");
     assert_eq!(fs::read_dir(content).unwrap().count(), 0, "nothing is left in the store");
 }
+
+/// A node that needs an image gets it from the one that has it; while that one does not give it, the task waits and
+/// says so, and starts by itself when it can. What can never work is told at once.
+#[test]
+fn nodes_share_what_one_has() {
+    let lab = Lab::cluster("shar", 2);
+    let (first, second) = (lab.node(1), lab.node(2));
+    first.load(&images::archive("busybox"));
+    let id = inspect(first, "busybox")["Id"].as_str().unwrap().to_owned();
+    // Its layers are away for a while.
+    let content = first.data_dir().join("images/content/sha256");
+    let away = first.data_dir().join("images/content/away");
+    fs::rename(&content, &away).unwrap();
+    fs::create_dir(&content).unwrap();
+    let create = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        "box",
+        "--constraint",
+        "node.hostname==n2",
+        images::BUSYBOX,
+        "sleep",
+        "1000",
+    ];
+    first.rctl(&create).ok();
+    let message = rorqual_tests::wait_until("the task says what it waits for", DEADLINE, || {
+        let tasks = first.rctl(&["service", "ps", "--format", "json", "box"]).ok();
+        if tasks.contains("restarts after") { Ok(tasks) } else { Err(tasks) }
+    });
+    assert!(message.contains("is not on this node") && !message.contains("rejected"), "{message}");
+    fs::remove_dir(&content).unwrap();
+    fs::rename(&away, &content).unwrap();
+    rorqual_tests::wait_until("the task runs", DEADLINE, || {
+        let tasks = first.running("box")?;
+        if tasks.len() == 1 { Ok(()) } else { Err(format!("{:?}", first.tasks("box"))) }
+    });
+    assert_eq!(inspect(second, "busybox")["Id"], id);
+    assert_eq!(inspect(second, "busybox")["Kept"], json!(false), "it can be fetched again");
+    first.rctl(&["service", "rm", "box"]).ok();
+    lab.finish();
+}

@@ -163,7 +163,7 @@ impl Executor {
         prepared.map_err(|error| Failure {
             message: format!("image {}: {}", spec.image, one_line(&error)),
             exit_code: ENGINE_FAILED,
-            permanent: true,
+            permanent: error.is_permanent(),
         })
     }
 

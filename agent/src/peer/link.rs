@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rorqual_image::{BlobSource, Digest, Reference};
+use rorqual_image::{Digest, Reference};
 use rorqual_proto::model::NodeId;
 use rorqual_proto::tls::{CredentialStore, Expect, TlsError, connect};
 use rorqual_proto::wire;
@@ -12,7 +12,7 @@ use rorqual_proto::wire::dispatcher_client::DispatcherClient;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::source::PeerSource;
+use crate::gc::ServiceImage;
 
 /// How long the leader may take to say who has an image.
 const LOCATE: Duration = Duration::from_secs(3);
@@ -92,11 +92,8 @@ impl ClusterLink {
             .collect()
     }
 
-    /// Which digest a reference means in the cluster, and who has it, this node aside.
-    pub(crate) async fn locate(
-        &self,
-        reference: &Reference,
-    ) -> Result<(Option<Digest>, Vec<Arc<dyn BlobSource>>), Status> {
+    /// Which digest a reference means in the cluster; `None` where no node has the image.
+    pub(crate) async fn locate(&self, reference: &Reference) -> Result<Option<Digest>, Status> {
         let request = match reference.digest() {
             Some(digest) => wire::LocateImageRequest { digest: digest.to_string(), ..Default::default() },
             None => wire::LocateImageRequest { reference: reference.to_string(), ..Default::default() },
@@ -105,7 +102,7 @@ impl ClusterLink {
         for mut client in self.dispatchers() {
             let answer = tokio::time::timeout(LOCATE, client.locate_image(request.clone())).await;
             match answer {
-                Ok(Ok(answer)) => return Ok(self.holders(answer.into_inner())),
+                Ok(Ok(answer)) => return Ok(answer.into_inner().digest.parse().ok()),
                 Ok(Err(status)) => last = status,
                 Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
             }
@@ -113,14 +110,43 @@ impl ClusterLink {
         Err(last)
     }
 
-    fn holders(&self, answer: wire::LocateImageResponse) -> (Option<Digest>, Vec<Arc<dyn BlobSource>>) {
-        let others = answer.holders.into_iter().filter(|peer| peer.node_id != self.inner.own.as_str());
-        let sources = others.filter_map(|peer| {
-            let node = NodeId::from_str(&peer.node_id).ok()?;
-            let channel = connect(&peer.address, self.inner.credentials.clone(), &Expect::Node(node)).ok()?;
-            let name = if peer.hostname.is_empty() { peer.node_id } else { peer.hostname };
-            Some(Arc::new(PeerSource { name, channel }) as Arc<dyn BlobSource>)
-        });
-        (answer.digest.parse().ok(), sources.collect())
+    /// The images that services name.
+    pub(crate) async fn service_images(&self) -> Result<Vec<ServiceImage>, Status> {
+        let mut last = Status::unavailable("no controller is known");
+        for mut client in self.dispatchers() {
+            let answer =
+                tokio::time::timeout(LOCATE, client.service_images(wire::ServiceImagesRequest {})).await;
+            match answer {
+                Ok(Ok(answer)) => {
+                    let images = answer.into_inner().images.into_iter();
+                    let image = |have: wire::ImageHave| ServiceImage {
+                        digest: have.digest.parse().ok(),
+                        reference: have.reference,
+                    };
+                    return Ok(images.map(image).collect());
+                }
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
+            }
+        }
+        Err(last)
+    }
+
+    /// Whom to ask for a blob; `request` need not say who asks.
+    pub(crate) async fn find_blob(
+        &self,
+        request: wire::FindBlobRequest,
+    ) -> Result<wire::FindBlobResponse, Status> {
+        let request = wire::FindBlobRequest { node_id: self.inner.own.to_string(), ..request };
+        let mut last = Status::unavailable("no controller is known");
+        for mut client in self.dispatchers() {
+            let answer = tokio::time::timeout(LOCATE, client.find_blob(request.clone())).await;
+            match answer {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
+            }
+        }
+        Err(last)
     }
 }

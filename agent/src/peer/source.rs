@@ -1,41 +1,35 @@
-//! A peer as a source of blobs.
+//! A peer that blobs come from: whole, in parts, or as far as it has them itself.
 
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use rorqual_image::{BlobSource, BlobWriter, Digest, SourceError};
+use rorqual_image::{BlobWriter, Digest, SourceError};
 use rorqual_proto::wire;
 use rorqual_proto::wire::peer_client::PeerClient;
 use tonic::transport::Channel;
 
-/// A peer that sends nothing for so long is given up; the next one is asked.
+/// A peer that lets hear nothing for so long is given up; the next one is asked.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// One node that has an image.
+/// One node that has a blob, or is getting it.
+#[derive(Clone)]
 pub(super) struct PeerSource {
+    pub(super) node_id: String,
     pub(super) name: String,
     pub(super) channel: Channel,
 }
 
-impl BlobSource for PeerSource {
-    fn name(&self) -> String {
-        self.name.clone()
-    }
-
-    fn fetch<'a>(
-        &'a self,
-        digest: &'a Digest,
-        size: Option<u64>,
-        to: &'a mut BlobWriter,
-    ) -> BoxFuture<'a, Result<(), SourceError>> {
-        Box::pin(self.copy(digest, size, to))
-    }
-}
-
 impl PeerSource {
-    async fn copy(&self, digest: &Digest, size: Option<u64>, to: &mut BlobWriter) -> Result<(), SourceError> {
+    /// Writes the blob from where `to` is to its end. With `along` the peer need not have it yet.
+    pub(super) async fn copy(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+        along: bool,
+        to: &mut BlobWriter,
+    ) -> Result<(), SourceError> {
+        let offset = to.written_bytes();
+        let request = wire::GetBlobRequest { digest: digest.to_string(), offset, length: 0, along };
         let mut client = PeerClient::new(self.channel.clone());
-        let request = wire::GetBlobRequest { digest: digest.to_string(), offset: 0 };
         let answer = tokio::time::timeout(SILENCE, client.get_blob(request)).await;
         let mut pieces = answer.map_err(|_| "it did not answer")??.into_inner();
         loop {
@@ -46,5 +40,29 @@ impl PeerSource {
             }
             to.write(&piece.data)?;
         }
+    }
+
+    /// A part of a blob that the peer has.
+    pub(super) async fn part(
+        &self,
+        digest: &Digest,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<u8>, SourceError> {
+        let request = wire::GetBlobRequest { digest: digest.to_string(), offset, length, along: false };
+        let mut client = PeerClient::new(self.channel.clone());
+        let answer = tokio::time::timeout(SILENCE, client.get_blob(request)).await;
+        let mut pieces = answer.map_err(|_| "it did not answer")??.into_inner();
+        let wanted = usize::try_from(length).unwrap_or(usize::MAX);
+        let mut part = Vec::with_capacity(wanted);
+        while part.len() < wanted {
+            let piece = tokio::time::timeout(SILENCE, pieces.message()).await;
+            let Some(piece) = piece.map_err(|_| "it stopped sending")?? else { break };
+            part.extend_from_slice(&piece.data);
+        }
+        if part.len() != wanted {
+            return Err(format!("it sent {} bytes of {wanted}", part.len()).into());
+        }
+        Ok(part)
     }
 }

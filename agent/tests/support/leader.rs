@@ -197,6 +197,20 @@ impl dispatcher_server::Dispatcher for Dispatcher {
         Ok(Response::new(wire::LocateImageResponse::default()))
     }
 
+    async fn find_blob(
+        &self,
+        _request: Request<wire::FindBlobRequest>,
+    ) -> Result<Response<wire::FindBlobResponse>, Status> {
+        Ok(Response::new(wire::FindBlobResponse::default()))
+    }
+
+    async fn service_images(
+        &self,
+        _request: Request<wire::ServiceImagesRequest>,
+    ) -> Result<Response<wire::ServiceImagesResponse>, Status> {
+        Ok(Response::new(wire::ServiceImagesResponse::default()))
+    }
+
     async fn renew_certificate(
         &self,
         _request: Request<wire::RenewCertificateRequest>,

@@ -135,6 +135,7 @@ impl World {
             insecure_registries: Vec::new(),
             registries: Default::default(),
             image_limits: Default::default(),
+            gc: rorqual_agent::GcThresholds::default(),
         }
     }
 

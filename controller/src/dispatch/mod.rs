@@ -5,10 +5,12 @@
 //!   sets and gives each session only what concerns its node.
 //! - `statuses` is one task a controller: it gathers reported statuses and writes them in batches.
 //! - `images` remembers which node has which image, from what agents report.
+//! - `spread` says whom to ask for a blob, so that one node fetches it from outside and the others pass it on.
 
 mod fanout;
 mod images;
 mod session;
+mod spread;
 mod statuses;
 
 use std::time::Duration;
@@ -44,6 +46,7 @@ pub(crate) struct Dispatch {
     fanout: FanoutHandle,
     statuses: StatusHandle,
     images: ImageCatalogue,
+    spread: spread::Spread,
 }
 
 impl Dispatch {
@@ -59,6 +62,7 @@ impl Dispatch {
             fanout: fanout::start(store.clone()),
             statuses: statuses::start(store.clone()),
             images: ImageCatalogue::default(),
+            spread: spread::Spread::default(),
             store,
             shared,
             membership,
@@ -72,6 +76,28 @@ impl Dispatch {
             nodes.map(fanout::holder).collect()
         });
         wire::LocateImageResponse { digest, holders }
+    }
+
+    fn find_blob(&self, wanted: &wire::FindBlobRequest) -> Result<wire::FindBlobResponse, Status> {
+        let node = |text: &String| {
+            text.parse::<NodeId>().map_err(|error| Status::invalid_argument(format!("node id: {error}")))
+        };
+        let asker = node(&wanted.node_id)?;
+        if wanted.done || wanted.gave_up {
+            self.spread.end(&wanted.digest, &asker, wanted.done);
+            return Ok(wire::FindBlobResponse::default());
+        }
+        let failed = wanted.failed.iter().map(node).collect::<Result<Vec<_>, _>>()?;
+        let (_, holders) = match wanted.image.as_str() {
+            "" => Default::default(),
+            image => self.images.locate("", image),
+        };
+        let advice = self.spread.find(&wanted.digest, &asker, &failed, &holders);
+        let peer = |id: &NodeId| self.store.read(|state| state.node(id).map(fanout::holder));
+        Ok(wire::FindBlobResponse {
+            holders: advice.holders.iter().filter_map(peer).collect(),
+            parent: advice.parent.as_ref().and_then(peer),
+        })
     }
 }
 
@@ -95,6 +121,33 @@ impl wire::dispatcher_server::Dispatcher for Dispatch {
         route!(self.leader, request.into_inner(), DispatcherClient::locate_image, |message| async {
             Ok(self.locate(&message))
         })
+    }
+
+    async fn find_blob(
+        &self,
+        request: Request<wire::FindBlobRequest>,
+    ) -> Result<Response<wire::FindBlobResponse>, Status> {
+        access::member(&self.store, &request)?;
+        route!(self.leader, request.into_inner(), DispatcherClient::find_blob, |message| async {
+            self.find_blob(&message)
+        })
+    }
+
+    async fn service_images(
+        &self,
+        request: Request<wire::ServiceImagesRequest>,
+    ) -> Result<Response<wire::ServiceImagesResponse>, Status> {
+        access::member(&self.store, &request)?;
+        // What this controller knows will do: a service that it does not know yet has no old image either.
+        let images = self.store.read(|state| {
+            let specs = state.services().map(|service| &service.spec.container);
+            let have = specs.map(|spec| wire::ImageHave {
+                reference: spec.image.clone(),
+                digest: spec.image_digest.clone().unwrap_or_default(),
+            });
+            have.collect()
+        });
+        Ok(Response::new(wire::ServiceImagesResponse { images }))
     }
 
     async fn renew_certificate(

@@ -69,6 +69,7 @@ impl Dispatch {
             tracing::info!(%node, why, "agent session ended");
             dispatch.fanout.unregister(node.clone(), session).await;
             dispatch.images.forget(&node);
+            dispatch.spread.forget(&node);
         });
         Ok(Response::new(ReceiverStream::new(messages)))
     }

@@ -35,6 +35,11 @@ const INDEX_DEPTH_MAX: usize = 4;
 /// Why a source did not deliver.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What a [`BlobSource`] answers that knows of nobody who has the blob: no failure, the next one is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nobody has it")]
+pub struct NobodyHasIt;
+
 /// Someone who may have blobs: a peer of the cluster.
 pub trait BlobSource: Send + Sync {
     /// A name for messages and progress, such as the node's.
@@ -316,6 +321,7 @@ impl Puller<'_> {
                     }
                     Err(error) => tried.push(format!("{}: {}", source.name(), one_line(&error))),
                 },
+                Err(error) if error.is::<NobodyHasIt>() => {}
                 Err(error) => match error.downcast::<Error>() {
                     // Our own disk's fault: no other source can help.
                     Ok(error) if matches!(*error, Error::DiskFull { .. } | Error::Io { .. }) => {

@@ -10,6 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::along::Coming;
 use super::arrival::{Arrival, Follower, Interest};
 use super::{Inner, Pin, Store};
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -43,6 +44,8 @@ pub struct BlobWriter {
     on_write: Option<Box<dyn Fn(u64) + Send + Sync>>,
     /// For who reads along.
     arrival: Option<Arc<Arrival>>,
+    /// For peers that want it too; only of a blob whose digest is known.
+    coming: Option<Arc<Coming>>,
 }
 
 impl BlobWriter {
@@ -69,7 +72,20 @@ impl BlobWriter {
             _pin: pin,
             on_write: None,
             arrival: None,
+            coming: None,
         })
+        .and_then(|mut writer: BlobWriter| writer.announce().map(|()| writer))
+    }
+
+    /// Lets peers read along from now on.
+    fn announce(&mut self) -> Result<()> {
+        if let Some(digest) = &self.expected {
+            let coming = Coming::new(&self.file, self.size);
+            let coming = coming.map_err(|error| Error::io("open", &self.path, error))?;
+            self.store.note_coming(digest, &coming);
+            self.coming = Some(coming);
+        }
+        Ok(())
     }
 
     pub(super) fn limit(&mut self, limit_bytes: u64) {
@@ -115,6 +131,9 @@ impl BlobWriter {
         if let Some(arrival) = &self.arrival {
             arrival.advance(total);
         }
+        if let Some(coming) = &self.coming {
+            coming.advance(total);
+        }
         if let Some(observer) = &self.on_write {
             observer(total);
         }
@@ -127,13 +146,19 @@ impl BlobWriter {
         if let Some(arrival) = self.arrival.take() {
             arrival.lose();
         }
+        if self.written_bytes > 0 {
+            // Who reads along begins anew as well.
+            if let Some(coming) = self.coming.take() {
+                coming.lose();
+            }
+        }
         self.file
             .set_len(0)
             .and_then(|()| self.file.rewind())
             .map_err(|error| Error::io("truncate", &self.path, error))?;
         self.written_bytes = 0;
         self.hasher = Hasher::new(self.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
-        Ok(())
+        if self.coming.is_none() { self.announce() } else { Ok(()) }
     }
 
     /// Verifies size and digest, without ending the writer: so a source that lied can be followed by
@@ -183,6 +208,9 @@ impl BlobWriter {
         if let Some(arrival) = &self.arrival {
             arrival.complete();
         }
+        if let Some(coming) = &self.coming {
+            coming.complete();
+        }
         // A blob of unknown digest is pinned before it appears under its name.
         let pin = Pin::new(&self.store, [digest.clone()]);
         let target = self.store.blob_path(&digest);
@@ -200,6 +228,9 @@ impl Drop for BlobWriter {
     fn drop(&mut self) {
         if let Some(arrival) = &self.arrival {
             arrival.lose();
+        }
+        if let Some(coming) = &self.coming {
+            coming.lose();
         }
         // After a commit the name is gone already; any other leftover goes at the next open.
         let _ = fs::remove_file(&self.path);

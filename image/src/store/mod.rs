@@ -14,6 +14,7 @@
 //! A blob is *reachable* when an image in the list needs it, and *pinned* while an operation in this
 //! process works with it, and *held* for the registry. Sweeping takes away what is neither. Start at [`Store::open`].
 
+mod along;
 mod ancestors;
 mod arrival;
 mod barrier;
@@ -34,6 +35,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use oci_spec::image::ImageConfiguration;
 
+pub use self::along::{Along, Arrived};
 pub(crate) use self::arrival::{Follower, Interest};
 use self::barrier::Barrier;
 pub(crate) use self::built::{Layer, Scratch};
@@ -96,6 +98,8 @@ pub(crate) struct Inner {
     fetching: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// What builds can use again.
     pub(crate) steps: Steps,
+    /// Blobs that are being written, for peers that want them too.
+    coming: Mutex<HashMap<Digest, Weak<along::Coming>>>,
     sequence: AtomicU64,
     /// The same one, where both lie on the same file system.
     content_barrier: Arc<Barrier>,
@@ -183,6 +187,7 @@ impl Store {
                 unpacking: Mutex::default(),
                 fetching: Mutex::default(),
                 steps,
+                coming: Mutex::default(),
                 sequence: AtomicU64::new(0),
                 content_barrier,
                 layers_barrier,

@@ -2516,6 +2516,44 @@ pub struct LocateImageResponse {
     pub holders: ::prost::alloc::vec::Vec<NodePeer>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindBlobRequest {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// The image that it is of, as nodes report it; may be empty.
+    #[prost(string, tag = "2")]
+    pub image: ::prost::alloc::string::String,
+    /// Who asks.
+    #[prost(string, tag = "3")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Nodes that were named before and did not give it.
+    #[prost(string, repeated, tag = "4")]
+    pub failed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Nothing is wanted: the node has the blob now, or has given it up.
+    #[prost(bool, tag = "5")]
+    pub done: bool,
+    #[prost(bool, tag = "6")]
+    pub gave_up: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FindBlobResponse {
+    /// Nodes that have it whole: parts can be had from several.
+    #[prost(message, repeated, tag = "1")]
+    pub holders: ::prost::alloc::vec::Vec<NodePeer>,
+    /// A node that is getting it, and sends on what it has; where there is no holder.
+    ///
+    /// Where neither is set: nobody in the cluster has it, the caller fetches it for all.
+    #[prost(message, optional, tag = "2")]
+    pub parent: ::core::option::Option<NodePeer>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServiceImagesRequest {}
+/// Each with the digest that its reference was resolved to, where it was.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub images: ::prost::alloc::vec::Vec<ImageHave>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewCertificateRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub csr: ::prost::alloc::vec::Vec<u8>,
@@ -2535,12 +2573,18 @@ pub struct GetBlobRequest {
     pub digest: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
     pub offset: u64,
+    /// 0: to its end.
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+    /// A blob that this node does not have yet is waited for, and sent on as it comes.
+    #[prost(bool, tag = "4")]
+    pub along: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BlobPiece {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
-    /// In the first piece: the whole blob's size.
+    /// In the first piece: the whole blob's size, where it is known. A piece without data says that more will come.
     #[prost(uint64, tag = "2")]
     pub size_bytes: u64,
 }
@@ -2990,6 +3034,57 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "LocateImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Whom to ask for a blob: the leader spreads those that want it over those that have it or are getting it, and lets
+        /// one of them fetch it from outside.
+        pub async fn find_blob(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FindBlobRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FindBlobResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/FindBlob",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "FindBlob"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The images that services name: no node removes them by itself.
+        pub async fn service_images(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ServiceImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServiceImagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/ServiceImages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "ServiceImages"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A new certificate for the caller, on the strength of its present one.
         pub async fn renew_certificate(
             &mut self,
@@ -3069,6 +3164,23 @@ pub mod dispatcher_server {
             request: tonic::Request<super::LocateImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::LocateImageResponse>,
+            tonic::Status,
+        >;
+        /// Whom to ask for a blob: the leader spreads those that want it over those that have it or are getting it, and lets
+        /// one of them fetch it from outside.
+        async fn find_blob(
+            &self,
+            request: tonic::Request<super::FindBlobRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FindBlobResponse>,
+            tonic::Status,
+        >;
+        /// The images that services name: no node removes them by itself.
+        async fn service_images(
+            &self,
+            request: tonic::Request<super::ServiceImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServiceImagesResponse>,
             tonic::Status,
         >;
         /// A new certificate for the caller, on the strength of its present one.
@@ -3235,6 +3347,96 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LocateImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/FindBlob" => {
+                    #[allow(non_camel_case_types)]
+                    struct FindBlobSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::FindBlobRequest>
+                    for FindBlobSvc<T> {
+                        type Response = super::FindBlobResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FindBlobRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::find_blob(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FindBlobSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/ServiceImages" => {
+                    #[allow(non_camel_case_types)]
+                    struct ServiceImagesSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::ServiceImagesRequest>
+                    for ServiceImagesSvc<T> {
+                        type Response = super::ServiceImagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ServiceImagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::service_images(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ServiceImagesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
