@@ -158,7 +158,7 @@ impl Writer<'_> {
                     Head { name: &slashed, kind: b'5', stat: &stat, size: 0, target: b"", device: None };
                 self.head(&head, &attributes)?;
                 if is_opaque {
-                    let mark = [path, b"/.wh..wh.opq"].concat();
+                    let mark = [path, b"/.wh..wh..opq"].concat();
                     self.marker(&stat, &mark)?;
                 }
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

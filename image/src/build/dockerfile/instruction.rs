@@ -105,8 +105,6 @@ pub struct Copy {
     pub excludes: Vec<String>,
     /// `--checksum=`. ADD only.
     pub checksum: Option<String>,
-    /// `--keep-git-dir`. ADD only.
-    pub keep_git_dir: bool,
     /// `--unpack=`: whether archives are unpacked. ADD only.
     pub unpack: Option<bool>,
     /// Paths and URLs.

@@ -259,7 +259,6 @@ impl Parser<'_> {
         };
         if is_add {
             copy.checksum = flags.value("checksum")?;
-            copy.keep_git_dir = flags.switch("keep-git-dir")?.unwrap_or(false);
             copy.unpack = flags.switch("unpack")?;
         } else {
             copy.from = flags.value("from")?;

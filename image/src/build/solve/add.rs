@@ -27,6 +27,17 @@ pub(super) fn is_remote(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
 
+/// Refuses what would be cloned elsewhere, rather than to fetch its address as a file.
+pub(super) fn refuse_git(source: &str) -> Result<(), StepError> {
+    let place = source.split('#').next().unwrap_or(source);
+    let is_git = ["git://", "git@", "ssh://"].iter().any(|scheme| source.starts_with(scheme))
+        || (is_remote(source) && place.ends_with(".git"));
+    match is_git {
+        true => Err(format!("`{source}` is a Git repository, which ADD does not fetch here: clone it in a RUN, or before the build").into()),
+        false => Ok(()),
+    }
+}
+
 /// A file that is in no tree.
 pub(super) struct Extra {
     pub(super) root: Root,

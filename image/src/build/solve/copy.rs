@@ -61,6 +61,9 @@ impl<'b> StageBuilder<'_, 'b> {
     pub(super) fn copy(&mut self, copy: &Copy, is_add: bool) -> Result<Done, StepError> {
         let Wanted { destination, sources, chown, mode, exclude, mut key } = self.wanted(copy, is_add)?;
         let origin = self.origin(copy.from.as_deref())?;
+        if is_add {
+            sources.iter().try_for_each(|source| super::add::refuse_git(source))?;
+        }
         let extras = self.extras(copy, &sources, is_add)?;
         let local: Vec<&String> =
             sources.iter().filter(|source| !is_add || !super::add::is_remote(source)).collect();

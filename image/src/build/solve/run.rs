@@ -160,7 +160,7 @@ impl<'b> StageBuilder<'_, 'b> {
                         mounts.push(Prepared { target: place, kind: PreparedKind::Ready(kind) });
                     }
                 }
-                MountKind::Ssh { id, required, .. } => {
+                MountKind::Ssh { id, required } => {
                     let Some(socket) = self.build.options.ssh.get(&id) else {
                         if required {
                             return Err(
