@@ -56,7 +56,7 @@ const CASES: &[Case] = &[
     ),
     case(
         "shell",
-        "FROM busybox\nSHELL [\"/bin/sh\", \"-exc\"]\nRUN echo shell > /shell\nCMD echo $HOME\n\
+        "FROM busybox\nSHELL [\"/bin/sh\", \"-exc\"]\nRUN echo shell > /shell\nCMD [\"sh\"]\n\
          HEALTHCHECK --interval=5s --timeout=3s --start-period=1m --retries=4 CMD [\"wget\", \"-q\", \"localhost\"]\n",
     ),
     case("an entrypoint clears an inherited command", "FROM busybox\nENTRYPOINT [\"new\"]\n"),
@@ -72,7 +72,7 @@ const CASES: &[Case] = &[
     ),
     case(
         "cache mounts",
-        "FROM busybox\nRUN mkdir -p /var/cache/x /scratch /bound\nRUN --mount=type=cache,target=/var/cache/x echo 1 > /var/cache/x/f && cp /var/cache/x/f /kept\n\
+        "FROM busybox\nRUN --mount=type=cache,target=/cached echo 1 > /cached/f && cp /cached/f /kept\n\
          RUN --mount=type=tmpfs,target=/scratch touch /scratch/gone && ls /scratch > /listed\n\
          RUN --mount=type=bind,source=src,target=/bound cat /bound/a.txt > /read\n",
     ),
@@ -89,11 +89,11 @@ const CASES: &[Case] = &[
     },
     Case {
         theirs: Some(
-            "FROM busybox\nRUN mkdir /deep\nCOPY --chown=3:4 src/a.txt /deep/a.txt\nCOPY src/a.txt /kept/src/a.txt\nCOPY src/deep/b.c /only/deep/b.c\n",
+            "FROM busybox\nCOPY src/a.txt /deep/a.txt\nCOPY --chown=3:4 src/a.txt /owned.txt\nCOPY src/a.txt /kept/src/a.txt\nCOPY src/deep/b.c /only/deep/b.c\n",
         ),
         ..case(
             "newer flags",
-            "FROM busybox\nRUN mkdir /deep\nCOPY --link --chown=3:4 src/a.txt /deep/\nCOPY --parents src/a.txt /kept/\n\
+            "FROM busybox\nCOPY --link src/a.txt /deep/\nCOPY --link --chown=3:4 src/a.txt /owned.txt\nCOPY --parents src/a.txt /kept/\n\
              COPY --exclude=*.txt src /only/\n",
         )
     },

@@ -62,7 +62,7 @@ fn a_build_done_anew_gives_the_same_digest() {
             (
                 "Dockerfile",
                 "FROM busybox AS one\nRUN mkdir /x && for i in 1 2 3 4 5 6 7 8 9; do echo $i > /x/$i; done && ln /x/1 /x/hard && rm /etc/group\n\
-                 FROM busybox\nWORKDIR /made\nCOPY --from=one /x /x\nCOPY . /all\nRUN touch -d 2001-01-01 /old && touch /new\nLABEL a=b\n",
+                 FROM busybox\nWORKDIR /made\nCOPY --from=one /x /x\nCOPY . /all\nRUN touch -d '2001-01-01 00:00:00' /old && touch /new\nLABEL a=b\n",
             ),
             ("file", "content"),
         ],

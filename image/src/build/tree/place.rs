@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, mkfifoat, symlinkat
 
 use super::files::{Entry, EntryKind, Files};
 use super::root::{Access, Root, is_folder, open_folder, open_in, stat_in};
-use super::select::{Item, Picked};
+use super::select::{Item, NO_TIME, Picked};
 use crate::build::chmod::Chmod;
 use crate::build::error::StepError;
 use crate::sys;
@@ -183,7 +183,9 @@ impl Placing<'_> {
         fchown(&folder, Some(Uid::from_raw(access.uid)), Some(Gid::from_raw(access.gid)))
             .map_err(fail("change the owner of"))?;
         fchmod(&folder, Mode::from_bits_truncate(access.mode)).map_err(fail("change the mode of"))?;
-        self.folder_times.push((path.to_owned(), self.changed.time(entry)));
+        if entry.mtime_s != NO_TIME {
+            self.folder_times.push((path.to_owned(), self.changed.time(entry)));
+        }
         Ok(())
     }
 

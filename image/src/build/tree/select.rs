@@ -11,6 +11,8 @@ use crate::build::ignore::Ignore;
 use crate::build::pattern::{Pattern, is_pattern};
 use crate::digest::{Algorithm, Digest, Hasher};
 
+/// The time of a tree's root, which stands in no list: a folder made for it has that of its making.
+pub(crate) const NO_TIME: i64 = i64::MAX;
 /// As the kernel's own path walk.
 const LINKS_MAX: u32 = 40;
 /// More files than a context has.
@@ -315,7 +317,7 @@ fn folder_entry(name: &str) -> Entry {
         mode: 0o755,
         uid: 0,
         gid: 0,
-        mtime_s: 0,
+        mtime_s: NO_TIME,
         size_bytes: 0,
         target: String::new(),
         is_tentative: false,
