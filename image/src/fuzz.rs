@@ -122,6 +122,42 @@ impl Outside {
     }
 }
 
+/// A Dockerfile: what is read twice is the same, errors name a line that is there, and whatever a mount, an ignore
+/// file or a variable says of it comes to an end.
+pub fn dockerfile(bytes: &[u8]) -> bool {
+    use crate::build::dockerfile::{Dockerfile, Kind, Mount, words};
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let lookup = |name: &str| (name.len() % 2 == 0).then(|| name.repeat(3));
+    let _ = words::expand(text, '\\', &lookup);
+    let _ = words::expand_heredoc(text, &lookup);
+    let _ = words::expand_list(text, '`', &lookup);
+    if let Ok(ignore) = crate::build::ignore::Ignore::parse(text) {
+        for path in ["a", "a/b", "a/b/c.md"] {
+            assert!(!(ignore.excludes(path) && ignore.is_empty()), "left out by nothing");
+        }
+    }
+    let (one, two) = (Dockerfile::parse("D", text), Dockerfile::parse("D", text));
+    assert_eq!(one, two, "read twice");
+    let lines = text.lines().count().max(1);
+    match one {
+        Ok(file) => {
+            for instruction in file.stages.iter().flat_map(|stage| &stage.instructions) {
+                assert!(instruction.place.first <= instruction.place.last && instruction.place.last <= lines);
+                if let Kind::Run(run) = &instruction.kind {
+                    for mount in &run.mounts {
+                        let _ = Mount::parse(mount);
+                    }
+                }
+            }
+            true
+        }
+        Err(error) => {
+            assert!(error.place.first >= 1 && error.place.first <= lines, "{error}");
+            false
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +181,8 @@ mod tests {
         let (right, wrong) = corpus("reference", reference);
         assert!(right >= 4 && wrong >= 3, "{right} {wrong}");
         let (right, wrong) = corpus("document", document);
+        assert!(right >= 4 && wrong >= 3, "{right} {wrong}");
+        let (right, wrong) = corpus("dockerfile", dockerfile);
         assert!(right >= 4 && wrong >= 3, "{right} {wrong}");
         let folder = tempfile::tempdir().unwrap();
         let (right, wrong) = corpus("layer", |bytes| layer(bytes, &folder.path().join("outside")));
