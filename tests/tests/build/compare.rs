@@ -92,7 +92,8 @@ pub(crate) fn settings(config: &Value) -> Value {
     ] {
         let value = &config[field];
         let is_empty = value.is_null() || value == "" || value == &json!([]) || value == &json!({});
-        if !is_empty && !(field == "WorkingDir" && value == "/") {
+        let says_nothing = is_empty || (field == "WorkingDir" && value == "/");
+        if !says_nothing {
             settings.insert(field.to_owned(), value.clone());
         }
     }
