@@ -127,7 +127,7 @@ impl Outside {
 pub fn dockerfile(bytes: &[u8]) -> bool {
     use crate::build::dockerfile::{Dockerfile, Kind, Mount, words};
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    let lookup = |name: &str| (name.len() % 2 == 0).then(|| name.repeat(3));
+    let lookup = |name: &str| name.len().is_multiple_of(2).then(|| name.repeat(3));
     let _ = words::expand(text, '\\', &lookup);
     let _ = words::expand_heredoc(text, &lookup);
     let _ = words::expand_list(text, '`', &lookup);
