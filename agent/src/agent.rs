@@ -28,6 +28,7 @@ use crate::options::{
     AgentOptions, ClusterMembership, DEFAULT_CONTAINER_POOL, DEFAULT_VIP_POOL, network_name, pool,
 };
 use crate::peer::{ClusterLink, PeerApi};
+use crate::registry::Registry;
 use crate::session::{Parts, Session, SessionStatus};
 use crate::set::AssignmentSet;
 use crate::store::{MembershipRecord, NodeStore};
@@ -45,6 +46,7 @@ pub(crate) struct Inner {
     store: NodeStore,
     network: Network,
     images: Images,
+    registry: Registry,
     executor: Executor,
     tasks: Tasks,
     containers: Containers,
@@ -92,6 +94,12 @@ impl Agent {
         let (own, shape) = shape(&options, remembered.as_ref());
         let network = Network::start(shape, own).await.map_err(AgentError::Network)?;
         let images = Images::new(images, options.insecure_registries.clone(), options.registries.clone());
+        let registry = {
+            let (images, data_dir, port) = (images.clone(), options.data_dir.clone(), options.registry_port);
+            tokio::task::spawn_blocking(move || Registry::open(&images, &data_dir, port)).await
+        };
+        let registry = registry.map_err(|_| AgentError::Stopped)??;
+        images.set_registry(registry.clone());
         let executor =
             Executor::new(runtime, images.clone(), network.clone(), &options.data_dir, &options.hostname);
         let inner = Inner {
@@ -102,6 +110,7 @@ impl Agent {
             store,
             network,
             images,
+            registry,
             executor,
             cluster: RwLock::default(),
             status: Arc::new(watch::Sender::new(SessionStatus::none())),
@@ -170,6 +179,7 @@ impl Agent {
             status: inner.status.clone(),
         };
         *session = Some(Session::start(parts, set));
+        inner.registry.start(membership.address.ip(), &membership.credentials);
         Ok(())
     }
 
@@ -230,6 +240,7 @@ impl Agent {
             session.stop().await;
         }
         inner.status.send_replace(SessionStatus::none());
+        inner.registry.stop();
         inner.images.link(None);
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = None;
         inner.tasks.remove_all().await;
@@ -250,6 +261,7 @@ impl Agent {
     /// Ends the agent's own work. Containers, their logs and their network stay as they are.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
+        inner.registry.stop();
         if let Some(session) = inner.session.lock().await.take() {
             session.stop().await;
         }
@@ -325,6 +337,10 @@ impl Agent {
         &self.inner.executor
     }
 
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.inner.network
     }
@@ -376,6 +392,7 @@ fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnN
         vip_pool: parsed(membership.map(|member| &member.vip_pool), DEFAULT_VIP_POOL),
         local_pool: options.local_pool,
         dns_upstreams: None,
+        own_names: vec![rorqual_proto::tls::REGISTRY_NAME.to_owned()],
         mtu: None,
     };
     let node_id = membership.map(|member| member.node_id.clone()).unwrap_or_default();

@@ -1,10 +1,12 @@
 //! The node's images: what is here, and how the rest comes here — from peers that have it, else from its registry.
 //!
-//! [`Images::ensure`] is the one way in. Who has an image is asked of the leader ([`ClusterLink`]); without a
+//! [`Images::ensure`] is the one way in. A name that means the cluster's own registry is looked up in its table, and
+//! its content comes from the nodes that hold it. Who has an image is asked of the leader ([`ClusterLink`]); without a
 //! cluster, or while no controller answers, the registry is asked at once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
 use rorqual_image::{
@@ -17,6 +19,16 @@ use tokio::sync::watch;
 use crate::error::one_line;
 use crate::gc::ServiceImage;
 use crate::peer::{ClusterLink, Swarm};
+use crate::registry::{Own, Registry};
+
+/// What was pushed just now may take a moment until the leader knows who has it.
+const HELD_SOON: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long the leader may take to say what a name stands for in the cluster's registry: one that must be there,
+/// and one that may be.
+const TABLE: Duration = Duration::from_secs(30);
+const TABLE_AT_MOST: Duration = Duration::from_secs(3);
 
 /// Why an image is not to be had; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +51,8 @@ pub(crate) enum ImageError {
         /// Asking again will not help: the registry has no such image, or does not let us have it.
         is_permanent: bool,
     },
+    #[error("the cluster's registry does not take it")]
+    Own(#[source] Box<rorqual_image::serve::KeepError>),
     #[error("the agent is shutting down")]
     Interrupted,
 }
@@ -49,6 +63,8 @@ pub(crate) struct Images {
     store: Store,
     registry: RegistryClient,
     cluster: Arc<RwLock<Option<ClusterLink>>>,
+    /// The cluster's own.
+    own: Arc<OnceLock<Registry>>,
     /// Counts the changes of what is here.
     changed: watch::Sender<u64>,
     /// What is in use just now, so that ten replicas of an image read its documents once.
@@ -70,6 +86,7 @@ impl Images {
             store,
             registry,
             cluster: Arc::default(),
+            own: Arc::default(),
             changed,
             prepared: Arc::default(),
             preparing: Arc::default(),
@@ -91,7 +108,13 @@ impl Images {
         *self.cluster.write().unwrap_or_else(PoisonError::into_inner) = cluster;
     }
 
-    fn cluster(&self) -> Option<ClusterLink> {
+    /// Says which registry is the cluster's own; once.
+    pub(crate) fn set_registry(&self, registry: Registry) {
+        // A second one would be the same.
+        let _ = self.own.set(registry);
+    }
+
+    pub(crate) fn cluster(&self) -> Option<ClusterLink> {
         self.cluster.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -123,6 +146,9 @@ impl Images {
             if let Some(index) = record.index_digest {
                 images.push(wire::ImageHave { reference: String::new(), digest: index.to_string() });
             }
+        }
+        for digest in self.own.get().map(Registry::held).unwrap_or_default() {
+            images.push(wire::ImageHave { reference: String::new(), digest: digest.to_string() });
         }
         wire::Images { images }
     }
@@ -191,6 +217,13 @@ impl Images {
             return Ok(digest);
         }
         let (located, sources) = self.locate(&reference).await;
+        if located.is_none()
+            && let Some(digest) = self.published(&reference).await?
+        {
+            let wanted = reference.with_digest(digest);
+            let sources = self.holders(&wanted).await;
+            return self.fetch(&reference, &wanted, (&sources, &self.registry), progress).await;
+        }
         let wanted = located.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
         self.fetch(&reference, &wanted, (&sources, &self.registry), progress).await
     }
@@ -203,6 +236,58 @@ impl Images {
         }
     }
 
+    /// The manifest that the cluster's own registry has under that name. An error where the name says that it is
+    /// there, and it isn't, or can't be looked up.
+    async fn published(&self, reference: &Reference) -> Result<Option<Digest>, ImageError> {
+        let Some(registry) = self.own.get() else { return Ok(None) };
+        let Some(own) = registry.own(reference) else { return Ok(None) };
+        let resolved = registry.server().resolve(&own.repository, &own.named);
+        // What may as well be somewhere else is not waited for through an election.
+        let patience = if own.is_explicit { TABLE } else { TABLE_AT_MOST };
+        let (reason, is_permanent) = match tokio::time::timeout(patience, resolved).await {
+            Ok(Ok(Some(digest))) => return Ok(Some(digest)),
+            Ok(Ok(None)) => (
+                format!("the cluster's registry has no `{}` in repository `{}`", own.named, own.repository),
+                true,
+            ),
+            Ok(Err(error)) => (one_line(&error), false),
+            Err(_) => ("the leader did not say in time what the cluster's registry has".to_owned(), false),
+        };
+        if own.is_explicit {
+            return Err(ImageError::Nowhere { reason, is_permanent });
+        }
+        tracing::debug!(%reference, reason, "not in the cluster's registry");
+        Ok(None)
+    }
+
+    /// The nodes that have what was pushed to the cluster's registry.
+    async fn holders(&self, wanted: &Reference) -> Vec<Arc<dyn BlobSource>> {
+        let until = tokio::time::Instant::now() + HELD_SOON;
+        loop {
+            let (known, holders) = self.locate(wanted).await;
+            let is_here = wanted.digest().is_some_and(|digest| self.has(digest));
+            if known.is_some() || is_here || tokio::time::Instant::now() >= until {
+                return holders;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.own.get().is_some_and(|registry| registry.held().contains(digest))
+    }
+
+    /// Where an image goes in the cluster's registry, in a cluster.
+    fn own_place(&self, reference: &Reference) -> Option<(&Registry, Own)> {
+        let registry = self.own.get().filter(|_| self.cluster().is_some())?;
+        Some((registry, registry.own(reference).filter(|_| reference.digest().is_none())?))
+    }
+
+    fn is_explicit(&self, reference: &Reference) -> bool {
+        let own = self.own.get().and_then(|registry| registry.own(reference));
+        own.is_some_and(|own| own.is_explicit)
+    }
+
     /// Fetches the image as its registry has it now, whatever is here; a peer may have parts of it.
     pub(crate) async fn pull(
         &self,
@@ -212,13 +297,19 @@ impl Images {
     ) -> Result<Digest, ImageError> {
         let reference = parse(reference, None)?;
         let registry = self.client_for(reference.registry(), credentials);
+        if let Some(digest) = self.published(&reference).await? {
+            let wanted = reference.with_digest(digest);
+            let sources = self.holders(&wanted).await;
+            return self.fetch(&reference, &wanted, (&sources, &registry), progress).await;
+        }
         let digest = registry.resolve(&reference).await?;
         let wanted = reference.with_digest(digest);
         let (_, sources) = self.locate(&wanted).await;
         self.fetch(&reference, &wanted, (&sources, &registry), progress).await
     }
 
-    /// Pushes an image of this node to the registry that its name says.
+    /// Pushes an image of this node to the registry that its name says; one that says none goes to the cluster's
+    /// own, unless there are credentials for Docker Hub.
     pub(crate) async fn push(
         &self,
         reference: &str,
@@ -228,6 +319,12 @@ impl Images {
         let reference = parse(reference, None)?;
         let missing = || rorqual_image::Error::NoSuchImage(reference.familiar());
         let digest = self.store.resolve(&reference).ok_or_else(missing)?;
+        if let Some((registry, own)) = self.own_place(&reference).filter(|_| credentials.is_none()) {
+            let published = registry.server().publish(&own.repository, &own.named, &digest).await;
+            published.map_err(|error| ImageError::Own(Box::new(error)))?;
+            let is_part = self.store.record(&digest).is_some_and(|record| record.index_digest.is_some());
+            return Ok(Pushed { digest, is_part });
+        }
         let registry = self.client_for(reference.registry(), credentials);
         Ok(push(&self.store, &digest, &reference, &registry, progress).await?)
     }
@@ -245,11 +342,20 @@ impl Images {
     /// A reference's digest: of this node, else of the cluster, else of the registry.
     pub(crate) async fn resolve(&self, reference: &str) -> Result<(Reference, Digest), ImageError> {
         let reference = parse(reference, None)?;
+        // What was pushed last counts, whatever this node has under the name.
+        if self.is_explicit(&reference)
+            && let Some(digest) = self.published(&reference).await?
+        {
+            return Ok((reference, digest));
+        }
         if let Some(digest) = self.store.resolve(&reference) {
             return Ok((reference, digest));
         }
         let (located, _) = self.locate(&reference).await;
         if let Some(digest) = located.or_else(|| reference.digest().cloned()) {
+            return Ok((reference, digest));
+        }
+        if let Some(digest) = self.published(&reference).await? {
             return Ok((reference, digest));
         }
         match self.registry.resolve(&reference).await {
@@ -259,7 +365,7 @@ impl Images {
     }
 
     /// What the leader says: the digest that a tag stands for, and the cluster as a source of its blobs.
-    async fn locate(&self, reference: &Reference) -> (Option<Digest>, Vec<Arc<dyn BlobSource>>) {
+    pub(crate) async fn locate(&self, reference: &Reference) -> (Option<Digest>, Vec<Arc<dyn BlobSource>>) {
         let Some(cluster) = self.cluster() else { return (None, Vec::new()) };
         match cluster.locate(reference).await {
             Ok(digest) => {
@@ -281,7 +387,9 @@ impl Images {
         (sources, registry): (&[Arc<dyn BlobSource>], &RegistryClient),
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
-        let pulled = pull(&self.store, wanted, sources, Some(registry), progress).await;
+        // The cluster's own registry has nothing that its nodes don't have.
+        let registry = (!self.is_explicit(wanted)).then_some(registry);
+        let pulled = pull(&self.store, wanted, sources, registry, progress).await;
         let digest = pulled.map_err(|error| match error {
             rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => nowhere(&error),
             error => error.into(),
@@ -317,7 +425,7 @@ impl ImageError {
         match self {
             ImageError::Name { .. } => true,
             ImageError::Nowhere { is_permanent, .. } => *is_permanent,
-            ImageError::Interrupted => false,
+            ImageError::Interrupted | ImageError::Own(_) => false,
             ImageError::Store(error) => !matches!(
                 error,
                 Error::Io { .. } | Error::DiskFull { .. } | Error::BlobMissing { .. } | Error::Interrupted(_)

@@ -33,6 +33,7 @@ mod logs;
 mod network;
 mod options;
 mod peer;
+mod registry;
 mod reports;
 mod session;
 mod set;

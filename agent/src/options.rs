@@ -36,6 +36,9 @@ pub struct AgentOptions {
     pub advertise: Option<SocketAddr>,
     /// Addresses of plain containers.
     pub local_pool: Ipv4Net,
+    /// The port of the cluster's registry on this node: plain HTTP on loopback, TLS on the node's address and for
+    /// its containers. Absent: this node does not serve it.
+    pub registry_port: Option<u16>,
     /// Registries (`host[:port]`) that are spoken to without TLS, beside those on loopback.
     pub insecure_registries: Vec<String>,
     /// Mirrors, certificates and the like, by registry as references name it.

@@ -15,6 +15,7 @@ use crate::forward::LeaderRoute;
 use crate::leader::{self, LeaderShared};
 use crate::membership::Membership;
 use crate::raft::{RaftNode, RaftOptions, StartError};
+use crate::registry::RegistryTable;
 use crate::store::{RaftPeer, Store};
 
 /// The largest gRPC message that controllers take from each other: a snapshot.
@@ -38,6 +39,7 @@ pub struct Controller {
     store: Store,
     dispatch: Dispatch,
     bootstrap: Bootstrap,
+    registry: RegistryTable,
     tls_control: Control,
     local_control: Control,
     leader: JoinHandle<()>,
@@ -69,6 +71,7 @@ impl Controller {
         Ok(Self {
             tls_control: control(Entrance::Tls),
             local_control: control(Entrance::Local),
+            registry: RegistryTable::new(store.clone(), route.clone()),
             bootstrap: Bootstrap::new(membership.clone(), route.clone()),
             leader: tokio::spawn(leader::run(store.clone(), shared.clone())),
             raft,
@@ -82,6 +85,7 @@ impl Controller {
         routes
             .add_service(wire::bootstrap_server::BootstrapServer::new(self.bootstrap.clone()))
             .add_service(wire::dispatcher_server::DispatcherServer::new(self.dispatch.clone()))
+            .add_service(wire::registry_table_server::RegistryTableServer::new(self.registry.clone()))
             .add_service(wire::control_server::ControlServer::new(self.tls_control.clone()))
             .add_service(
                 wire::raft_server::RaftServer::new(self.raft.service())

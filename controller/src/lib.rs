@@ -17,6 +17,7 @@ mod founding;
 mod leader;
 mod membership;
 pub mod raft;
+mod registry;
 mod status;
 pub mod storage;
 pub mod store;

@@ -23,6 +23,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         vip_pool: "10.214.0.0/16".parse()?,
         local_pool: "10.215.0.0/24".parse()?,
         dns_upstreams: Some(Vec::new()),
+        own_names: Vec::new(),
         mtu: None,
     })
     .await?;

@@ -38,7 +38,7 @@ impl Fabric {
     /// then only the local pool is used.
     pub async fn start(options: NetworkOptions) -> Result<Fabric, Error> {
         options.validate()?;
-        let names = Arc::new(Names::default());
+        let names = Arc::new(Names::new(&options.own_names));
         let upstreams = options.dns_upstreams.clone();
         let events = engine::spawn(options, Arc::clone(&names)).await?;
         let resolver = Mutex::new(dns::start(names, upstreams).await?);

@@ -28,6 +28,8 @@ pub struct NetworkOptions {
     pub local_pool: Ipv4Net,
     /// Resolvers for names that are not ours. `None`: those of the host's `/etc/resolv.conf`.
     pub dns_upstreams: Option<Vec<SocketAddr>>,
+    /// Names that mean this node in every network: containers reach its own services at [`crate::DNS`].
+    pub own_names: Vec<String>,
     /// Largest packet of a container's interface. `None`: what the underlay's interface has.
     pub mtu: Option<u32>,
 }

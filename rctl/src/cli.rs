@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    build, cluster, completion, container, image, node, registry, service, system, version,
+    build, cluster, completion, container, image, node, own_registry, registry, service, system, version,
 };
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
@@ -49,6 +49,9 @@ enum Command {
     System(system::Command),
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArgs>),
+    /// Use the cluster's own registry
+    #[command(subcommand)]
+    Registry(own_registry::Command),
     /// Run a container on this node
     Run(Box<container::RunArgs>),
     /// Run a further program in a running container of this node
@@ -135,6 +138,7 @@ impl Cli {
             Command::Save(args) => image::save(args, &connect().await?).await?,
             Command::Load(args) => image::load(args, &connect().await?).await?,
             Command::Import(args) => image::import(args, &connect().await?).await?,
+            Command::Registry(command) => own_registry::run(command, &connect().await?).await?,
             Command::Ps(args) => container::ps(args, &connect().await?).await?,
             Command::Logs(args) => container::logs(args, &connect().await?).await?,
             Command::Start(args) => container::start(args, &connect().await?).await?,
@@ -214,6 +218,11 @@ mod tests {
             "rctl system prune -a -f",
             "rctl diff web",
             "rctl export -o x.tar web",
+            "rctl registry ls --format json team/app",
+            "rctl registry tag rm team/app:1 app@sha256:00",
+            "rctl registry grant dev team/* pull,push",
+            "rctl registry user add --password-stdin dev",
+            "rctl registry login --config /x/auth.json",
         ];
         for line in lines {
             if let Err(error) = parse(line) {
@@ -251,6 +260,8 @@ mod tests {
             ("rctl cluster token boss", "worker"),
             ("rctl build", "PATH"),
             ("rctl build --squash .", "--squash"),
+            ("rctl registry tag rm app", "is not REPOSITORY:TAG"),
+            ("rctl registry grant dev app all", "pull"),
             ("rctl exec web", "CMD"),
             ("rctl login --password-stdin", "--username"),
             ("rctl search --limit 0 x", "--limit"),

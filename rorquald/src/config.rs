@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// The TLS port of every node.
 pub(crate) const DEFAULT_PORT: u16 = 4780;
 
+/// The registry's port on every node.
+const DEFAULT_REGISTRY_PORT: u16 = 4781;
+
 const DEFAULT_FILE: &str = "/etc/rorqual/rorquald.toml";
 
 /// Rorqual's node daemon: runs containers, and keeps the cluster's state where the node is a controller.
@@ -57,6 +60,9 @@ pub(crate) struct Arguments {
     /// Go on until the disk is so full [default: 80]
     #[arg(long, value_name = "PERCENT")]
     image_gc_low_percent: Option<u8>,
+    /// The port of the cluster's registry, on loopback and at the node's address; 0 for none [default: 4781]
+    #[arg(long, value_name = "PORT")]
+    registry_port: Option<u16>,
     /// Print the settings as they come out, as TOML, and end
     #[arg(long)]
     pub(crate) dump_config: bool,
@@ -75,6 +81,7 @@ struct File {
     runtime_binary: Option<PathBuf>,
     #[serde(default)]
     labels: Vec<String>,
+    registry_port: Option<u16>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     image_limits: Option<ImageLimits>,
@@ -102,6 +109,8 @@ pub(crate) struct Config {
     pub(crate) cgroup_parent: String,
     pub(crate) runtime_binary: PathBuf,
     pub(crate) labels: BTreeMap<String, String>,
+    /// 0: none.
+    pub(crate) registry_port: u16,
     pub(crate) insecure_registries: Vec<String>,
     /// From `registries.toml`.
     pub(crate) registries: BTreeMap<String, RegistrySettings>,
@@ -171,6 +180,7 @@ impl Config {
             cgroup_parent,
             runtime_binary,
             labels,
+            registry_port: arguments.registry_port.or(file.registry_port).unwrap_or(DEFAULT_REGISTRY_PORT),
             insecure_registries,
             registries: read_registries(arguments.config.as_deref())?,
             image_limits: file.image_limits.unwrap_or_default(),

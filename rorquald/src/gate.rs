@@ -77,4 +77,8 @@ pass! {
     watch_service: WatchServiceRequest => Self::WatchServiceStream;
     list_tasks: ListTasksRequest => wire::ListTasksResponse;
     service_logs: ServiceLogsRequest => Self::ServiceLogsStream;
+    list_registry_users: ListRegistryUsersRequest => wire::ListRegistryUsersResponse;
+    put_registry_user: PutRegistryUserRequest => wire::PutRegistryUserResponse;
+    remove_registry_user: RemoveRegistryUserRequest => wire::RemoveRegistryUserResponse;
+    grant_registry: GrantRegistryRequest => wire::GrantRegistryResponse;
 }

@@ -90,6 +90,7 @@ impl Node {
             runtime_binary: config.runtime_binary.clone(),
             advertise: config.advertise.map(Into::into),
             local_pool: config.local_pool,
+            registry_port: (config.registry_port != 0).then_some(config.registry_port),
             insecure_registries: config.insecure_registries.clone(),
             registries: config.registries.clone().into_iter().collect(),
             image_limits: config.image_limits.clone(),

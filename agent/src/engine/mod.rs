@@ -8,6 +8,7 @@ mod archives;
 mod distribute;
 mod files;
 mod images;
+mod registry;
 mod select;
 mod streams;
 mod usage;
@@ -242,6 +243,41 @@ impl engine_server::Engine for EngineApi {
         crate::build::start(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
+    async fn registry_status(
+        &self,
+        _request: Request<wire::RegistryStatusRequest>,
+    ) -> Result<Response<wire::RegistryStatusResponse>, Status> {
+        registry::status(&self.agent).await.map(Response::new)
+    }
+
+    async fn list_repositories(
+        &self,
+        request: Request<wire::ListRepositoriesRequest>,
+    ) -> Result<Response<wire::ListRepositoriesResponse>, Status> {
+        registry::list(&self.agent, &request.into_inner().name).await.map(Response::new)
+    }
+
+    async fn remove_from_registry(
+        &self,
+        request: Request<wire::RemoveFromRegistryRequest>,
+    ) -> Result<Response<wire::RemoveFromRegistryResponse>, Status> {
+        registry::remove(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn collect_registry(
+        &self,
+        _request: Request<wire::CollectRegistryRequest>,
+    ) -> Result<Response<wire::CollectRegistryResponse>, Status> {
+        registry::collect(&self.agent).await.map(Response::new)
+    }
+
+    async fn publish_image(
+        &self,
+        request: Request<wire::PublishImageRequest>,
+    ) -> Result<Response<wire::PublishImageResponse>, Status> {
+        registry::publish(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
     async fn create_container(
         &self,
         request: Request<wire::CreateContainerRequest>,
@@ -412,7 +448,7 @@ fn image_status(reference: &str, error: &ImageError) -> Status {
             Status::invalid_argument(message)
         }
         ImageError::Store(Store::DiskFull { .. }) => Status::resource_exhausted(message),
-        ImageError::Interrupted => Status::unavailable(message),
+        ImageError::Interrupted | ImageError::Own(_) => Status::unavailable(message),
         ImageError::Store(_) => Status::failed_precondition(message),
     }
 }

@@ -9,6 +9,7 @@ use rorqual_proto::model::NodeId;
 use rorqual_proto::tls::{CredentialStore, Expect, TlsError, connect};
 use rorqual_proto::wire;
 use rorqual_proto::wire::dispatcher_client::DispatcherClient;
+use rorqual_proto::wire::registry_table_client::RegistryTableClient;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -81,15 +82,21 @@ impl ClusterLink {
 
     /// Clients to ask in turn: the leader's, else those of the controllers (followers forward).
     pub(crate) fn dispatchers(&self) -> Vec<DispatcherClient<Channel>> {
+        self.channels().into_iter().map(DispatcherClient::new).collect()
+    }
+
+    /// The same, for the registry's table.
+    pub(crate) fn tables(&self) -> Vec<RegistryTableClient<Channel>> {
+        self.channels().into_iter().map(RegistryTableClient::new).collect()
+    }
+
+    fn channels(&self) -> Vec<Channel> {
         let leader = self.known().leader.clone();
         if let Some(leader) = leader {
-            return vec![DispatcherClient::new(leader)];
+            return vec![leader];
         }
         let addresses = self.controllers().into_iter().take(MOST_TRIES);
-        addresses
-            .filter_map(|controller| self.channel_to(&controller.address).ok())
-            .map(DispatcherClient::new)
-            .collect()
+        addresses.filter_map(|controller| self.channel_to(&controller.address).ok()).collect()
     }
 
     /// Which digest a reference means in the cluster; `None` where no node has the image.

@@ -132,6 +132,7 @@ impl World {
             runtime_binary: runtime_binary(),
             advertise: None,
             local_pool: "10.215.0.0/24".parse().unwrap(),
+            registry_port: None,
             insecure_registries: Vec::new(),
             registries: Default::default(),
             image_limits: Default::default(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    Cluster, DesiredState, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus, Protocol, Service,
-    ServiceId, Task, TaskId, TaskStatus,
+    Cluster, DesiredState, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus, Protocol, Record,
+    Service, ServiceId, Task, TaskId, TaskStatus,
 };
 
 /// One write to the replicated state.
@@ -52,6 +52,12 @@ pub enum ActionKind {
     RemoveTask(TaskId),
     /// The network's record goes.
     RemoveNetwork(NetworkId),
+    /// A record, whole.
+    PutRecord(Box<Record>),
+    /// The record of that key goes.
+    RemoveRecord(String),
+    /// Writes nothing: with an expected version, the batch stands or falls with that record.
+    ExpectRecord(String),
     /// The observed side of a task. An older or later-than-terminal status changes nothing.
     TaskStatus {
         /// Whose.

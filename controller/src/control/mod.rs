@@ -2,12 +2,13 @@
 //!
 //! [`Control`] is mounted twice: on the local socket, which belongs to root and the group `rorqual`, and on
 //! the TLS port, where only controllers may call (followers forward). The answers themselves stand in
-//! `cluster`, `nodes`, `services`, `watch` and `logs`.
+//! `cluster`, `nodes`, `services`, `registry`, `watch` and `logs`.
 
 mod cluster;
 mod logs;
 mod nodes;
 mod ports;
+mod registry;
 mod services;
 mod watch;
 
@@ -196,5 +197,33 @@ impl control_server::Control for Control {
     ) -> Result<Response<Self::ServiceLogsStream>, Status> {
         self.admit(&request)?;
         self.logs(request.into_inner()).map(Response::new)
+    }
+
+    async fn list_registry_users(
+        &self,
+        request: Request<wire::ListRegistryUsersRequest>,
+    ) -> Result<Response<wire::ListRegistryUsersResponse>, Status> {
+        by_leader_or_here!(self, request, list_registry_users, registry_users)
+    }
+
+    async fn put_registry_user(
+        &self,
+        request: Request<wire::PutRegistryUserRequest>,
+    ) -> Result<Response<wire::PutRegistryUserResponse>, Status> {
+        by_leader!(self, request, put_registry_user, put_user)
+    }
+
+    async fn remove_registry_user(
+        &self,
+        request: Request<wire::RemoveRegistryUserRequest>,
+    ) -> Result<Response<wire::RemoveRegistryUserResponse>, Status> {
+        by_leader!(self, request, remove_registry_user, remove_users)
+    }
+
+    async fn grant_registry(
+        &self,
+        request: Request<wire::GrantRegistryRequest>,
+    ) -> Result<Response<wire::GrantRegistryResponse>, Status> {
+        by_leader!(self, request, grant_registry, grant)
     }
 }

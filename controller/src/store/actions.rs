@@ -20,6 +20,9 @@ fn kind_to_wire(kind: &ActionKind) -> Kind {
         ActionKind::RemoveService(id) => Kind::RemoveService(id.to_string()),
         ActionKind::RemoveTask(id) => Kind::RemoveTask(id.to_string()),
         ActionKind::RemoveNetwork(id) => Kind::RemoveNetwork(id.to_string()),
+        ActionKind::PutRecord(record) => Kind::PutRecord((&**record).into()),
+        ActionKind::RemoveRecord(key) => Kind::RemoveRecord(key.clone()),
+        ActionKind::ExpectRecord(key) => Kind::ExpectRecord(key.clone()),
         ActionKind::TaskStatus { task_id, status } => Kind::TaskStatus(wire::TaskStatusUpdate {
             task_id: task_id.to_string(),
             status: Some(status.into()),
@@ -62,6 +65,11 @@ fn kind_from_wire(kind: Kind) -> Result<ActionKind, InvalidField> {
         Kind::PutNetwork(network) => {
             ActionKind::PutNetwork(Box::new(network.try_into().map_err(at("put_network"))?))
         }
+        Kind::PutRecord(record) => {
+            ActionKind::PutRecord(Box::new(record.try_into().map_err(at("put_record"))?))
+        }
+        Kind::RemoveRecord(key) => ActionKind::RemoveRecord(key),
+        Kind::ExpectRecord(key) => ActionKind::ExpectRecord(key),
         Kind::RemoveNode(id) => ActionKind::RemoveNode(convert::id(&id, "remove_node")?),
         Kind::RemoveService(id) => ActionKind::RemoveService(convert::id(&id, "remove_service")?),
         Kind::RemoveTask(id) => ActionKind::RemoveTask(convert::id(&id, "remove_task")?),
@@ -86,7 +94,8 @@ fn kind_from_wire(kind: Kind) -> Result<ActionKind, InvalidField> {
 #[cfg(test)]
 mod tests {
     use rorqual_proto::model::{
-        DesiredState, NetworkId, NodeId, NodeState, NodeStatus, ServiceId, TaskId, TaskState, TaskStatus,
+        DesiredState, NetworkId, NodeId, NodeState, NodeStatus, Record, ServiceId, TaskId, TaskState,
+        TaskStatus,
     };
 
     use super::*;
@@ -116,6 +125,9 @@ mod tests {
             ActionKind::TaskDesired { task_id: TaskId::from_bits(3), desired_state: DesiredState::Shutdown },
             node_status(Some(suspect), None),
             node_status(None, Some("10.0.0.1:4780")),
+            ActionKind::PutRecord(Box::new(Record { key: "a/b".into(), version: 7, value: vec![1, 2] })),
+            ActionKind::RemoveRecord("a/b".to_owned()),
+            ActionKind::ExpectRecord("a/b".to_owned()),
         ];
         for kind in kinds {
             for expected_version in [None, Some(0), Some(7)] {

@@ -91,6 +91,7 @@ fn encode(state: &State) -> Vec<u8> {
         services: state.services().map(|service| (&**service).into()).collect(),
         tasks: state.tasks().map(|task| (&**task).into()).collect(),
         networks: state.networks().map(|network| (&**network).into()).collect(),
+        records: state.records().map(|record| (&**record).into()).collect(),
     };
     wire.encode_to_vec()
 }
@@ -107,6 +108,7 @@ fn decode(data: &[u8]) -> Result<State, MachineError> {
         services: convert_all(snapshot.services).map_err(field)?,
         tasks: convert_all(snapshot.tasks).map_err(field)?,
         networks: convert_all(snapshot.networks).map_err(field)?,
+        records: convert_all(snapshot.records).map_err(field)?,
     };
     Ok(State::restore(objects))
 }

@@ -28,7 +28,7 @@ const SERVICE: &str = "rorqual-registry";
 /// How long a token is good for: so long may it take until a right that was taken away is gone.
 const TOKEN_LIFE: Duration = Duration::from_secs(300);
 /// How long a password that was right is not asked about again.
-const PASSWORD_LIFE: Duration = Duration::from_secs(30);
+const PASSWORD_LIFE: Duration = Duration::from_secs(10);
 /// Tokens and passwords that are remembered; the oldest make way.
 const REMEMBERED: usize = 10_000;
 /// Repositories that one token is asked for.

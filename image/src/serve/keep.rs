@@ -82,9 +82,7 @@ impl<B: Backend> Registry<B> {
         let mut swept = Swept::default();
         for (name, hold) in self.store.holds(MANIFESTS) {
             let is_settled = now.saturating_sub(hold.since_ms) >= settle_ms;
-            let digest =
-                name.strip_prefix(MANIFESTS).and_then(|text| text.replacen('-', ":", 1).parse().ok());
-            let Some(digest) = digest.filter(|_| is_settled) else { continue };
+            let Some(digest) = digest_of(&name).filter(|_| is_settled) else { continue };
             if !self.catalogue.is_needed(&digest).await? && self.give_up(&digest).await? {
                 swept.manifests += 1;
             }
@@ -94,6 +92,11 @@ impl<B: Backend> Registry<B> {
         swept.blobs = removed.blobs.len() as u64;
         swept.freed_bytes = removed.freed_bytes;
         Ok(swept)
+    }
+
+    /// The manifests of the registry that are here, with all that they name.
+    pub fn held(&self) -> Vec<Digest> {
+        self.store.holds(MANIFESTS).iter().filter_map(|(name, _)| digest_of(name)).collect()
     }
 
     /// What of the registry is on this node.
@@ -175,4 +178,9 @@ impl<B: Backend> Registry<B> {
         });
         Ok(sizes.await?)
     }
+}
+
+/// The manifest that a hold of that name keeps.
+fn digest_of(hold: &str) -> Option<Digest> {
+    hold.strip_prefix(MANIFESTS)?.replacen('-', ":", 1).parse().ok()
 }

@@ -1,6 +1,7 @@
 //! Manifests: pulled, pushed, taken away.
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::header::{
     ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, IF_NONE_MATCH, LOCATION,
 };
@@ -11,14 +12,16 @@ use super::backend::Backend;
 use super::blobs::matches;
 use super::catalogue::Known;
 use super::check::{self, Pushed};
+use super::keep::KeepError;
 use super::refusal::{Code, Refusal};
-use super::route::Named;
+use super::route::{Named, problem_of_name};
 use super::spool::blocking;
 use super::uploads::lease_name;
 use super::{CONTENT_DIGEST, Registry, now_ms};
 use crate::digest::Digest;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Document, MANIFEST_MAX_BYTES, OCI_INDEX, OCI_MANIFEST};
-use crate::store::{Hold, Pin};
+use crate::reference;
+use crate::store::Hold;
 
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
@@ -101,8 +104,10 @@ impl<B: Backend> Registry<B> {
         let known = pushed.known(bytes.len() as u64);
         let pin = self.store.pin(known.needs.iter().cloned().chain([digest.clone()]));
         self.check_needs(name, &pushed).await?;
-        self.keep(&digest, bytes, &known, pin).await?;
+        self.keep(&digest, bytes).await?;
+        self.hold_manifest(&digest, &known).await?;
         self.catalogue.put(name, &digest, &known, tag).await?;
+        drop(pin);
         self.backend.held_changed();
         self.end_leases(name, &known).await?;
         let mut response = plain(StatusCode::CREATED);
@@ -212,16 +217,44 @@ impl<B: Backend> Registry<B> {
         }
         for (digest, size) in &pushed.manifests {
             let known = self.catalogue.manifest(name, digest).await?.ok_or_else(|| unknown(digest))?;
-            self.obtain(digest, std::slice::from_ref(digest)).await?.ok_or_else(|| unknown(digest))?;
             check_size(digest, *size, known.size)?;
+            self.bring(name, digest, known).await?;
         }
         Ok(())
     }
 
-    /// Puts a manifest into the store and holds it with all that it needs.
-    async fn keep(&self, digest: &Digest, bytes: Vec<u8>, known: &Known, pin: Pin) -> Result<(), Refusal> {
-        let digests = known.needs.iter().cloned().chain([digest.clone()]).collect();
-        let hold = Hold { digests, label: known.media_type.clone(), since_ms: now_ms() };
+    /// Has a manifest of the repository here with all that it names, and all that is named by manifests in it:
+    /// held as if it had been pushed here.
+    fn bring<'a>(
+        &'a self,
+        name: &'a str,
+        digest: &'a Digest,
+        known: Known,
+    ) -> BoxFuture<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            if self.store.is_held(&hold_name(digest)) {
+                return Ok(());
+            }
+            let pin = self.store.pin(known.needs.iter().cloned().chain([digest.clone()]));
+            for blob in known.needs.iter().chain([digest]) {
+                if self.obtain(blob, std::slice::from_ref(digest)).await?.is_none() {
+                    return Err(Refusal::unavailable(format!(
+                        "no node that has {blob} can be reached: try again later, or push it again"
+                    )));
+                }
+                if let Some(inner) = self.catalogue.manifest(name, blob).await?.filter(|_| blob != digest) {
+                    self.bring(name, blob, inner).await?;
+                }
+            }
+            self.hold_manifest(digest, &known).await?;
+            drop(pin);
+            self.backend.held_changed();
+            Ok(())
+        })
+    }
+
+    /// Puts a manifest into the store.
+    async fn keep(&self, digest: &Digest, bytes: Vec<u8>) -> Result<(), Refusal> {
         let (store, digest) = (self.store.clone(), digest.clone());
         blocking(move || {
             if !store.has(&digest) {
@@ -229,11 +262,41 @@ impl<B: Backend> Registry<B> {
                 writer.write(&bytes)?;
                 writer.commit()?;
             }
-            store.hold(&hold_name(&digest), hold)?;
-            drop(pin);
             Ok(())
         })
         .await
+    }
+
+    /// Holds a manifest, which is here, with all that it needs.
+    async fn hold_manifest(&self, digest: &Digest, known: &Known) -> Result<(), Refusal> {
+        let digests = known.needs.iter().cloned().chain([digest.clone()]).collect();
+        let hold = Hold { digests, label: known.media_type.clone(), since_ms: now_ms() };
+        let (store, name) = (self.store.clone(), hold_name(digest));
+        blocking(move || Ok(store.hold(&name, hold)?)).await
+    }
+
+    /// Puts an image of the store into a repository under a tag: as if it had been pushed here, without its
+    /// bytes going anywhere.
+    pub async fn publish(&self, repository: &str, tag: &str, digest: &Digest) -> Result<(), KeepError> {
+        if let Some(problem) = problem_of_name(repository) {
+            return Err(KeepError::Refused(problem));
+        }
+        if !reference::is_tag(tag) {
+            return Err(KeepError::Refused(format!("`{tag}` is not a tag")));
+        }
+        let (store, wanted) = (self.store.clone(), digest.clone());
+        let bytes = blocking(move || Ok(store.read(&wanted, MANIFEST_MAX_BYTES)?)).await?;
+        let pushed = check::read(&bytes, None)?;
+        let known = pushed.known(bytes.len() as u64);
+        let pin = self.store.pin(known.needs.iter().cloned().chain([digest.clone()]));
+        if let Some(missing) = known.needs.iter().find(|digest| !self.store.has(digest)) {
+            return Err(KeepError::Refused(format!("{missing}, which the image needs, is not on this node")));
+        }
+        self.hold_manifest(digest, &known).await?;
+        self.catalogue.put(repository, digest, &known, Some(tag)).await?;
+        drop(pin);
+        self.backend.held_changed();
+        Ok(())
     }
 
     /// What a manifest names needs no lease of its own any more.

@@ -81,7 +81,7 @@ impl Default for Options {
             requests_max: 256,
             idle_timeout: Duration::from_secs(60),
             upload_life: Duration::from_secs(24 * 3600),
-            settle: Duration::from_secs(3600),
+            settle: Duration::from_secs(600),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The names that this node knows, by network. Written by the engine with every change, read by the resolver.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::{PoisonError, RwLock};
+
+use crate::fabric::DNS;
 
 /// Who brings a name. Where two bring the same, the first of this order is answered.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +23,8 @@ pub(crate) struct Entry {
 /// The table of names. Shared by the engine and the resolver.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
+    /// Mean this node, in every network.
+    own: BTreeSet<String>,
     tables: RwLock<Tables>,
 }
 
@@ -38,6 +42,12 @@ struct Key {
 }
 
 impl Names {
+    /// A table that knows nothing but the node's own names.
+    pub(crate) fn new(own: &[String]) -> Self {
+        let own = own.iter().map(|name| name.to_ascii_lowercase()).collect();
+        Names { own, ..Names::default() }
+    }
+
     /// Replaces all that an owner brings.
     pub(crate) fn set(&self, owner: Owner, network: &str, entries: Vec<Entry>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
@@ -74,6 +84,9 @@ impl Names {
 
     /// The addresses of a name (lower case, no final dot). `Some` and empty: the name is known and has none.
     pub(crate) fn find(&self, network: &str, name: &str) -> Option<Vec<Ipv4Addr>> {
+        if self.own.contains(name) {
+            return Some(vec![DNS]);
+        }
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let key = Key { network: network.to_owned(), name: name.to_owned() };
         tables.names.get(&key)?.values().next().cloned()
@@ -114,6 +127,14 @@ mod tests {
         names.remove(&service);
         assert_eq!(names.find("default", "web"), Some(vec![A]));
         assert_eq!(names.find("other", "web"), None);
+    }
+
+    #[test]
+    fn the_nodes_own_names_mean_it_in_every_network() {
+        let names = Names::new(&["Registry.example".to_owned()]);
+        assert_eq!(names.find("default", "registry.example"), Some(vec![DNS]));
+        assert_eq!(names.find("any", "registry.example"), Some(vec![DNS]));
+        assert_eq!(names.find("any", "example"), None);
     }
 
     #[test]

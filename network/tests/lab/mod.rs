@@ -222,6 +222,7 @@ impl Node {
             vip_pool: "10.214.0.0/16".parse().unwrap(),
             local_pool: "10.215.0.0/24".parse().unwrap(),
             dns_upstreams: Some(vec![]),
+            own_names: vec!["registry.rorqual.internal".to_owned()],
             mtu: None,
         };
         let block = 0x0ad5_0000 + (number - 1) * 64;

@@ -13,6 +13,7 @@ mod container;
 mod enums;
 mod network;
 mod node;
+mod record;
 mod service;
 mod task;
 

@@ -10,6 +10,7 @@ pub mod container;
 pub mod id;
 pub mod network;
 pub mod node;
+pub mod record;
 pub mod service;
 pub mod task;
 
@@ -19,6 +20,7 @@ pub use container::{ContainerSpec, Mount, MountKind, Resources};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Network, NetworkSpec};
 pub use node::{Availability, HeldPort, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
+pub use record::Record;
 pub use service::{
     PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,
 };

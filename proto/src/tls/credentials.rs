@@ -48,6 +48,8 @@ pub(super) struct Loaded {
     not_before: SystemTime,
     not_after: SystemTime,
     pub(super) server: Arc<ServerConfig>,
+    /// For clients that are no nodes: HTTP, and no certificate is asked for.
+    public: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
 }
 
@@ -78,6 +80,12 @@ impl CredentialStore {
     /// Whose they are.
     pub fn identity(&self) -> Identity {
         self.present().identity.clone()
+    }
+
+    /// The settings of a port for clients that are no nodes: HTTP/1.1 in TLS 1.3, with the node's present
+    /// certificate.
+    pub fn public_server(&self) -> Arc<ServerConfig> {
+        self.present().public.clone()
     }
 
     /// When the certificate ends.
@@ -157,6 +165,7 @@ impl Loaded {
         let roots = Arc::new(roots);
         Ok(Self {
             server: Arc::new(server_config(&credentials, roots.clone())?),
+            public: Arc::new(public_config(&credentials)?),
             client: Arc::new(client_config(&credentials, roots)?),
             identity,
             not_before: epoch_secs(not_before),
@@ -193,6 +202,17 @@ fn server_config(credentials: &Credentials, roots: Arc<RootCertStore>) -> Result
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn public_config(credentials: &Credentials) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(VERSIONS)
+        .map_err(TlsError::Configuration)?
+        .with_no_client_auth()
+        .with_single_cert(chain(credentials), key(credentials))
+        .map_err(TlsError::Configuration)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -9,6 +9,9 @@ use crate::model::{ClusterId, NodeId, Role};
 /// The DNS name that every controller's certificate carries beside its own.
 pub const CONTROLLER_NAME: &str = "controller.rorqual";
 
+/// The name of the cluster's registry, which every node is: it stands in every node's certificate.
+pub const REGISTRY_NAME: &str = "registry.rorqual.internal";
+
 const CONTROLLER_UNIT: &str = "rorqual-controller";
 const WORKER_UNIT: &str = "rorqual-worker";
 
@@ -59,7 +62,7 @@ impl Identity {
 
     /// The DNS names that the node's certificate carries.
     pub(super) fn dns_names(&self) -> Vec<String> {
-        let mut names = vec![node_name(&self.node_id)];
+        let mut names = vec![node_name(&self.node_id), REGISTRY_NAME.to_owned()];
         if self.role == Role::Controller {
             names.push(CONTROLLER_NAME.to_owned());
         }

@@ -27,7 +27,7 @@ pub use alive::{PING_INTERVAL, PING_TIMEOUT};
 pub use ca::{CertificateAuthority, ca_hash, generate_csr};
 pub use client::{Expect, connect, connect_bootstrap};
 pub use credentials::{CredentialStore, Credentials};
-pub use identity::{CONTROLLER_NAME, Identity, node_name};
+pub use identity::{CONTROLLER_NAME, Identity, REGISTRY_NAME, node_name};
 pub use server::{Incoming, PeerInfo, ServerTls, TlsConn, peer_identity, require_role};
 
 /// What can go wrong with certificates, keys and the configurations made of them.

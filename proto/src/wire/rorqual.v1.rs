@@ -568,6 +568,42 @@ pub struct Network {
     #[prost(message, repeated, tag = "4")]
     pub blocks: ::prost::alloc::vec::Vec<BlockLease>,
 }
+/// A small document that somebody keeps in the store and that the planner does not look into.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Record {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// The Raft index of its last write.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    #[prost(bytes = "vec", tag = "3")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+}
+/// A user of the cluster's registry, as a record has it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RegistryUser {
+    /// PBKDF2-HMAC-SHA256 of the password. Empty for the rights of everybody.
+    #[prost(bytes = "vec", tag = "1")]
+    pub salt: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    pub iterations: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub grants: ::prost::alloc::vec::Vec<RegistryGrant>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryGrant {
+    /// A repository, or the beginning of names and a `*`.
+    #[prost(string, tag = "1")]
+    pub repositories: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub pull: bool,
+    #[prost(bool, tag = "3")]
+    pub push: bool,
+    #[prost(bool, tag = "4")]
+    pub delete: bool,
+}
 /// One write to the replicated store. `expected_version` of an update or removal is the version that the
 /// writer saw; a version that moved rejects the whole batch.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -576,7 +612,7 @@ pub struct StoreAction {
     pub expected_version: ::core::option::Option<u64>,
     #[prost(
         oneof = "store_action::Action",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42"
     )]
     pub action: ::core::option::Option<store_action::Action>,
 }
@@ -609,6 +645,13 @@ pub mod store_action {
         TaskDesired(super::TaskDesiredUpdate),
         #[prost(message, tag = "12")]
         NodeStatus(super::NodeStatusUpdate),
+        #[prost(message, tag = "40")]
+        PutRecord(super::Record),
+        #[prost(string, tag = "41")]
+        RemoveRecord(::prost::alloc::string::String),
+        /// Writes nothing: the batch is refused if the record of that key has another version than is expected.
+        #[prost(string, tag = "42")]
+        ExpectRecord(::prost::alloc::string::String),
     }
 }
 /// Observed state only moves forward: `apply` drops an older one.
@@ -667,6 +710,8 @@ pub struct StoreSnapshot {
     pub tasks: ::prost::alloc::vec::Vec<Task>,
     #[prost(message, repeated, tag = "6")]
     pub networks: ::prost::alloc::vec::Vec<Network>,
+    #[prost(message, repeated, tag = "40")]
+    pub records: ::prost::alloc::vec::Vec<Record>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -802,6 +847,53 @@ impl DesiredState {
             _ => None,
         }
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRegistryUsersRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RegistryUserView {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub grants: ::prost::alloc::vec::Vec<RegistryGrant>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRegistryUsersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub users: ::prost::alloc::vec::Vec<RegistryUserView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PutRegistryUserRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+    /// A user of that name gets a new password; otherwise it is an error that there is one.
+    #[prost(bool, tag = "3")]
+    pub replace: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PutRegistryUserResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveRegistryUserRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveRegistryUserResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrantRegistryRequest {
+    /// `everybody` is whoever asks.
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    /// In place of what the user had for the same repositories; without any right it is taken away.
+    #[prost(message, optional, tag = "2")]
+    pub grant: ::core::option::Option<RegistryGrant>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GrantRegistryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub user: ::core::option::Option<RegistryUserView>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetClusterRequest {}
@@ -1448,6 +1540,103 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rorqual.v1.Control", "ServiceLogs"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Users of the cluster's registry.
+        pub async fn list_registry_users(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRegistryUsersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRegistryUsersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/ListRegistryUsers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "ListRegistryUsers"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn put_registry_user(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PutRegistryUserRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutRegistryUserResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/PutRegistryUser",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "PutRegistryUser"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_registry_user(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveRegistryUserRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveRegistryUserResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/RemoveRegistryUser",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "RemoveRegistryUser"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn grant_registry(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GrantRegistryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GrantRegistryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/GrantRegistry",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "GrantRegistry"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1566,6 +1755,35 @@ pub mod control_server {
             request: tonic::Request<super::ServiceLogsRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::ServiceLogsStream>,
+            tonic::Status,
+        >;
+        /// Users of the cluster's registry.
+        async fn list_registry_users(
+            &self,
+            request: tonic::Request<super::ListRegistryUsersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRegistryUsersResponse>,
+            tonic::Status,
+        >;
+        async fn put_registry_user(
+            &self,
+            request: tonic::Request<super::PutRegistryUserRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutRegistryUserResponse>,
+            tonic::Status,
+        >;
+        async fn remove_registry_user(
+            &self,
+            request: tonic::Request<super::RemoveRegistryUserRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveRegistryUserResponse>,
+            tonic::Status,
+        >;
+        async fn grant_registry(
+            &self,
+            request: tonic::Request<super::GrantRegistryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GrantRegistryResponse>,
             tonic::Status,
         >;
     }
@@ -2228,6 +2446,186 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/rorqual.v1.Control/ListRegistryUsers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRegistryUsersSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ListRegistryUsersRequest>
+                    for ListRegistryUsersSvc<T> {
+                        type Response = super::ListRegistryUsersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRegistryUsersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::list_registry_users(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRegistryUsersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/PutRegistryUser" => {
+                    #[allow(non_camel_case_types)]
+                    struct PutRegistryUserSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::PutRegistryUserRequest>
+                    for PutRegistryUserSvc<T> {
+                        type Response = super::PutRegistryUserResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PutRegistryUserRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::put_registry_user(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PutRegistryUserSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/RemoveRegistryUser" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveRegistryUserSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::RemoveRegistryUserRequest>
+                    for RemoveRegistryUserSvc<T> {
+                        type Response = super::RemoveRegistryUserResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveRegistryUserRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::remove_registry_user(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveRegistryUserSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/GrantRegistry" => {
+                    #[allow(non_camel_case_types)]
+                    struct GrantRegistrySvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::GrantRegistryRequest>
+                    for GrantRegistrySvc<T> {
+                        type Response = super::GrantRegistryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GrantRegistryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::grant_registry(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GrantRegistrySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -2567,6 +2965,66 @@ pub struct RenewCertificateResponse {
 pub struct LeaveRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LeaveResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadRecordsRequest {
+    /// One record; or, where it is empty, those whose keys begin with `prefix` and lie behind `prefix` + `after`.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub prefix: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub after: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadRecordsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<Record>,
+    /// They were too large for one answer: the rest is to be asked for.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordChange {
+    /// 0: there must be none.
+    #[prost(uint64, optional, tag = "4")]
+    pub expected_version: ::core::option::Option<u64>,
+    #[prost(oneof = "record_change::Change", tags = "1, 2, 3")]
+    pub change: ::core::option::Option<record_change::Change>,
+}
+/// Nested message and enum types in `RecordChange`.
+pub mod record_change {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        #[prost(message, tag = "1")]
+        Put(super::Record),
+        #[prost(string, tag = "2")]
+        Remove(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Expect(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WriteRecordsRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub changes: ::prost::alloc::vec::Vec<RecordChange>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteRecordsResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthenticateRequest {
+    /// Both empty: what everybody may do.
+    #[prost(string, tag = "1")]
+    pub user: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuthenticateResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub grants: ::prost::alloc::vec::Vec<RegistryGrant>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetBlobRequest {
     #[prost(string, tag = "1")]
@@ -3577,6 +4035,465 @@ pub mod dispatcher_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "rorqual.v1.Dispatcher";
     impl<T> tonic::server::NamedService for DispatcherServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod registry_table_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Served by controllers to nodes of the cluster: the table of the registry, which is part of the replicated
+    /// store. Keys are the registry's own.
+    #[derive(Debug, Clone)]
+    pub struct RegistryTableClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl RegistryTableClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> RegistryTableClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> RegistryTableClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RegistryTableClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn read_records(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadRecordsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.RegistryTable/ReadRecords",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.RegistryTable", "ReadRecords"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// All or nothing. ABORTED: a record has another version than was expected.
+        pub async fn write_records(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WriteRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WriteRecordsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.RegistryTable/WriteRecords",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.RegistryTable", "WriteRecords"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// NOT_FOUND: no such user, or another password.
+        pub async fn authenticate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AuthenticateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthenticateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.RegistryTable/Authenticate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.RegistryTable", "Authenticate"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod registry_table_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RegistryTableServer.
+    #[async_trait]
+    pub trait RegistryTable: std::marker::Send + std::marker::Sync + 'static {
+        async fn read_records(
+            &self,
+            request: tonic::Request<super::ReadRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReadRecordsResponse>,
+            tonic::Status,
+        >;
+        /// All or nothing. ABORTED: a record has another version than was expected.
+        async fn write_records(
+            &self,
+            request: tonic::Request<super::WriteRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WriteRecordsResponse>,
+            tonic::Status,
+        >;
+        /// NOT_FOUND: no such user, or another password.
+        async fn authenticate(
+            &self,
+            request: tonic::Request<super::AuthenticateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthenticateResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Served by controllers to nodes of the cluster: the table of the registry, which is part of the replicated
+    /// store. Keys are the registry's own.
+    #[derive(Debug)]
+    pub struct RegistryTableServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RegistryTableServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for RegistryTableServer<T>
+    where
+        T: RegistryTable,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/rorqual.v1.RegistryTable/ReadRecords" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadRecordsSvc<T: RegistryTable>(pub Arc<T>);
+                    impl<
+                        T: RegistryTable,
+                    > tonic::server::UnaryService<super::ReadRecordsRequest>
+                    for ReadRecordsSvc<T> {
+                        type Response = super::ReadRecordsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadRecordsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RegistryTable>::read_records(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadRecordsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.RegistryTable/WriteRecords" => {
+                    #[allow(non_camel_case_types)]
+                    struct WriteRecordsSvc<T: RegistryTable>(pub Arc<T>);
+                    impl<
+                        T: RegistryTable,
+                    > tonic::server::UnaryService<super::WriteRecordsRequest>
+                    for WriteRecordsSvc<T> {
+                        type Response = super::WriteRecordsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WriteRecordsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RegistryTable>::write_records(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WriteRecordsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.RegistryTable/Authenticate" => {
+                    #[allow(non_camel_case_types)]
+                    struct AuthenticateSvc<T: RegistryTable>(pub Arc<T>);
+                    impl<
+                        T: RegistryTable,
+                    > tonic::server::UnaryService<super::AuthenticateRequest>
+                    for AuthenticateSvc<T> {
+                        type Response = super::AuthenticateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AuthenticateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RegistryTable>::authenticate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AuthenticateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for RegistryTableServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "rorqual.v1.RegistryTable";
+    impl<T> tonic::server::NamedService for RegistryTableServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
@@ -4982,6 +5899,103 @@ pub struct BuildResult {
     #[prost(string, tag = "2")]
     pub config_digest: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryStatusRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryStatusResponse {
+    /// Where it listens, such as <https://10.0.0.1:4781.>
+    #[prost(string, repeated, tag = "1")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The name that containers know it by.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Why it does not listen, where it should.
+    #[prost(string, repeated, tag = "3")]
+    pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What of it is on this node.
+    #[prost(uint64, tag = "4")]
+    pub manifests: u64,
+    #[prost(uint64, tag = "5")]
+    pub size_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    pub uploads: u64,
+    /// The CA of the cluster, PEM: what clients have to trust.
+    #[prost(string, tag = "7")]
+    pub ca: ::prost::alloc::string::String,
+    /// For programs of this node, with all rights.
+    #[prost(string, tag = "8")]
+    pub local_user: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub local_password: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRepositoriesRequest {
+    /// Empty: all.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RepositoryView {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub tags: ::prost::alloc::vec::Vec<RepositoryTag>,
+    #[prost(uint64, tag = "3")]
+    pub manifests: u64,
+    #[prost(uint64, tag = "4")]
+    pub size_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepositoryTag {
+    #[prost(string, tag = "1")]
+    pub tag: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRepositoriesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub repositories: ::prost::alloc::vec::Vec<RepositoryView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveFromRegistryRequest {
+    #[prost(string, tag = "1")]
+    pub repository: ::prost::alloc::string::String,
+    /// A tag or a digest; empty: the repository.
+    #[prost(string, tag = "2")]
+    pub reference: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveFromRegistryResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectRegistryRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectRegistryResponse {
+    #[prost(uint64, tag = "1")]
+    pub manifests: u64,
+    #[prost(uint64, tag = "2")]
+    pub blobs: u64,
+    #[prost(uint64, tag = "3")]
+    pub freed_bytes: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishImageRequest {
+    /// Of this node.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// NAME\[:TAG\] in the registry; empty: the image's own.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishImageResponse {
+    #[prost(string, tag = "1")]
+    pub repository: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub tag: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerRequest {
     /// Empty: one is made up.
@@ -6146,6 +7160,130 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "PruneContainers"));
             self.inner.unary(req, path, codec).await
         }
+        /// The cluster's registry, as this node serves it.
+        pub async fn registry_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RegistryStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RegistryStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/RegistryStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "RegistryStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_repositories(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRepositoriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRepositoriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/ListRepositories",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "ListRepositories"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A tag, a manifest with its tags, or a repository with all that is in it.
+        pub async fn remove_from_registry(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveFromRegistryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveFromRegistryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/RemoveFromRegistry",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "RemoveFromRegistry"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives the space of this node back that the registry needs no more.
+        pub async fn collect_registry(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CollectRegistryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CollectRegistryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/CollectRegistry",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "CollectRegistry"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Puts an image of this node into the registry.
+        pub async fn publish_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PublishImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/PublishImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "PublishImage"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Input and output of a running container. The first message says which one.
         pub async fn attach(
             &mut self,
@@ -6429,6 +7567,45 @@ pub mod engine_server {
             &self,
             request: tonic::Request<super::PruneContainersRequest>,
         ) -> std::result::Result<tonic::Response<super::PruneResponse>, tonic::Status>;
+        /// The cluster's registry, as this node serves it.
+        async fn registry_status(
+            &self,
+            request: tonic::Request<super::RegistryStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RegistryStatusResponse>,
+            tonic::Status,
+        >;
+        async fn list_repositories(
+            &self,
+            request: tonic::Request<super::ListRepositoriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRepositoriesResponse>,
+            tonic::Status,
+        >;
+        /// A tag, a manifest with its tags, or a repository with all that is in it.
+        async fn remove_from_registry(
+            &self,
+            request: tonic::Request<super::RemoveFromRegistryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveFromRegistryResponse>,
+            tonic::Status,
+        >;
+        /// Gives the space of this node back that the registry needs no more.
+        async fn collect_registry(
+            &self,
+            request: tonic::Request<super::CollectRegistryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CollectRegistryResponse>,
+            tonic::Status,
+        >;
+        /// Puts an image of this node into the registry.
+        async fn publish_image(
+            &self,
+            request: tonic::Request<super::PublishImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishImageResponse>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Attach method.
         type AttachStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::StreamResponse, tonic::Status>,
@@ -7766,6 +8943,231 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PruneContainersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/RegistryStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct RegistryStatusSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::RegistryStatusRequest>
+                    for RegistryStatusSvc<T> {
+                        type Response = super::RegistryStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RegistryStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::registry_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RegistryStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/ListRepositories" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRepositoriesSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::ListRepositoriesRequest>
+                    for ListRepositoriesSvc<T> {
+                        type Response = super::ListRepositoriesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRepositoriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::list_repositories(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRepositoriesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/RemoveFromRegistry" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveFromRegistrySvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::RemoveFromRegistryRequest>
+                    for RemoveFromRegistrySvc<T> {
+                        type Response = super::RemoveFromRegistryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveFromRegistryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::remove_from_registry(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveFromRegistrySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/CollectRegistry" => {
+                    #[allow(non_camel_case_types)]
+                    struct CollectRegistrySvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::CollectRegistryRequest>
+                    for CollectRegistrySvc<T> {
+                        type Response = super::CollectRegistryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CollectRegistryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::collect_registry(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CollectRegistrySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/PublishImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct PublishImageSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::PublishImageRequest>
+                    for PublishImageSvc<T> {
+                        type Response = super::PublishImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PublishImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::publish_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PublishImageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -6,6 +6,7 @@ pub(crate) mod completion;
 pub(crate) mod container;
 pub(crate) mod image;
 pub(crate) mod node;
+pub(crate) mod own_registry;
 pub(crate) mod registry;
 pub(crate) mod service;
 pub(crate) mod system;

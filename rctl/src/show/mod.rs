@@ -9,6 +9,7 @@ pub(crate) mod image;
 pub(crate) mod image_inspect;
 pub(crate) mod node;
 pub(crate) mod ports;
+pub(crate) mod registry;
 pub(crate) mod service;
 pub(crate) mod service_inspect;
 pub(crate) mod task;

@@ -297,6 +297,32 @@ impl Engine for Fake {
         Ok(Response::new(RemoveImageResponse { untagged: vec![name], deleted: vec!["sha256:00".into()] }))
     }
 
+    async fn registry_status(&self, _: Request<RegistryStatusRequest>) -> Answer<RegistryStatusResponse> {
+        unknown()
+    }
+
+    async fn list_repositories(
+        &self,
+        _: Request<ListRepositoriesRequest>,
+    ) -> Answer<ListRepositoriesResponse> {
+        unknown()
+    }
+
+    async fn remove_from_registry(
+        &self,
+        _: Request<RemoveFromRegistryRequest>,
+    ) -> Answer<RemoveFromRegistryResponse> {
+        unknown()
+    }
+
+    async fn collect_registry(&self, _: Request<CollectRegistryRequest>) -> Answer<CollectRegistryResponse> {
+        unknown()
+    }
+
+    async fn publish_image(&self, _: Request<PublishImageRequest>) -> Answer<PublishImageResponse> {
+        unknown()
+    }
+
     async fn resolve_image(&self, request: Request<ResolveImageRequest>) -> Answer<ResolveImageResponse> {
         let reference = request.into_inner().reference;
         if reference == "nope" {
@@ -547,5 +573,26 @@ impl Control for Fake {
         self.ask(format!("logs {} {:?}", request.name, request.tail));
         let lines: Vec<_> = self.script(|script| script.lines.clone()).into_iter().map(Ok).collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(lines))))
+    }
+    async fn list_registry_users(
+        &self,
+        _: Request<ListRegistryUsersRequest>,
+    ) -> Answer<ListRegistryUsersResponse> {
+        unknown()
+    }
+
+    async fn put_registry_user(&self, _: Request<PutRegistryUserRequest>) -> Answer<PutRegistryUserResponse> {
+        unknown()
+    }
+
+    async fn remove_registry_user(
+        &self,
+        _: Request<RemoveRegistryUserRequest>,
+    ) -> Answer<RemoveRegistryUserResponse> {
+        unknown()
+    }
+
+    async fn grant_registry(&self, _: Request<GrantRegistryRequest>) -> Answer<GrantRegistryResponse> {
+        unknown()
     }
 }

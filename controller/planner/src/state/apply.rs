@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use rorqual_proto::model::{
-    DesiredState, Meta, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId, TaskStatus,
+    DesiredState, Meta, Network, NetworkId, Node, NodeId, Record, Service, ServiceId, Task, TaskId,
+    TaskStatus,
 };
 
 use super::State;
@@ -48,6 +49,17 @@ impl State {
             ActionKind::RemoveService(id) => self.remove_service(id),
             ActionKind::RemoveTask(id) => self.remove_task(id),
             ActionKind::RemoveNetwork(id) => self.remove_network(id),
+            ActionKind::PutRecord(record) => {
+                self.set_record(Arc::new(Record { version: index, ..(**record).clone() }));
+                Change::Nothing
+            }
+            ActionKind::RemoveRecord(key) => {
+                if let Some(old) = self.records.remove(key) {
+                    self.records_bytes -= old.size_bytes();
+                }
+                Change::Nothing
+            }
+            ActionKind::ExpectRecord(_) => Change::Nothing,
             ActionKind::TaskStatus { task_id, status } => self.task_status(task_id, status, stamp),
             ActionKind::TaskDesired { task_id, desired_state } => {
                 self.task_desired(task_id, *desired_state, stamp)
@@ -191,6 +203,14 @@ impl State {
             self.index.unlink_network(&old);
         }
         self.index.link_network(&network);
+    }
+
+    /// Nothing is planned by records, so nobody is told.
+    pub(super) fn set_record(&mut self, record: Arc<Record>) {
+        self.records_bytes += record.size_bytes();
+        if let Some(old) = self.records.insert(record.key.clone(), record) {
+            self.records_bytes -= old.size_bytes();
+        }
     }
 
     pub(super) fn set_task(&mut self, task: Arc<Task>) -> Option<Arc<Task>> {

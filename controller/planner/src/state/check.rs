@@ -86,12 +86,18 @@ impl State {
                 let version = self.networks.get(&network.id).map_or(0, |old| old.meta.version);
                 (version, format!("network {}", network.spec.name))
             }
+            ActionKind::PutRecord(record) => self.version_of_record(&record.key),
+            ActionKind::RemoveRecord(key) | ActionKind::ExpectRecord(key) => self.version_of_record(key),
             ActionKind::RemoveNetwork(id) => {
                 self.networks.get(id).map_or((0, format!("network {id}")), |old| {
                     (old.meta.version, format!("network {}", old.spec.name))
                 })
             }
         }
+    }
+
+    fn version_of_record(&self, key: &str) -> (u64, String) {
+        (self.records.get(key).map_or(0, |old| old.version), format!("record {key}"))
     }
 
     fn version_of_node(&self, id: &NodeId) -> (u64, String) {

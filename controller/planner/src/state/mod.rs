@@ -11,9 +11,12 @@ mod check;
 pub(crate) mod index;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
-use rorqual_proto::model::{Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId};
+use rorqual_proto::model::{
+    Cluster, Network, NetworkId, Node, NodeId, Record, Service, ServiceId, Task, TaskId,
+};
 
 use index::Indices;
 
@@ -25,6 +28,8 @@ pub struct State {
     pub(crate) services: BTreeMap<ServiceId, Arc<Service>>,
     pub(crate) tasks: BTreeMap<TaskId, Arc<Task>>,
     pub(crate) networks: BTreeMap<NetworkId, Arc<Network>>,
+    records: BTreeMap<String, Arc<Record>>,
+    records_bytes: u64,
     pub(crate) index: Indices,
     applied: u64,
 }
@@ -44,18 +49,23 @@ pub struct Objects {
     pub tasks: Vec<Task>,
     /// All networks.
     pub networks: Vec<Network>,
+    /// All records.
+    pub records: Vec<Record>,
 }
 
 impl State {
     /// The state that a snapshot describes. Every `meta` stays as it is.
     pub fn restore(objects: Objects) -> Self {
-        let Objects { index, cluster, nodes, mut services, mut tasks, networks } = objects;
+        let Objects { index, cluster, nodes, mut services, mut tasks, networks, records } = objects;
         let mut state = Self { cluster: cluster.map(Arc::new), applied: index, ..Self::default() };
         for node in nodes {
             state.set_node(Arc::new(node));
         }
         for network in networks {
             state.set_network(Arc::new(network));
+        }
+        for record in records {
+            state.set_record(Arc::new(record));
         }
         // In the order of creation, so that addresses go on behind the one that was given last.
         services.sort_by(|a, b| (a.meta.created_at_ms, &a.id).cmp(&(b.meta.created_at_ms, &b.id)));
@@ -78,6 +88,7 @@ impl State {
             services: self.services.values().map(|service| Service::clone(service)).collect(),
             tasks: self.tasks.values().map(|task| Task::clone(task)).collect(),
             networks: self.networks.values().map(|network| Network::clone(network)).collect(),
+            records: self.records.values().map(|record| Record::clone(record)).collect(),
         }
     }
 
@@ -173,6 +184,33 @@ impl State {
     /// The network of that name.
     pub fn network_by_name(&self, name: &str) -> Option<&Arc<Network>> {
         self.networks.get(self.index.network_names.get(name)?)
+    }
+
+    /// All records, by key.
+    pub fn records(&self) -> impl ExactSizeIterator<Item = &Arc<Record>> {
+        self.records.values()
+    }
+
+    /// One record.
+    pub fn record(&self, key: &str) -> Option<&Arc<Record>> {
+        self.records.get(key)
+    }
+
+    /// The records whose keys begin with `prefix` and lie behind `prefix` + `after`, in order.
+    pub fn records_behind<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &str,
+    ) -> impl Iterator<Item = &'a Arc<Record>> {
+        let from = format!("{prefix}{after}");
+        let start = if after.is_empty() { Bound::Included(from) } else { Bound::Excluded(from) };
+        let behind = self.records.range((start, Bound::Unbounded));
+        behind.take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, record)| record)
+    }
+
+    /// What all records take, roughly.
+    pub fn records_bytes(&self) -> u64 {
+        self.records_bytes
     }
 
     /// How many wanted tasks of a service there are, and how many of those run and are healthy.

@@ -4,6 +4,7 @@
 mod assignments;
 mod golden;
 mod properties;
+mod records;
 mod rules;
 mod silence;
 mod world;
