@@ -25,6 +25,9 @@ END_CONFIG
   die "docker-registry does not start: $(tail -n 3 "$1/registry.log")"
 }
 
+# The milliseconds of every round, by what was measured.
+declare -A TIMES
+
 # clock NAME COMMAND... adds the milliseconds that the command takes to TIMES[NAME].
 clock() {
   local name=$1 began
