@@ -13,6 +13,8 @@ use rorqual_proto::model::{
 use rorqual_proto::wire;
 use support::leader::{Leader, Told};
 use support::{IMAGE, eventually, inside, lives, look, shell};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 fn task(number: u128, leader: &Leader, script: &str) -> Task {
     let mut status = TaskStatus::new(1);
@@ -165,6 +167,20 @@ fn a_task_runs_is_restarted_and_goes() {
     });
 }
 
+/// A registry that has nothing. One that does not answer would be asked again and again.
+async fn empty_registry() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            let answer = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address
+}
+
 #[test]
 fn what_can_not_run_is_rejected_with_its_reason() {
     inside("what_can_not_run_is_rejected_with_its_reason", |world| async move {
@@ -176,7 +192,8 @@ fn what_can_not_run_is_rejected_with_its_reason() {
         let mut unknown = task(2, &leader, "");
         unknown.container.args = vec!["/no/such".into()];
         let mut missing = task(3, &leader, "true");
-        missing.container.image = "localhost:1/nope:1".into();
+        let name = format!("{}/nope:1", empty_registry().await);
+        missing.container.image = name.clone();
         let fine = task(4, &leader, "sleep 1000");
         let mut crowded = task(5, &leader, "true");
         crowded.addresses.push(crowded.addresses[0].clone());
@@ -194,7 +211,7 @@ fn what_can_not_run_is_rejected_with_its_reason() {
         assert!(status.message.contains("/no/such"), "{}", status.message);
         let status = &told[missing.id.as_str()];
         assert_eq!(status.state(), wire::TaskState::Rejected);
-        assert!(status.message.contains("localhost:1/nope:1"), "{}", status.message);
+        assert!(status.message.contains(&name), "{}", status.message);
         assert!(status.message.contains("rctl image load"), "{}", status.message);
         assert!(is_up(&told[fine.id.as_str()]));
         assert!(told[crowded.id.as_str()].message.contains("2 networks"));
