@@ -15,7 +15,7 @@ use rorqual_proto::wire;
 use rorqual_runtime::{ContainerState, Runtime, RuntimeOptions};
 use tokio::sync::{Mutex, watch};
 
-use crate::build::BuildContainers;
+use crate::build::{self, BuildContainers};
 use crate::containers::Containers;
 use crate::engine::EngineApi;
 use crate::error::{AgentError, one_line};
@@ -71,6 +71,9 @@ fn open(options: &AgentOptions) -> Result<Opened, AgentError> {
     }
     for folder in ["containers", "network"] {
         make_folder(&options.run_dir.join(folder))?;
+    }
+    if let Err(error) = build::sweep_secrets(&options.run_dir) {
+        tracing::warn!(%error, "secrets of a build that an earlier daemon began are still there");
     }
     let store = NodeStore::open(&options.data_dir.join("node"))?;
     let runtime = Runtime::new(RuntimeOptions {

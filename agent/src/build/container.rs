@@ -3,12 +3,11 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rorqual_image::Error;
 use rorqual_image::build::{Cancel, CommandMount, CommandMountKind, Network, OutputStream, RunCommand};
@@ -17,6 +16,7 @@ use rorqual_runtime::spec::{ContainerSettings, bind_mount, default_spec};
 use rorqual_runtime::{ExitStatus, Launch, LaunchError, LogPolicy, Rootfs};
 use tokio::runtime::Handle;
 
+use super::secrets::Secrets;
 use crate::agent::Agent;
 use crate::error::one_line;
 use crate::network::local_attach;
@@ -55,7 +55,7 @@ pub(super) fn run(
         runtime,
         id: &id,
         folder: agent.executor_folder(&id),
-        secrets: agent.run_dir().join("build").join(&id),
+        secrets: Secrets::new(agent.run_dir(), &id),
     };
     let outcome = container.run(command, cancel, output);
     let cleaned = container.take_away();
@@ -70,8 +70,7 @@ struct Container<'a> {
     id: &'a str,
     /// `container.log`, `hosts`, `resolv.conf`.
     folder: PathBuf,
-    /// In memory.
-    secrets: PathBuf,
+    secrets: Secrets,
 }
 
 impl Container<'_> {
@@ -154,41 +153,16 @@ impl Container<'_> {
                     tmpfs(target, &["nosuid", "nodev", "mode=1777"], *size_bytes)
                 }
                 CommandMountKind::Secret { content, access } => {
-                    bind_mount(self.secret(number, content, *access)?, target, true)
+                    let secret = self.secrets.add(number, content, *access);
+                    bind_mount(
+                        secret.map_err(failed_at("make a secret in", self.secrets.folder()))?,
+                        target,
+                        true,
+                    )
                 }
             });
         }
         Ok(mounts)
-    }
-
-    /// A file in memory, which is seen in the container alone and goes with it.
-    fn secret(
-        &self,
-        number: usize,
-        content: &[u8],
-        (mode, uid, gid): (u32, u32, u32),
-    ) -> Result<PathBuf, Error> {
-        private_folder(&self.secrets)?;
-        let kind =
-            statfs(&self.secrets).map_err(io::Error::from).map_err(failed_at("look at", &self.secrets))?;
-        if kind.filesystem_type() != TMPFS_MAGIC {
-            return Err(Error::Source {
-                what: "the secret".to_owned(),
-                reason: format!(
-                    "{} is on a disk: secrets of a build are kept in memory only",
-                    self.secrets.display()
-                ),
-            });
-        }
-        let path = self.secrets.join(number.to_string());
-        let write = || {
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            io::Write::write_all(&mut file, content)?;
-            chown(&path, Some(uid), Some(gid))?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-        };
-        write().map_err(failed_at("write", &path))?;
-        Ok(path)
     }
 
     /// Passes on what the command writes, until it ends.
@@ -245,7 +219,8 @@ impl Container<'_> {
         };
         let detached = self.runtime.block_on(self.agent.network().detach(self.id));
         let detached = detached.map_err(|error| failed("the network of RUN can't be taken away", &error));
-        let removed = remove(&self.folder).and(remove(&self.secrets));
+        let removed = remove(&self.folder)
+            .and(self.secrets.remove().map_err(failed_at("take away the secrets in", self.secrets.folder())));
         deleted.and(detached).and(removed)
     }
 }

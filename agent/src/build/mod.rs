@@ -12,6 +12,7 @@
 mod container;
 mod context;
 mod node;
+mod secrets;
 mod start;
 
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ use tonic::{Code, Status, Streaming};
 
 use self::context::{Answers, ClientFiles};
 use self::node::Node;
+pub(crate) use self::secrets::sweep as sweep_secrets;
 use self::start::Start;
 use crate::agent::Agent;
 use crate::error::one_line;
