@@ -1,3 +1,5 @@
+//! What the reader of Dockerfiles takes, and what it says of what it does not take.
+
 use super::*;
 
 fn parse(text: &str) -> Dockerfile {
