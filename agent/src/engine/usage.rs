@@ -44,8 +44,10 @@ pub(super) async fn usage(api: &EngineApi) -> Result<wire::DiskUsageResponse, St
 }
 
 fn measure(agent: &Agent, containers: Vec<wire::ContainerInfo>) -> Result<wire::DiskUsageResponse, Status> {
-    let measured = agent.images().store().usage();
-    let measured = measured.map_err(|error| image_status("", &ImageError::Store(error)))?;
+    let store = agent.images().store();
+    let failed = |error| image_status("", &ImageError::Store(error));
+    let measured = store.usage().map_err(failed)?;
+    let cache = store.build_cache_usage().map_err(failed)?;
     let used = images::in_use(agent);
     let set: HashSet<Digest> = used.iter().cloned().collect();
     let images = measured.images.iter().map(|image| wire::ImageUsage {
@@ -63,7 +65,10 @@ fn measure(agent: &Agent, containers: Vec<wire::ContainerInfo>) -> Result<wire::
         volumes: volumes(agent),
         image_bytes: measured.total_bytes,
         image_reclaimable_bytes: measured.reclaimable_bytes(&set),
-        ..wire::DiskUsageResponse::default()
+        build_cache_bytes: cache.steps_bytes + cache.mounts_bytes,
+        build_cache_entries: cache.steps + cache.mounts,
+        // Cache mounts are nobody's but the cache's; layers of steps may be an image's as well.
+        build_cache_reclaimable_bytes: cache.mounts_bytes,
     })
 }
 
