@@ -216,6 +216,13 @@ impl engine_server::Engine for EngineApi {
         usage::prune_containers(&self.agent, &request.into_inner()).await.map(Response::new)
     }
 
+    async fn prune_build_cache(
+        &self,
+        request: Request<wire::PruneBuildCacheRequest>,
+    ) -> Result<Response<wire::PruneResponse>, Status> {
+        usage::prune_build_cache(&self.agent, &request.into_inner()).await.map(Response::new)
+    }
+
     async fn remove_image(
         &self,
         request: Request<wire::RemoveImageRequest>,

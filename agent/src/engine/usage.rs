@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rorqual_image::{Digest, ImageRecord, Target};
 use rorqual_proto::model::{ContainerSpec, MountKind};
@@ -174,6 +175,25 @@ pub(super) async fn prune_containers(
         }
     }
     Ok(answer)
+}
+
+/// Removes what builds have kept, but what one uses just now.
+pub(super) async fn prune_build_cache(
+    agent: &Agent,
+    request: &wire::PruneBuildCacheRequest,
+) -> Result<wire::PruneResponse, Status> {
+    let filters = Filters::read(agent, &request.filters, &["until"])?;
+    let until_ms = filters.until_ms.map(|until| u64::try_from(until).unwrap_or(0));
+    let until = until_ms.map(|until| SystemTime::UNIX_EPOCH + Duration::from_millis(until));
+    let store = agent.images().store().clone();
+    let removing = tokio::task::spawn_blocking(move || {
+        let before = store.usage()?.total_bytes;
+        let gone = store.prune_build_cache(until)?;
+        let freed_bytes = before.saturating_sub(store.usage()?.total_bytes) + gone.mounts_bytes;
+        Ok(wire::PruneResponse { freed_bytes, ..wire::PruneResponse::default() })
+    });
+    let pruned = removing.await.map_err(|_| interrupted())?;
+    pruned.map_err(|error| image_status("", &ImageError::Store(error)))
 }
 
 fn fit_labels(filters: &Filters, spec: &ContainerSpec) -> bool {

@@ -5453,6 +5453,12 @@ pub struct PruneContainersRequest {
     #[prost(message, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<Filter>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PruneBuildCacheRequest {
+    /// until: what was last used before.
+    #[prost(message, repeated, tag = "1")]
+    pub filters: ::prost::alloc::vec::Vec<Filter>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PruneResponse {
     /// Names that are gone.
@@ -7160,6 +7166,28 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "PruneContainers"));
             self.inner.unary(req, path, codec).await
         }
+        /// What builds have kept to be quicker the next time, but what one uses just now.
+        pub async fn prune_build_cache(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PruneBuildCacheRequest>,
+        ) -> std::result::Result<tonic::Response<super::PruneResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/PruneBuildCache",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "PruneBuildCache"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The cluster's registry, as this node serves it.
         pub async fn registry_status(
             &mut self,
@@ -7566,6 +7594,11 @@ pub mod engine_server {
         async fn prune_containers(
             &self,
             request: tonic::Request<super::PruneContainersRequest>,
+        ) -> std::result::Result<tonic::Response<super::PruneResponse>, tonic::Status>;
+        /// What builds have kept to be quicker the next time, but what one uses just now.
+        async fn prune_build_cache(
+            &self,
+            request: tonic::Request<super::PruneBuildCacheRequest>,
         ) -> std::result::Result<tonic::Response<super::PruneResponse>, tonic::Status>;
         /// The cluster's registry, as this node serves it.
         async fn registry_status(
@@ -8943,6 +8976,51 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PruneContainersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/PruneBuildCache" => {
+                    #[allow(non_camel_case_types)]
+                    struct PruneBuildCacheSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::PruneBuildCacheRequest>
+                    for PruneBuildCacheSvc<T> {
+                        type Response = super::PruneResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PruneBuildCacheRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::prune_build_cache(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PruneBuildCacheSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

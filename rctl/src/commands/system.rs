@@ -1,7 +1,7 @@
 //! `rctl system`: what takes space on this node, and taking away what nobody needs.
 
 use clap::{Args, Subcommand};
-use rorqual_proto::wire::{DiskUsageRequest, Filter};
+use rorqual_proto::wire::{DiskUsageRequest, Filter, PruneBuildCacheRequest};
 
 use super::{container, image};
 use crate::confirm::confirm;
@@ -14,7 +14,7 @@ use crate::{human, parse, show};
 pub(crate) enum Command {
     /// Show what takes space on this node
     Df(DfArgs),
-    /// Remove containers that do not run, and images that nobody uses
+    /// Remove containers that do not run, images that nobody uses, and what builds have kept
     Prune(PruneArgs),
 }
 
@@ -61,18 +61,27 @@ async fn df(args: &DfArgs, daemon: &Daemon) -> Result<()> {
 }
 
 async fn prune(args: PruneArgs, daemon: &Daemon) -> Result<()> {
+    // What builds keep has no labels.
+    let has_cache = args.filters.iter().all(|filter| filter.name == "until");
     if !args.force {
         let images = match args.all {
             true => "all images that no container uses",
             false => "all images that have no name and that no container uses",
         };
-        confirm(&format!("This will remove:\n  - all containers that do not run\n  - {images}\n"))?;
+        let cache = if has_cache { "  - all of the build cache\n" } else { "" };
+        confirm(&format!("This will remove:\n  - all containers that do not run\n  - {images}\n{cache}"))?;
     }
     let containers = container::prune_all(daemon, args.filters.clone()).await?;
     container::show_pruned(&containers)?;
     // After the containers: what only they used goes as well.
-    let images = image::prune_all(daemon, args.all, args.filters).await?;
+    let images = image::prune_all(daemon, args.all, args.filters.clone()).await?;
     image::show_pruned(&images)?;
-    let freed_bytes = containers.freed_bytes + images.freed_bytes;
+    let mut freed_bytes = containers.freed_bytes + images.freed_bytes;
+    if has_cache {
+        let request = PruneBuildCacheRequest { filters: args.filters };
+        let answer = daemon.engine().prune_build_cache(within(LONG_CALL, request)).await;
+        let cache = answer.map_err(|status| Failure::from(status).doing("cannot prune the build cache"))?;
+        freed_bytes += cache.into_inner().freed_bytes;
+    }
     output::line(&format!("Total reclaimed space: {}", human::bytes_decimal(freed_bytes)))
 }

@@ -287,6 +287,11 @@ impl Engine for Fake {
         }))
     }
 
+    async fn prune_build_cache(&self, request: Request<PruneBuildCacheRequest>) -> Answer<PruneResponse> {
+        self.ask(format!("prune the build cache {}", request.into_inner().filters.len()));
+        Ok(Response::new(PruneResponse { freed_bytes: 4_000, ..Default::default() }))
+    }
+
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
         let name = request.into_inner().name;
         if name == "used" {

@@ -118,8 +118,11 @@ async fn nothing_is_pruned_without_a_yes() {
     assert_eq!(daemon.script(|script| script.asked.len()), 0);
     let ended = answered(&daemon, &["system", "prune", "-a"], "y\n").await;
     assert_eq!(ended.0, Some(0));
-    assert!(ended.1.ends_with("Total reclaimed space: 3kB\n"), "{}", ended.1);
-    assert_eq!(daemon.script(|script| script.asked.clone()), ["prune containers", "prune images true 0"]);
+    assert!(ended.1.ends_with("Total reclaimed space: 7kB\n"), "{}", ended.1);
+    assert_eq!(
+        daemon.script(|script| script.asked.clone()),
+        ["prune containers", "prune images true 0", "prune the build cache 0"]
+    );
     let ended = rctl(&daemon.socket(), &["image", "prune", "-f", "--filter", "label=a"]).await;
     let expected = "Deleted Images:\nuntagged: a:1\ndeleted: sha256:00\n\nTotal reclaimed space: 2kB\n";
     assert_eq!((ended.code, ended.out.as_str()), (Some(0), expected));
