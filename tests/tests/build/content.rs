@@ -105,6 +105,16 @@ fn only_what_changed_is_done_again() {
     // The cache mount has lived through all of it: three runs so far.
     let runs = fs::read_to_string(world.files(&[], &context).join("runs")).unwrap();
     assert_eq!(runs.lines().count(), 3, "{runs}");
+    // What is kept for that is told, and goes when it is asked to.
+    let kept = || {
+        let rows = world.node().rctl(&["system", "df", "--format", "json"]).json();
+        rows.iter().find(|row| row["Type"] == "Build Cache").unwrap()["TotalCount"].as_u64().unwrap()
+    };
+    assert!(kept() > 4);
+    world.node().rctl(&["system", "prune", "-f", "--filter", "until=10000h"]).ok();
+    assert_eq!(cached(&[]), 4);
+    world.node().rctl(&["system", "prune", "-f"]).ok();
+    assert_eq!((kept(), cached(&[])), (0, 0));
     // Nothing of the containers stays.
     assert!(world.node().container_processes().is_empty());
     let left: Vec<_> = fs::read_dir(world.node().data_dir().join("containers")).unwrap().collect();
