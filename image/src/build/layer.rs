@@ -20,12 +20,10 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::tree::root::kind;
 use super::tree::view::is_kept;
+use crate::diff::archive::{Header, padding};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::sys;
-
-/// Names that fit into a tar header as they are.
-const NAME_MAX: usize = 100;
 
 /// What is known of a layer when its archive is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -287,95 +285,21 @@ impl Writer<'_> {
             self.write(&buffer[..count])?;
             copied += count as u64;
         }
-        let padding = (512 - (size % 512) as usize) % 512;
-        self.write(&[0; 512][..padding])
+        self.write(padding(size))
     }
 
     fn head(&mut self, head: &Head<'_>, attributes: &[(CString, Vec<u8>)]) -> Result<()> {
         self.entries += 1;
-        let mut pax = Vec::new();
-        for (name, value) in attributes {
-            pax_record(&mut pax, &[b"SCHILY.xattr.", name.as_bytes()].concat(), value);
-        }
-        if head.target.len() > NAME_MAX {
-            pax_record(&mut pax, b"linkpath", head.target);
-        }
-        if head.name.len() > NAME_MAX {
-            pax_record(&mut pax, b"path", head.name);
-        }
-        for (key, value, most) in [
-            (&b"size"[..], head.size, 0o77_777_777_777),
-            (b"uid", u64::from(head.stat.st_uid), 0o7_777_777),
-            (b"gid", u64::from(head.stat.st_gid), 0o7_777_777),
-        ] {
-            if value > most {
-                pax_record(&mut pax, key, value.to_string().as_bytes());
-            }
-        }
-        if !pax.is_empty() {
-            let header = header(b"PaxHeaders/x", b'x', 0o644, pax.len() as u64, 0, None, (0, 0), b"");
-            self.write(&header)?;
-            self.write(&pax)?;
-            let padding = (512 - pax.len() % 512) % 512;
-            self.write(&[0; 512][..padding])?;
-        }
-        let owner = (head.stat.st_uid, head.stat.st_gid);
-        let mode = head.stat.st_mode & 0o7777;
-        let time = u64::try_from(self.time(head.stat)).unwrap_or(0);
-        let header = header(head.name, head.kind, mode, head.size, time, head.device, owner, head.target);
-        self.write(&header)
+        let header = Header {
+            path: head.name,
+            flag: head.kind,
+            mode: head.stat.st_mode & 0o7777,
+            owner: (u64::from(head.stat.st_uid), u64::from(head.stat.st_gid)),
+            size: head.size,
+            mtime: self.time(head.stat),
+            target: head.target,
+            device: head.device,
+        };
+        self.write(&header.blocks(attributes))
     }
-}
-
-/// `LENGTH KEY=VALUE\n`, the length included in itself (POSIX pax).
-fn pax_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    out.extend_from_slice(format!("{length} ").as_bytes());
-    out.extend_from_slice(key);
-    out.push(b'=');
-    out.extend_from_slice(value);
-    out.push(b'\n');
-}
-
-/// A ustar header; what does not fit stands in the pax records before it.
-#[allow(clippy::too_many_arguments)]
-fn header(
-    name: &[u8],
-    kind: u8,
-    mode: u32,
-    size: u64,
-    time: u64,
-    device: Option<(u64, u64)>,
-    (uid, gid): (u32, u32),
-    target: &[u8],
-) -> [u8; 512] {
-    let mut header = [0; 512];
-    let mut put = |at: usize, bytes: &[u8], most: usize| {
-        let length = bytes.len().min(most);
-        header[at..at + length].copy_from_slice(&bytes[..length]);
-    };
-    let octal = |value: u64, digits: usize| {
-        let most = (1u64 << (3 * digits)) - 1;
-        format!("{:0digits$o}", value.min(most)).into_bytes()
-    };
-    put(0, name, NAME_MAX);
-    put(100, &octal(u64::from(mode), 7), 8);
-    put(108, &octal(u64::from(uid), 7), 8);
-    put(116, &octal(u64::from(gid), 7), 8);
-    put(124, &octal(size, 11), 12);
-    put(136, &octal(time, 11), 12);
-    put(148, b"        ", 8);
-    put(156, &[kind], 1);
-    put(157, target, NAME_MAX);
-    put(257, b"ustar\x0000", 8);
-    let (major, minor) = device.unwrap_or((0, 0));
-    put(329, &octal(major, 7), 8);
-    put(337, &octal(minor, 7), 8);
-    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    header
 }

@@ -131,8 +131,7 @@ impl<W: Write> Archive<W> {
     }
 
     fn pad(&mut self, size: u64) -> io::Result<()> {
-        let padding = usize::try_from(size.wrapping_neg() % BLOCK as u64).unwrap_or(0);
-        self.out.write_all(&[0u8; BLOCK][..padding])
+        self.out.write_all(padding(size))
     }
 
     fn time(&self, seconds: i64) -> i64 {
@@ -157,16 +156,7 @@ impl<W: Write> Archive<W> {
 
     fn put(&mut self, entry: &Header<'_>, xattrs: &[(CString, Vec<u8>)]) -> Result<()> {
         self.entries += 1;
-        let pax = entry.pax(xattrs);
-        if !pax.is_empty() {
-            let header = block(b"././@PaxHeader", b'x', |header| {
-                header.set_mode(0o644);
-                header.set_size(pax.len() as u64);
-            });
-            self.out.write_all(&header).and_then(|()| self.out.write_all(&pax)).map_err(written)?;
-            self.pad(pax.len() as u64).map_err(written)?;
-        }
-        self.out.write_all(&entry.ustar()).map_err(written)
+        self.out.write_all(&entry.blocks(xattrs)).map_err(written)
     }
 
     /// Ends the archive.
@@ -181,18 +171,44 @@ fn written(error: io::Error) -> Error {
     crate::error::own(error).unwrap_or_else(|source| Error::Taken { source })
 }
 
-struct Header<'a> {
-    path: &'a [u8],
-    flag: u8,
-    mode: u32,
-    owner: (u64, u64),
-    size: u64,
-    mtime: i64,
-    target: &'a [u8],
-    device: Option<(u64, u64)>,
+/// What follows `size` bytes of content, so that the next header begins where one may.
+pub(crate) fn padding(size: u64) -> &'static [u8] {
+    let length = usize::try_from(size.wrapping_neg() % BLOCK as u64).unwrap_or(0);
+    &[0; BLOCK][..length]
+}
+
+/// One entry of an archive, without its content.
+pub(crate) struct Header<'a> {
+    pub(crate) path: &'a [u8],
+    /// What it is, as ustar says it.
+    pub(crate) flag: u8,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u64, u64),
+    pub(crate) size: u64,
+    /// Unix seconds.
+    pub(crate) mtime: i64,
+    pub(crate) target: &'a [u8],
+    pub(crate) device: Option<(u64, u64)>,
 }
 
 impl Header<'_> {
+    /// What stands in front of the content: records, where ustar has no room, and the ustar header.
+    pub(crate) fn blocks(&self, xattrs: &[(CString, Vec<u8>)]) -> Vec<u8> {
+        let pax = self.pax(xattrs);
+        let mut blocks = Vec::new();
+        if !pax.is_empty() {
+            let size = pax.len() as u64;
+            blocks = block(b"././@PaxHeader", b'x', |header| {
+                header.set_mode(0o644);
+                header.set_size(size);
+            });
+            blocks.extend_from_slice(&pax);
+            blocks.extend_from_slice(padding(size));
+        }
+        blocks.extend(self.ustar());
+        blocks
+    }
+
     /// The records for what the ustar header has no room for.
     fn pax(&self, xattrs: &[(CString, Vec<u8>)]) -> Vec<u8> {
         let mut pax = Vec::new();

@@ -10,7 +10,7 @@
 //! by descriptor and one name at a time, no link is followed, and what is not a regular file is never opened
 //! for its content. Start at [`changes`], [`write_layer`] and [`export`].
 
-mod archive;
+pub(crate) mod archive;
 mod changes;
 mod export;
 mod layer;
