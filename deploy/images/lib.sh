@@ -9,6 +9,9 @@
 # bytes. SOURCE_DATE_EPOCH overrides it (https://reproducible-builds.org/specs/source-date-epoch/).
 EPOCH=${SOURCE_DATE_EPOCH:-1735689600}
 
+# Packages that an image does without, though others depend on them; its script may name some.
+IMAGE_WITHOUT=()
+
 note() { printf '%s\n' "$*" >&2; }
 
 die() {
@@ -42,12 +45,12 @@ install_packages() {
 
 # ── Debian packages ────────────────────────────────────────────────────────────────────────────
 
-# apt_apart ARGS... runs apt-get apart from the machine: an empty package status, own archives, own
-# caches. Only the package lists and their signatures are the machine's.
+# apt_apart ARGS... runs apt-get apart from the machine: own archives, own caches, and a package status that has
+# nothing but IMAGE_WITHOUT. Only the package lists and their signatures are the machine's.
 apt_apart() {
   local home=$CACHE/apt
   mkdir -p "$home"/{archives,none}/partial
-  [[ -e $home/status ]] || : >"$home/status"
+  status_without "${IMAGE_WITHOUT[@]}" >"$home/status"
   apt-get -qq -y \
     -o Dir::State::status="$home/status" \
     -o Dir::State::extended_states="$home/extended_states" \
@@ -55,6 +58,16 @@ apt_apart() {
     -o APT::Sandbox::User=root \
     -o APT::Install-Recommends=false \
     "$@" </dev/null
+}
+
+# status_without PACKAGE... prints a package status in which those are installed, so that apt leaves them out of what
+# others depend on, with all that they would bring.
+status_without() {
+  local package
+  for package in "$@"; do
+    printf 'Package: %s\nStatus: install ok installed\nArchitecture: all\nMulti-Arch: foreign\n' "$package"
+    printf 'Version: 99:1\nMaintainer: nobody\nDescription: left out\n\n'
+  done
 }
 
 # lists_state prints what the answers of apt depend on: its lists, sources and preferences.
@@ -69,13 +82,13 @@ lists_state() {
 debs_resolve() {
   local out kept query=(-o Dir::Cache::archives="$CACHE/apt/none" --print-uris install "$@")
   mkdir -p "$CACHE/apt/resolved"
-  kept=$CACHE/apt/resolved/$({ echo "$*" && lists_state; } | sha256sum | cut -c1-16)
+  kept=$CACHE/apt/resolved/$({ echo "$* without ${IMAGE_WITHOUT[*]}" && lists_state; } | sha256sum | cut -c1-16)
   if [[ ! -f $kept ]]; then
     if ! out=$(apt_apart "${query[@]}" 2>/dev/null); then
       [[ -n ${LISTS_FRESH:-} ]] || apt-get -qq update </dev/null >&2 || note "apt-get update failed"
       LISTS_FRESH=1
       out=$(apt_apart "${query[@]}") || return 1
-      kept=$CACHE/apt/resolved/$({ echo "$*" && lists_state; } | sha256sum | cut -c1-16)
+      kept=$CACHE/apt/resolved/$({ echo "$* without ${IMAGE_WITHOUT[*]}" && lists_state; } | sha256sum | cut -c1-16)
     fi
     awk '{ print $2, $4 }' <<<"$out" | LC_ALL=C sort >"$kept.part"
     mv "$kept.part" "$kept"

@@ -199,6 +199,7 @@ fn the_quickstart_tells_it_and_takes_it_away() {
     figures::tell("story: deploy/quickstart without building", told.took.as_millis(), "ms");
     let text = told.ok();
     down.ok();
+    assert!(text.contains("built sha256:") && text.contains("as web"), "{text}");
     assert_eq!(text.matches("50 of 50 requests answered by").count(), 3, "{text}");
     assert_nothing_left(&before, &name);
 }

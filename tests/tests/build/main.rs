@@ -5,4 +5,5 @@ mod cases;
 mod compare;
 mod content;
 mod refusals;
+mod textbook;
 mod world;
