@@ -28,8 +28,9 @@ pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json"
 pub const MANIFEST_MAX_BYTES: u64 = 4 << 20;
 /// The largest image configuration that is read.
 pub const CONFIG_MAX_BYTES: u64 = 8 << 20;
-/// More layers than overlayfs can stack.
-const LAYERS_MAX: usize = 500;
+/// Overlayfs stacks 500 layers (`OVL_MAX_STACK`). One may be added for folders without entries, and one by a build for
+/// what it mounts.
+const LAYERS_MAX: usize = 498;
 /// More entries than any real index has.
 const INDEX_ENTRIES_MAX: usize = 1024;
 

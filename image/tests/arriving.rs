@@ -13,7 +13,7 @@ use rorqual_image::{
 };
 use serde_json::json;
 use support::registry::{Fault, Registry};
-use support::{Image, Layer, chain, count, gzip, put, store, zstd};
+use support::{Image, Layer, chain, count, gzip, noise, put, store, zstd};
 
 fn client() -> RegistryClient {
     RegistryClient::new(RegistryOptions {
@@ -29,19 +29,9 @@ async fn fetch(store: &Store, reference: &Reference) -> rorqual_image::Result<Di
     tokio::time::timeout(Duration::from_secs(60), pulling).await.expect("the pull hangs")
 }
 
-/// Bytes that don't compress.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 1u64;
-    let mut draw = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..length).map(|_| draw()).collect()
-}
-
 /// One layer of two files, the first of which is small.
 fn two_files() -> Vec<u8> {
-    Layer::new().file("first", b"1").file("second", &noise(2 << 20)).tar()
+    Layer::new().file("first", b"1").file("second", &noise(1, 2 << 20)).tar()
 }
 
 /// What the store holds, temporary things included.
@@ -82,7 +72,7 @@ async fn files_appear_before_the_layer_has_come_and_the_layer_after_it_was_verif
     assert_eq!(count(&store, "layers/sha256"), 1);
     assert_eq!(count(&store, "layers/tmp"), 0);
     let top = store.prepare(&digest).unwrap().layers[0].clone();
-    assert_eq!(std::fs::read(top.join("second")).unwrap(), noise(2 << 20));
+    assert_eq!(std::fs::read(top.join("second")).unwrap(), noise(1, 2 << 20));
 }
 
 #[tokio::test]
@@ -120,7 +110,7 @@ async fn a_transfer_that_breaks_is_one_layer_all_the_same() {
         // All of it was unpacked by the pull.
         assert_eq!((count(&store, "layers/sha256"), count(&store, "layers/tmp")), (1, 0));
         let top = store.prepare(&digest).unwrap().layers[0].clone();
-        assert_eq!(std::fs::read(top.join("second")).unwrap(), noise(2 << 20));
+        assert_eq!(std::fs::read(top.join("second")).unwrap(), noise(1, 2 << 20));
     }
 }
 
@@ -200,7 +190,8 @@ async fn digests_by_sha512_and_layers_that_come_twice_are_fine() {
 #[tokio::test]
 async fn every_layer_is_reported_when_it_is_unpacked() {
     let (registry, (_folder, store)) = (Registry::start().await, store());
-    let tars: Vec<_> = (0..12).map(|at| Layer::new().file(&format!("f{at}"), &noise(5000)).tar()).collect();
+    let tars: Vec<_> =
+        (0..12).map(|at| Layer::new().file(&format!("f{at}"), &noise(1, 5000)).tar()).collect();
     let image = Image::with(&tars, gzip, |_| {}, |_| {});
     registry.add(&image, "1");
     let (reports, mut queue) = tokio::sync::mpsc::unbounded_channel();

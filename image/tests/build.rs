@@ -16,6 +16,7 @@ use rorqual_image::build::{
     folder_files,
 };
 use rorqual_image::{Digest, Error, Reference, SaveFormat, Saved, Store};
+use support::disk::Disk;
 use support::{Image, Layer};
 
 type Work = dyn Fn(&RunCommand) -> i32 + Send + Sync;
@@ -348,35 +349,31 @@ fn a_mount_point_is_below_the_changes() {
 
 #[test]
 fn a_full_disk_is_told_and_leaves_the_store_as_it_was() {
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    let world = World::new();
-    let disk = tempfile::tempdir().unwrap();
-    mount(Some("rqt-bld"), disk.path(), Some("tmpfs"), MsFlags::empty(), Some("size=4m")).unwrap();
-    let outcome = std::panic::catch_unwind(|| {
-        let store = Store::open(disk.path().join("store")).unwrap();
-        let archive = Image::new(&[Layer::new().file("f", b"1").tar()]).layout_tar(Some("base:1"));
-        store.load_stream(archive.as_slice(), "base").unwrap();
-        let before = (support::count(&store, "content/sha256"), support::count(&store, "layers/sha256"));
-        fs::write(world.context().join("large"), vec![1; 8 << 20]).unwrap();
-        let host = Fake { store: store.clone(), work: Box::new(|_| 0) };
-        let options = BuildOptions {
-            file_name: "Dockerfile".into(),
-            file: "FROM base:1\nCOPY large /\n".into(),
-            ..BuildOptions::default()
-        };
-        let report: rorqual_image::build::Report = Arc::new(|_| {});
-        let context = folder_files(&world.context()).unwrap();
-        let error = build(&store, &host, &context, &options, &report, &Cancel::default()).unwrap_err();
-        let text = support::chain(&error);
-        assert!(text.contains("Dockerfile:2") && text.contains("no space left"), "{text}");
-        store.sweep().unwrap();
-        let after = (support::count(&store, "content/sha256"), support::count(&store, "layers/sha256"));
-        // The base image was unpacked on the way, which is no loss.
-        assert_eq!((before.0, before.1 + 1), after);
-        assert_eq!(support::count(&store, "layers/tmp"), 0);
-    });
-    umount2(disk.path(), MntFlags::MNT_DETACH).unwrap();
-    outcome.unwrap();
+    let (world, disk) = (World::new(), Disk::new(4));
+    let store = Store::open(disk.as_ref().join("store")).unwrap();
+    let archive = Image::new(&[Layer::new().file("f", b"1").tar()]).layout_tar(Some("base:1"));
+    store.load_stream(archive.as_slice(), "base").unwrap();
+    let kept = || (support::count(&store, "content/sha256"), support::count(&store, "layers/sha256"));
+    let before = kept();
+    fs::write(world.context().join("large"), vec![1; 8 << 20]).unwrap();
+    let host = Fake { store: store.clone(), work: Box::new(|_| 0) };
+    let options = BuildOptions {
+        file_name: "Dockerfile".into(),
+        file: "FROM base:1\nCOPY large /\n".into(),
+        ..BuildOptions::default()
+    };
+    let report: rorqual_image::build::Report = Arc::new(|_| {});
+    let context = folder_files(&world.context()).unwrap();
+    let attempt = || build(&store, &host, &context, &options, &report, &Cancel::default());
+    let text = support::chain(&attempt().unwrap_err());
+    assert!(text.contains("Dockerfile:2") && text.contains("no space left"), "{text}");
+    store.sweep().unwrap();
+    // The base image was unpacked on the way, which is no loss.
+    assert_eq!((before.0, before.1 + 1), kept());
+    assert_eq!(support::count(&store, "layers/tmp"), 0);
+    disk.resize(64);
+    let prepared = store.prepare(&attempt().unwrap().digest).unwrap();
+    assert_eq!(fs::metadata(prepared.layers[0].join("large")).unwrap().len(), 8 << 20);
 }
 
 #[test]

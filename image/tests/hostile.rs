@@ -353,6 +353,8 @@ fn limits_hold_and_say_which() {
     let many = (0..200).fold(Layer::new(), |layer, at| layer.file(&format!("f{at}"), b"")).tar();
     let header = Layer::new().pax(&[("comment", &[b'x'; 5000])]).file("x", b"").tar();
     let implied = Layer::new().file("a/b/c/d/e/f", b"").tar();
+    // A thousand folders of ten bytes, each remembered with 64 more.
+    let folders = (0..1000).fold(Layer::new(), |layer, at| layer.dir(&format!("folder{at:04}"), 0o755)).tar();
     let small = Limits { ratio: 10, ratio_free_bytes: 1 << 20, ..Limits::default() };
     type Pack = fn(&[u8]) -> Vec<u8>;
     let cases: Vec<(Vec<u8>, Pack, Limits, &str)> = vec![
@@ -364,6 +366,7 @@ fn limits_hold_and_say_which() {
         (implied.clone(), gzip, Limits { path_depth: 3, ..Limits::default() }, "`path_depth`"),
         (implied.clone(), gzip, Limits { entries: 4, ..Limits::default() }, "`entries`"),
         (implied, gzip, Limits { path_bytes: 6, ..Limits::default() }, "`path_bytes`"),
+        (folders.clone(), gzip, Limits { folder_bytes: 73_000, ..Limits::default() }, "`folder_bytes`"),
     ];
     for (tar, pack, limits, part) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -377,4 +380,8 @@ fn limits_hold_and_say_which() {
     // And with the usual ones it is a layer like any other.
     let (_folder, store) = support::store();
     assert!(prepare(&store, &[zeros]).is_ok());
+    let enough = Limits { folder_bytes: 75_000, ..Limits::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open_with(folder.path(), Options { limits: enough, ..Options::default() }).unwrap();
+    assert!(prepare(&store, &[folders]).is_ok());
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use rorqual_image::{Prepared, Store};
+use rorqual_image::Prepared;
 use support::{Image, Layer, chain, count, gzip, prepare, store, zstd};
 
 /// An image, mounted read-only, until the end of the test.
@@ -288,46 +288,4 @@ fn what_is_prepared_is_not_swept_while_it_is_held() {
     let removed = store.sweep().unwrap();
     assert_eq!(removed.layers.len(), 1);
     assert!(!path.exists());
-}
-
-/// A file system of its own, so small that it fills up.
-struct Tiny(tempfile::TempDir);
-
-impl Tiny {
-    fn new(options: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("rqt-img-tiny-").tempdir().unwrap();
-        mount(Some("rqt-img"), folder.path(), Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
-        Tiny(folder)
-    }
-}
-
-impl Drop for Tiny {
-    fn drop(&mut self) {
-        umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
-    }
-}
-
-#[test]
-fn a_full_disk_is_named_with_the_remedy_and_leaves_nothing_half_done() {
-    let tiny = Tiny::new("size=2m");
-    let store = Store::open(tiny.0.path().join("store")).unwrap();
-    let noise: Vec<u8> =
-        (0..3_000_000u32).flat_map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()).take(4 << 20).collect();
-    // While the blob is written.
-    let large = Image::new(&[Layer::new().file("big", &noise).tar()]);
-    let text = chain(&store.load_stream(&large.layout_tar(None)[..], "large.tar").unwrap_err());
-    assert!(
-        text.contains("no space left for") && text.contains("content/tmp") && text.contains("rctl image rm"),
-        "{text}"
-    );
-    assert_eq!((count(&store, "content/sha256"), count(&store, "content/tmp")), (0, 0));
-    // While the layer is unpacked.
-    let swelling =
-        Image::with(&[Layer::new().file("etc/zeros", &vec![0; 4 << 20]).tar()], gzip, |_| {}, |_| {});
-    let loaded = store.load_stream(&swelling.layout_tar(None)[..], "swelling.tar").unwrap();
-    let text = chain(&store.prepare(&loaded[0].digest).unwrap_err());
-    assert!(text.contains("disk is full at entry `etc/zeros`") && text.contains("rctl image rm"), "{text}");
-    assert_eq!((count(&store, "layers/sha256"), count(&store, "layers/tmp")), (0, 0));
-    // The store works on.
-    assert!(prepare(&store, &[base()]).is_ok());
 }

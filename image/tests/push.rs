@@ -16,7 +16,7 @@ use rorqual_image::{
 use serde_json::json;
 use support::debian::{DebianRegistry, Tls, Wire};
 use support::served::Served;
-use support::{Image, Layer, OCI_MANIFEST, chain, descriptor, gzip, layout, put, store};
+use support::{Image, Layer, OCI_MANIFEST, chain, descriptor, gzip, layout, noise, put, store};
 
 fn options() -> RegistryOptions {
     RegistryOptions { backoff: Duration::from_millis(10), attempts: 4, ..RegistryOptions::default() }
@@ -24,16 +24,6 @@ fn options() -> RegistryOptions {
 
 fn password(word: &str) -> Credentials {
     Credentials::Password { username: "user".to_owned(), password: word.to_owned() }
-}
-
-/// Bytes that don't compress.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed;
-    let mut draw = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..length).map(|_| draw()).collect()
 }
 
 fn image() -> Image {

@@ -117,6 +117,11 @@ impl Refusal {
         self.status == StatusCode::REQUEST_TIMEOUT
     }
 
+    /// Whether the disk is full.
+    pub(super) fn is_full(&self) -> bool {
+        self.status == StatusCode::INSUFFICIENT_STORAGE
+    }
+
     /// Whether there is nothing such.
     pub(super) fn is_missing(&self) -> bool {
         self.status == StatusCode::NOT_FOUND

@@ -125,7 +125,7 @@ impl<B: Backend> Registry<B> {
     }
 
     /// Writes a request's body to an upload. What came stays when the rest doesn't, so that the client can
-    /// ask how far it is and go on there.
+    /// ask how far it is and go on there; unless the disk is full.
     async fn receive<R>(
         &self,
         upload: &Upload,
@@ -157,7 +157,14 @@ impl<B: Backend> Registry<B> {
                 batch.push(data.clone());
             }
             if !batch.is_empty() && (is_end || size >= BATCH_BYTES) {
-                turn = turn.append(std::mem::take(&mut batch)).await?;
+                turn = match turn.append(std::mem::take(&mut batch)).await {
+                    Err(refusal) if refusal.is_full() => {
+                        // What came would keep the disk full until it expires. It may be gone already.
+                        let _ = self.spool.cancel(upload).await;
+                        return Err(refusal);
+                    }
+                    appended => appended?,
+                };
                 size = 0;
             }
             if is_end {

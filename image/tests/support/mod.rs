@@ -7,6 +7,7 @@
 )]
 
 pub mod debian;
+pub mod disk;
 pub mod registry;
 pub mod served;
 
@@ -248,6 +249,18 @@ pub fn layout(blobs: &BTreeMap<Digest, Vec<u8>>, manifests: Value) -> Vec<(Strin
 /// A tar archive of `files`.
 pub fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     files.iter().fold(Layer::new(), |layer, (name, bytes)| layer.file(name, bytes)).tar()
+}
+
+/// Bytes that don't compress.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = Vec::with_capacity(length + 4);
+    while bytes.len() < length {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&state.to_be_bytes()[..4]);
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 /// A store in a folder of its own.

@@ -38,6 +38,8 @@ pub enum Fault {
     /// Nothing at all comes.
     Hang,
     Redirect(String),
+    /// 202, and the upload is to go there.
+    Upload(String),
 }
 
 /// One request, as it came.
@@ -92,15 +94,18 @@ impl Registry {
     }
 
     pub fn add(&self, image: &Image, tag: &str) {
+        self.add_document(&image.blobs, &image.manifest, super::OCI_MANIFEST, tag);
+    }
+
+    /// Whatever it is.
+    pub fn add_document(&self, blobs: &BTreeMap<Digest, Vec<u8>>, top: &Digest, kind: &str, tag: &str) {
         let mut state = self.state.lock().unwrap();
-        state.blobs.extend(image.blobs.clone());
-        state.tags.insert(tag.to_owned(), (image.manifest.clone(), super::OCI_MANIFEST.to_owned()));
+        state.blobs.extend(blobs.clone());
+        state.tags.insert(tag.to_owned(), (top.clone(), kind.to_owned()));
     }
 
     pub fn add_index(&self, blobs: &BTreeMap<Digest, Vec<u8>>, index: &Digest, tag: &str) {
-        let mut state = self.state.lock().unwrap();
-        state.blobs.extend(blobs.clone());
-        state.tags.insert(tag.to_owned(), (index.clone(), super::OCI_INDEX.to_owned()));
+        self.add_document(blobs, index, super::OCI_INDEX, tag);
     }
 
     /// The next `times` requests for a path that contains `part`.
@@ -172,6 +177,13 @@ impl Registry {
             Some(Fault::Redirect(to)) => {
                 return Response::builder()
                     .status(307)
+                    .header("location", to)
+                    .body(full(Vec::new()))
+                    .map_err(std::io::Error::other);
+            }
+            Some(Fault::Upload(to)) => {
+                return Response::builder()
+                    .status(202)
                     .header("location", to)
                     .body(full(Vec::new()))
                     .map_err(std::io::Error::other);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use rorqual_image::{BlobSource, Digest, Store};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+/// Where the store is; gone with the last one who has it.
+pub type Home = Arc<dyn AsRef<Path> + Send + Sync>;
 
 type Records = BTreeMap<String, (u64, Vec<u8>)>;
 
@@ -114,7 +118,7 @@ pub struct Served {
     pub store: Store,
     pub shared: Shared,
     pub registry: Registry<Shared>,
-    folder: Arc<tempfile::TempDir>,
+    folder: Home,
     options: Options,
     is_trusting: bool,
     task: tokio::task::JoinHandle<()>,
@@ -127,17 +131,12 @@ impl Served {
     }
 
     pub async fn with(options: Options, shared: Shared, is_trusting: bool) -> Served {
-        let folder = Arc::new(tempfile::Builder::new().prefix("rqt-img-serve-").tempdir().unwrap());
-        Served::on(folder, options, shared, is_trusting).await
+        let folder = tempfile::Builder::new().prefix("rqt-img-serve-").tempdir().unwrap();
+        Served::on(Arc::new(folder), options, shared, is_trusting).await
     }
 
-    async fn on(
-        folder: Arc<tempfile::TempDir>,
-        options: Options,
-        shared: Shared,
-        is_trusting: bool,
-    ) -> Served {
-        let store = Store::open(folder.path().join("store")).unwrap();
+    pub async fn on(folder: Home, options: Options, shared: Shared, is_trusting: bool) -> Served {
+        let store = Store::open((*folder).as_ref().join("store")).unwrap();
         let registry = Registry::open(store.clone(), shared.clone(), options.clone()).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
