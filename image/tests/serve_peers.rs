@@ -1,11 +1,11 @@
-//! Debian's skopeo, podman, buildah and umoci push to our registry and pull from it.
+//! Debian's skopeo, podman, buildah, umoci and docker push to our registry and pull from it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rorqual_image::serve::{Options, Right};
 use rorqual_image::{Digest, Reference, RegistryClient, RegistryOptions, Store, pull};
@@ -169,4 +169,93 @@ async fn buildah_and_podman() {
         let prepared = store.prepare(&digest).unwrap();
         assert!(prepared.layers.iter().any(|layer| layer.join("etc/motd").exists()));
     }
+}
+
+/// Docker's daemon, in namespaces of its own but for the network; it ends with this.
+struct Docker {
+    daemon: tokio::process::Child,
+    folder: tempfile::TempDir,
+}
+
+impl Docker {
+    async fn start() -> Docker {
+        let folder = tempfile::Builder::new().prefix("rqt-img-docker-").tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name).display().to_string();
+        let log = std::fs::File::create(place("log")).unwrap();
+        let mut command = tokio::process::Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "dockerd"]);
+        command.args([
+            "--data-root",
+            &place("data"),
+            "--exec-root",
+            &place("exec"),
+            "--pidfile",
+            &place("pid"),
+        ]);
+        command.args(["--host", &format!("unix://{}", place("socket")), "--storage-driver", "vfs"]);
+        command.args(["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        let docker = Docker { daemon: command.spawn().expect("unshare"), folder };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !docker.command(&["version"]).output().await.unwrap().status.success() {
+            let log = || std::fs::read_to_string(docker.folder.path().join("log")).unwrap();
+            assert!(Instant::now() < deadline, "dockerd does not start: {}", log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        docker
+    }
+
+    /// Waits until nothing of it is left, so that its folder can go.
+    async fn end(mut self) {
+        let unshare = self.daemon.id().unwrap();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+        let first = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
+        // The first process of its namespace takes all others along.
+        nix::sys::signal::kill(first, nix::sys::signal::Signal::SIGKILL).unwrap();
+        self.daemon.wait().await.unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> tokio::process::Command {
+        let socket = format!("unix://{}", self.folder.path().join("socket").display());
+        // The client of the same package: a newer one may want a newer daemon.
+        let mut command = tokio::process::Command::new("/usr/bin/docker");
+        command.env("DOCKER_CONFIG", self.folder.path()).args(["--host", &socket]).args(arguments);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> String {
+        let mut command = self.command(arguments);
+        let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await.unwrap().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "docker {arguments:?}: {out}{err}");
+        out.trim().to_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker() {
+    let shared = Shared::default();
+    shared.allow("dev", "secret", "team/*", &[Right::Pull, Right::Push]);
+    let served = Served::with(Options::default(), shared, false).await;
+    let (docker, image, host) = (Docker::start().await, image(), served.address.to_string());
+    let archive = docker.folder.path().join("image.tar");
+    std::fs::write(&archive, support::archive(&image.docker(&["app:1"]))).unwrap();
+    docker.run(&["load", "--quiet", "--input", archive.to_str().unwrap()]).await;
+    let (name, again) = (format!("{host}/team/docker:1"), format!("{host}/team/again:1"));
+    docker.run(&["tag", "app:1", &name]).await;
+    let denied = docker.command(&["push", &name]).output().await.unwrap();
+    assert!(!denied.status.success(), "without a login");
+    docker.run(&["login", "--username", "dev", "--password", "secret", &host]).await;
+    docker.run(&["push", &name]).await;
+    let pushed = served.registry.resolve("team/docker", "1").await.unwrap().expect("it was pushed");
+    // Layers that the registry has in another repository are mounted.
+    docker.run(&["tag", "app:1", &again]).await;
+    docker.run(&["push", &again]).await;
+    assert_eq!(served.registry.resolve("team/again", "1").await.unwrap(), Some(pushed.clone()));
+    docker.run(&["image", "rm", "app:1", &name, &again]).await;
+    docker.run(&["pull", &name]).await;
+    let digests = docker.run(&["image", "inspect", "--format", "{{.RepoDigests}}", &name]).await;
+    assert_eq!(digests, format!("[{host}/team/docker@{pushed}]"));
+    docker.end().await;
 }
