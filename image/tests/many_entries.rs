@@ -1,5 +1,5 @@
 //! A layer of many entries takes little memory while it is unpacked. Alone in its program, whose memory is looked at.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod support;
 
