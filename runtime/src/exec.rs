@@ -10,9 +10,11 @@ use oci_spec::runtime::Spec;
 
 use crate::cgroup::{Group, Layout};
 use crate::error::chain;
+use crate::fault;
 use crate::host;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, ExecRequest};
+use crate::rdt;
 use crate::record;
 use crate::seccomp::Asked;
 use crate::spawn::{self, Ask, Child, Flow};
@@ -45,6 +47,8 @@ pub(crate) struct Exec<'a> {
     pub(crate) start_ticks: u64,
     /// The container's groups.
     pub(crate) group: &'a Group,
+    /// Its class of service.
+    pub(crate) rdt: Option<&'a rdt::Groups>,
     /// Groups below the container's to join instead, as `[controller:]path`.
     pub(crate) below: &'a [String],
     pub(crate) rootfs: &'a Path,
@@ -65,9 +69,11 @@ pub(crate) fn start(
     let target = open_process(exec.pid, exec.start_ticks)
         .and_then(|target| target.ok_or_else(|| io::ErrorKind::NotFound.into()))
         .map_err(|error| Failure::step("opening the container's first process", &error))?;
+    fault::at("exec", 1).map_err(|error| Failure::step("looking at the container", &error))?;
     let layout = Layout::discover().map_err(failed)?;
     let group = group(&exec, &layout).map_err(failed)?;
     let facts = host::facts(layout).map_err(failed)?;
+    let rdt = exec.rdt.and_then(rdt::Groups::entry);
     let wanted = ExecRequest {
         spec: exec.spec,
         user: exec.user,
@@ -77,6 +83,7 @@ pub(crate) fn start(
         keyring: exec.keyring,
         bounding: bounding_capabilities(exec.pid),
         preserved_fds: exec.preserved_fds,
+        waits: rdt.is_some(),
     };
     let plan = plan::exec_plan(&wanted, &facts).map_err(|wrong| Failure {
         kind: Kind::Spec,
@@ -88,6 +95,7 @@ pub(crate) fn start(
     let child = Child {
         namespaces: plan.namespaces,
         groups: None,
+        rdt,
         unified: group.unified.as_deref(),
         unit: group.unit.as_ref(),
         steps: &plan.steps,
@@ -107,7 +115,10 @@ pub(crate) fn start(
     spawn::first_process(child, |ask, _, fd| match (ask, fd) {
         (Ask::Terminal, Some(fd)) if terminals > 0 => {
             terminals -= 1;
-            terminal(fd).map(|()| Flow::GoOn)
+            let fault = |error: io::Error| Failure::step("handing out the terminal", &error);
+            fault::at("exec", 2).map_err(fault)?;
+            terminal(fd)?;
+            fault::at("exec", 3).map_err(fault).map(|()| Flow::GoOn)
         }
         (Ask::Born(_), _) => Ok(Flow::Unanswered),
         (other, _) => Err(spawn::unanswered(other)),

@@ -288,6 +288,7 @@ fn further(spec: &Spec, facts: &Facts, namespaces: u64) -> plan::Result<Plan> {
             keyring: true,
             bounding: 0,
             preserved_fds: 0,
+            waits: false,
         },
         facts,
     )

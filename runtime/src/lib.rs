@@ -32,6 +32,7 @@ pub mod log;
 pub mod monitor;
 pub mod oci;
 mod plan;
+mod rdt;
 mod record;
 mod runtime;
 mod seccomp;

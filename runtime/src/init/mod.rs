@@ -27,9 +27,9 @@ use crate::seccomp;
 use crate::spawn::{self, Ask, Channel};
 use crate::sys::{self, SharedWord};
 
-pub(crate) use root::detached as detached_root;
+pub(crate) use root::{detached as detached_root, unescaped};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use {root::unescaped, user::resolved};
+pub(crate) use user::resolved;
 
 /// Why a container did not start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -56,6 +56,7 @@ fn execute(dir: &Path, mut request: File, channel: &Channel) -> Result<i32, Fail
         pid: state.pid,
         start_ticks: state.start_ticks,
         group: &record.group,
+        rdt: None,
         below: &[],
         // It has a mount namespace of its own.
         rootfs: Path::new("/"),

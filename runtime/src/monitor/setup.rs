@@ -160,6 +160,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
     let child = Child {
         namespaces: plan.namespaces,
         groups: Some(&plan.cgroup),
+        rdt: None,
         unified: record.group.unified.as_deref(),
         unit: None,
         steps: &plan.steps,

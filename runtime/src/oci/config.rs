@@ -66,7 +66,11 @@ pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>> {
 
 /// Reads a specification, of a version that is known; with warnings about what was passed over.
 pub(super) fn parse(text: &[u8], path: &Path) -> Result<(Spec, Vec<String>)> {
-    let (spec, warnings) = from_json_amended::<Spec>(text, path)?;
+    let (mut spec, warnings) = from_json_amended::<Spec>(text, path)?;
+    amend::counters(text, &mut spec).map_err(|(field, reason)| Error::Invalid {
+        path: path.to_owned(),
+        reason: format!("{field}: {reason}"),
+    })?;
     if version_is_known(spec.version()) {
         Ok((spec, warnings))
     } else {

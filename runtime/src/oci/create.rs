@@ -25,6 +25,7 @@ use crate::hooks::{self, Environment};
 use crate::host;
 use crate::init::{Failure, Kind, Stdio};
 use crate::plan::{self, Facts, Keeper, LISTEN_PID, Plan, Request};
+use crate::rdt;
 use crate::record;
 use crate::seccomp::Asked;
 use crate::spawn::{self, Ask, Child, Flow};
@@ -90,6 +91,9 @@ pub(super) struct Making<'a> {
     options: &'a Options,
     /// Until then the groups that the record names may be somebody else's.
     has_groups: bool,
+    /// The class of service that is to be made.
+    rdt: Option<rdt::Making>,
+    has_rdt: bool,
     lock: Option<Lock>,
 }
 
@@ -133,6 +137,7 @@ impl<'a> Making<'a> {
                 console::size_as_ours(process);
             }
             let facts = host::facts(Layout::discover()?)?;
+            let rdt = rdt(&spec, &place.id)?;
             let annotations = spec.annotations().iter().flatten();
             let record = Record {
                 oci_version: spec.version().clone(),
@@ -149,6 +154,7 @@ impl<'a> Making<'a> {
                     .map(|(key, value)| (key.clone(), value.clone()))
                     .collect::<BTreeMap<_, _>>(),
                 group: group(context, &facts, &spec, &place.id)?,
+                rdt: rdt.as_ref().map(|making| making.groups().clone()),
             };
             fault::at("parent", 0).map_err(fault)?;
             place.write(&record)?;
@@ -158,7 +164,9 @@ impl<'a> Making<'a> {
             record::write_new(&config, &text).map_err(Error::file("write", &config))?;
             fault::at("parent", 2).map_err(fault)?;
             let place = place.clone();
-            Ok(Making { context, place, record, spec, facts, options, has_groups: false, lock: Some(lock) })
+            let lock = Some(lock);
+            let has_groups = false;
+            Ok(Making { context, place, record, spec, facts, options, has_groups, rdt, has_rdt: false, lock })
         };
         making().inspect_err(|_| {
             // The failure that counts is the one that is returned.
@@ -177,12 +185,15 @@ impl<'a> Making<'a> {
         let leave = listener.is_some();
         let plan = self.plan(leave)?;
         let group = self.record.group.clone();
+        let rdt = self.rdt.take().map(rdt::Making::make).transpose()?;
+        self.has_rdt = rdt.is_some();
         let asked = plan.listener.as_ref();
         let asked =
             asked.map(|listener| Asked::creating(listener, &self.record.id, &self.record.bundle, &self.spec));
         let child = Child {
             namespaces: plan.namespaces,
             groups: Some(&plan.cgroup),
+            rdt,
             unified: group.unified.as_deref(),
             unit: group.unit.as_ref(),
             steps: &plan.steps,
@@ -252,9 +263,7 @@ impl<'a> Making<'a> {
                 preserved_fds: self.options.preserved.all,
             },
         };
-        plan::launch_plan(&request, &self.facts).map_err(|wrong| {
-            Failure { kind: Kind::Spec, subject: wrong.field, errno: None, detail: wrong.reason }.into()
-        })
+        plan::launch_plan(&request, &self.facts).map_err(invalid)
     }
 
     fn host_hooks(&self, pid: i32) -> Result<(), Failure> {
@@ -301,10 +310,23 @@ impl<'a> Making<'a> {
         if !self.has_groups {
             record.group = Group::default();
         }
+        if !self.has_rdt {
+            record.rdt = None;
+        }
         if let Err(error) = delete::take_away(self.context, &self.place, Some(&record)) {
             self.context.log.warn(&format!("taking the half-made container away: {error}"));
         }
     }
+}
+
+fn invalid(wrong: plan::Invalid) -> Error {
+    Failure { kind: Kind::Spec, subject: wrong.field, errno: None, detail: wrong.reason }.into()
+}
+
+/// The class of service that the container is going to have, if it says anything about that.
+fn rdt(spec: &Spec, id: &str) -> Result<Option<rdt::Making>> {
+    let plan = spec.linux().as_ref().map_or(Ok(None), |linux| plan::rdt::rdt(linux, id)).map_err(invalid)?;
+    Ok(plan.map(rdt::Making::begin).transpose()?)
 }
 
 /// Written under another name and then renamed, so that whoever waits for it finds it whole. One of an earlier container

@@ -61,6 +61,7 @@ pub(super) fn take_away(context: &Context, place: &Place, record: Option<&Record
     let mut errors = Vec::new();
     if let Some(record) = record {
         errors.extend(record.group.clear(&record.id, WAIT).into_iter().map(Error::from));
+        errors.extend(record.rdt.as_ref().and_then(|rdt| rdt.remove().err()).map(Error::from));
         after_stop(context, place, record);
     }
     if errors.is_empty() {

@@ -39,7 +39,10 @@ pub(super) fn events(context: &Context, matches: &Matches) -> Result<u8> {
 }
 
 fn tell(kind: &'static str, record: &Record) -> Result<()> {
-    let data = (kind == "stats").then(|| record.group.stats());
+    let data = (kind == "stats").then(|| {
+        let intel_rdt = record.rdt.as_ref().map(|groups| groups.stats()).unwrap_or_default();
+        Stats { intel_rdt, ..record.group.stats() }
+    });
     let event = Event { kind, id: &record.id, data };
     write_out(&format!("{}\n", serde_json::to_string(&event).unwrap_or_default()))
 }

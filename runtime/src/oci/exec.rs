@@ -1,6 +1,6 @@
 //! `exec`: a further process in a container that runs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr as _;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Spec};
@@ -17,6 +17,7 @@ use super::relay::Relay;
 use super::run::{self, Signals};
 use super::state::Status;
 use crate::exec::{self, Exec};
+use crate::fault;
 use crate::init::Stdio;
 
 /// `exec`.
@@ -63,23 +64,35 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
         pid: record.pid,
         start_ticks: record.start_ticks,
         group: &record.group,
+        rdt: record.rdt.as_ref(),
         below: &below,
         rootfs: &record.rootfs,
         keyring: record.keyring,
         stdio: Stdio::Inherited,
         preserved_fds: preserved.all,
     };
+    fault::at("exec", 0).map_err(Error::system("preparing the process"))?;
     let pid = exec::start(wanted, |fd| console::hand_over(fd, &console, Some(&mut master)))?;
-    if let Some(path) = matches.value("pid-file").filter(|path| !path.is_empty())
-        && let Err(error) = write_pid_file(&PathBuf::from(path), pid)
-    {
-        let _ = crate::sys::kill(pid, libc::SIGKILL);
-        let _ = crate::sys::wait_for(pid);
-        return Err(error);
-    }
+    let pid_file = matches.value("pid-file").filter(|path| !path.is_empty()).map(Path::new);
+    let relay = match told(pid, pid_file).and_then(|()| Ok(master.map(Relay::new).transpose()?)) {
+        Ok(relay) => relay,
+        Err(error) => {
+            // It runs, but nobody would look after it.
+            let _ = crate::sys::kill(pid, libc::SIGKILL);
+            let _ = crate::sys::wait_for(pid);
+            pid_file.map(std::fs::remove_file);
+            return Err(error);
+        }
+    };
     let Some(mut signals) = signals else { return Ok(0) };
-    let relay = master.map(Relay::new).transpose()?;
     signals.until_the_end(pid, relay, None)
+}
+
+/// Tells the pid of a process that runs by now.
+fn told(pid: i32, file: Option<&Path>) -> Result<()> {
+    fault::at("exec", 4).map_err(Error::system("writing the pid file"))?;
+    file.map_or(Ok(()), |path| write_pid_file(path, pid))?;
+    fault::at("exec", 5).map_err(Error::system("looking after the process"))
 }
 
 /// Puts the process that is asked for in place of the container's own. Returns a user that is named, not numbered.

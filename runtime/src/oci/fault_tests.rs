@@ -1,144 +1,145 @@
-//! Fails every step of a launch in turn: of the first process, and of its parent. Whatever failed, nothing may be left.
-//!
-//! The test runs its own program again as the command line, since only this build has the places where it fails.
+//! Fails every step of a launch and of an exec in turn: of the process, and of its parent. Whatever failed, nothing may be
+//! left.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::io::Read as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::fault::VARIABLE;
+use super::victim::{Place, groups, leftovers};
 
-/// For the child: the arguments of the command line, one a line; and the file for its exit.
-const ARGUMENTS: &str = "RQT_FAULT_ARGUMENTS";
-const OUTCOME: &str = "RQT_FAULT_OUTCOME";
-const VICTIM: &str = "oci::fault_tests::victim";
+/// How many places there are where a parent fails.
+const PARENT: std::ops::Range<usize> = 0..9;
+const EXEC: std::ops::Range<usize> = 0..6;
+const RDT: std::ops::Range<usize> = 0..6;
 
-/// The command line, in a process of its own; nothing by itself.
-#[test]
-fn victim() {
-    let (Ok(arguments), Ok(outcome)) = (std::env::var(ARGUMENTS), std::env::var(OUTCOME)) else { return };
-    let arguments: Vec<String> = arguments.lines().map(str::to_owned).collect();
-    let code = super::main(&arguments);
-    fs::write(outcome, format!("{code:?}")).unwrap();
-}
-
-fn run(base: &Path, fail_at: &str, arguments: &[&str]) -> (String, String) {
-    let outcome = base.join("outcome");
-    let _ = fs::remove_file(&outcome);
-    // Not pipes: a container that was created keeps them open.
-    let errors = base.join("errors");
-    let file = fs::File::create(&errors).unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", VICTIM, "--nocapture", "--test-threads=1"])
-        .env(VARIABLE, fail_at)
-        .env(ARGUMENTS, arguments.join("\n"))
-        .env(OUTCOME, &outcome)
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().unwrap())
-        .stderr(file)
-        .status();
-    assert!(status.unwrap().success());
-    let text = fs::read_to_string(errors).unwrap();
-    (fs::read_to_string(outcome).unwrap_or_default(), text)
-}
-
-fn bundle(base: &Path, name: &str) {
-    let rootfs = base.join("rootfs");
-    for dir in ["bin", "proc", "sys", "dev", "tmp"] {
-        fs::create_dir_all(rootfs.join(dir)).unwrap();
-    }
-    fs::copy("/bin/busybox", rootfs.join("bin/true")).unwrap();
-    let hook = json!([{ "path": "/bin/true" }]);
-    let spec = json!({
-        "ociVersion": "1.2.0",
-        "process": { "user": { "uid": 0, "gid": 0 }, "args": ["/bin/true"], "cwd": "/", "noNewPrivileges": true },
-        "root": { "path": "rootfs", "readonly": true },
-        "hostname": "box",
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc" },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs" },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"] },
-            { "destination": "/tmp", "type": "bind", "source": "/tmp", "options": ["rbind", "ro"] },
-        ],
-        "hooks": {
-            "createRuntime": hook, "createContainer": hook, "startContainer": hook,
-            "poststart": hook, "poststop": hook,
-        },
-        "linux": {
-            "cgroupsPath": format!("/{name}"),
-            "namespaces": [
-                { "type": "pid" }, { "type": "mount" }, { "type": "uts" }, { "type": "ipc" },
-                { "type": "network" }, { "type": "cgroup" },
-            ],
-            "resources": { "pids": { "limit": 100 } },
-            "sysctl": { "net.ipv4.ip_forward": "0" },
-            "maskedPaths": ["/proc/kcore", "/proc/acpi"],
-            "readonlyPaths": ["/proc/sys"],
-            "seccomp": { "defaultAction": "SCMP_ACT_ALLOW" },
-        },
-    });
-    fs::write(base.join("config.json"), spec.to_string()).unwrap();
-}
-
-/// Mounts, groups and state of the container that are there.
-fn leftovers(base: &Path, name: &str) -> Vec<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let base_text = base.to_str().unwrap();
-    let mut found: Vec<String> =
-        mounts.lines().filter(|line| line.contains(base_text)).map(str::to_owned).collect();
-    for line in fs::read_to_string("/proc/self/mounts").unwrap().lines() {
-        let mut words = line.split(' ');
-        let (place, kind) = (words.nth(1).unwrap(), words.next().unwrap());
-        if kind.starts_with("cgroup") && Path::new(place).join(name).exists() {
-            found.push(format!("{place}/{name}"));
+/// Fails a command at every place, and looks after each time. Ends with the first one that is not passed, or with
+/// the last of `places`.
+fn fail(
+    place: &Place,
+    command: &[&str],
+    kind: &str,
+    places: impl Iterator<Item = usize>,
+    look: &dyn Fn(&str),
+) -> usize {
+    let mut failed = 0;
+    for index in places {
+        let fail_at = format!("{kind}:{index}");
+        let victim = place.run(&fail_at, command);
+        if !victim.text.contains(&format!("failed for a test at {fail_at}")) {
+            assert!(victim.worked(), "{fail_at}: {victim:?}");
+            break;
         }
+        assert!(victim.failed(), "{fail_at}: {victim:?}");
+        look(&fail_at);
+        failed += 1;
     }
-    found.extend(
-        fs::read_dir(base.join("state"))
-            .into_iter()
-            .flatten()
-            .map(|entry| format!("{:?}", entry.unwrap().path())),
-    );
-    found
+    failed
 }
 
 #[test]
 fn whatever_step_fails_nothing_is_left() {
-    let dir = tempfile::Builder::new().prefix("rqt-fault-").tempdir_in("/var/tmp").unwrap();
-    let base = dir.path();
-    let name = base.file_name().unwrap().to_str().unwrap().to_owned();
-    bundle(base, &name);
-    let root = base.join("state").to_str().unwrap().to_owned();
+    let rdt = json!({ "schemata": ["L3:0=f"], "enableMonitoring": true });
+    let place = Place::new(&["/bin/true"], rdt);
     // Detached: waiting for signals takes a process of one thread, which a test is not.
     for command in [&["run", "--detach"][..], &["create"]] {
-        let options = ["--bundle", base.to_str().unwrap(), "one"];
-        let arguments = [&["--root", &root], command, &options].concat();
-        let mut failed = 0;
-        for place in ["init", "parent"] {
-            for index in 0.. {
-                let fail_at = format!("{place}:{index}");
-                let (outcome, text) = run(base, &fail_at, &arguments);
-                if !text.contains(&format!("failed for a test at {fail_at}")) {
-                    // Behind the last one: it went through.
-                    assert!(
-                        outcome.contains("(0)") || outcome.contains("unix_exit_status(0"),
-                        "{outcome}: {text}"
-                    );
-                    run(base, "", &["--root", &root, "delete", "--force", "one"]);
-                    assert_eq!(leftovers(base, &name), Vec::<String>::new(), "{command:?} whole");
-                    break;
-                }
-                assert!(outcome.contains("(1"), "{fail_at}: {outcome}");
-                assert_eq!(
-                    leftovers(base, &name),
-                    Vec::<String>::new(),
-                    "{command:?} failed at {fail_at}: {text}"
-                );
-                failed += 1;
+        let command = [command, &["--bundle", place.base().to_str().unwrap(), "one"]].concat();
+        let nothing = |fail_at: &str| {
+            let left = leftovers(place.base(), &place.name);
+            assert_eq!(left, Vec::<String>::new(), "{command:?} failed at {fail_at}");
+        };
+        for (kind, places) in [("parent", PARENT), ("rdt", RDT)] {
+            let count = places.len();
+            assert_eq!(
+                fail(&place, &command, kind, places, &nothing),
+                count,
+                "{command:?}: places of {kind}"
+            );
+        }
+        let failed = fail(&place, &command, "init", 0.., &nothing);
+        assert!(failed > 20, "{command:?}: only {failed} steps");
+        assert!(!leftovers(place.base(), &place.name).is_empty(), "{command:?} went through");
+        let gone = place.run("", &["delete", "--force", "one"]);
+        assert!(gone.worked(), "{gone:?}");
+        nothing("no place");
+    }
+}
+
+/// Makes a group below each of the container's.
+fn sub_groups(name: &str) -> Vec<PathBuf> {
+    let make = |group: &PathBuf| {
+        let dir = group.join("sub");
+        fs::create_dir(&dir).unwrap();
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            // Of v1, where a group has none of its parent's by itself.
+            if dir.join(file).exists() && group.join("tasks").exists() {
+                fs::write(dir.join(file), fs::read_to_string(group.join(file)).unwrap()).unwrap();
             }
         }
-        assert!(failed > 20, "{command:?}: only {failed} places");
+        dir
+    };
+    groups(name).iter().map(make).collect()
+}
+
+fn processes(group: &Path) -> Vec<String> {
+    fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn whatever_step_of_exec_fails_the_container_runs_on_and_nothing_else() {
+    let place = Place::new(&["/bin/sleep", "1000"], json!({}));
+    let (base, name) = (place.base(), place.name.as_str());
+    let started = place.run("", &["run", "--detach", "--bundle", base.to_str().unwrap(), "one"]);
+    assert!(started.worked(), "{started:?}");
+    let (groups, below) = (groups(name), sub_groups(name));
+    let first: Vec<Vec<String>> = groups.iter().map(|group| processes(group)).collect();
+    assert!(first.iter().any(|pids| pids.len() == 1), "{first:?}");
+    let (socket, pid_file) = (base.join("console.sock"), base.join("pid"));
+    let consoles = UnixListener::bind(&socket).unwrap();
+    consoles.set_nonblocking(true).unwrap();
+    let command = [
+        "exec",
+        "--detach",
+        "--tty",
+        "--cgroup",
+        "sub",
+        "--console-socket",
+        socket.to_str().unwrap(),
+        "--pid-file",
+        pid_file.to_str().unwrap(),
+        "one",
+        "/bin/sleep",
+        "1000",
+    ];
+    let runs_on = |fail_at: &str| {
+        for (group, first) in groups.iter().zip(&first) {
+            assert_eq!(&processes(group), first, "{fail_at}: {}", group.display());
+        }
+        for group in &below {
+            assert_eq!(processes(group), Vec::<String>::new(), "{fail_at}: {}", group.display());
+        }
+        assert!(!pid_file.exists(), "{fail_at}");
+        // The connection comes to its end: nobody holds it, nor a terminal that would keep somebody.
+        if let Ok((mut console, _)) = consoles.accept() {
+            console.set_nonblocking(false).unwrap();
+            console.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+            let mut text = Vec::new();
+            console.read_to_end(&mut text).unwrap();
+        }
+        let state = place.run("", &["state", "one"]);
+        assert!(state.text.contains("\"status\": \"running\""), "{fail_at}: {state:?}");
+    };
+    // Making the groups (parent 3, 4) is what an exec has in common with a launch.
+    for (kind, places) in [("exec", EXEC), ("parent", 3..5), ("rdt", 4..6)] {
+        let count = places.len();
+        assert_eq!(fail(&place, &command, kind, places, &runs_on), count, "places of {kind}");
     }
+    let failed = fail(&place, &command, "init", 0.., &runs_on);
+    assert!(failed > 15, "only {failed} steps");
+    assert!(below.iter().any(|group| processes(group).len() == 1), "it went through");
+    place.end(&pid_file);
+    let gone = place.run("", &["delete", "--force", "one"]);
+    assert!(gone.worked() && leftovers(base, name).is_empty(), "{gone:?}: {:?}", leftovers(base, name));
 }

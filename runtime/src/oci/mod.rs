@@ -31,6 +31,8 @@ mod log;
 mod notify;
 mod pause;
 mod ps;
+#[cfg(test)]
+mod rdt_tests;
 mod relay;
 mod run;
 mod sealed;
@@ -38,6 +40,8 @@ mod spec;
 mod start;
 mod state;
 mod update;
+#[cfg(test)]
+mod victim;
 
 use std::io::Write as _;
 use std::process::ExitCode;

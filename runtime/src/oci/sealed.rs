@@ -34,6 +34,10 @@ const NAME: &str = "rorqual-runtime: init";
 /// into its memory, and what else the caller's environment has is not for them.
 const NEEDED: [&str; 3] = ["LISTEN_FDS", "XDG_RUNTIME_DIR", "RUST_BACKTRACE"];
 
+/// What tests need beside that.
+#[cfg(test)]
+const TEST: &str = "RQT_";
+
 /// Executes this program anew, unless that is what has been done. `preserved`: how many descriptors from 3 on are to
 /// stay open; `named`: a file that is going to be read; `seen`: whether others will see it. Returns what the program is
 /// executed from.
@@ -50,6 +54,8 @@ pub(super) fn seal(preserved: u32, named: Option<&str>, seen: bool) -> Result<Op
     }
     let mut env = Vec::new();
     for (name, value) in std::env::vars_os() {
+        #[cfg(test)]
+        let seen = seen && !name.to_string_lossy().starts_with(TEST);
         if seen && !NEEDED.iter().any(|needed| name == *needed) {
             continue;
         }

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use crate::cgroup::Group;
+use crate::rdt;
 use crate::record;
 use crate::sys;
 
@@ -45,6 +46,9 @@ pub(super) struct Record {
     pub(super) owner: u32,
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) group: Group,
+    /// Its class of service, and what of that was made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rdt: Option<rdt::Groups>,
     /// Whether it has a session keyring of its own.
     pub(super) keyring: bool,
     /// Whether its specification has hooks: it need not be looked at to run none.
@@ -377,6 +381,7 @@ mod tests {
             owner: 0,
             annotations: BTreeMap::new(),
             group: Group::default(),
+            rdt: None,
             keyring: true,
             hooks: false,
         }

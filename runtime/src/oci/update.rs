@@ -10,7 +10,10 @@ use super::args::Matches;
 use super::config;
 use super::context::Context;
 use super::error::{Error, Result};
+use super::state::{Place, Record};
 use crate::cgroup::Layout;
+use crate::plan::{self, rdt::RdtPlan};
+use crate::rdt;
 
 /// Options that are numbers: their names and the field's.
 const NUMBERS: [(&str, &str, &str); 9] = [
@@ -35,16 +38,42 @@ const SIZES: [(&str, &str, &str); 3] = [
 pub(super) fn update(context: &Context, matches: &Matches) -> Result<u8> {
     let place = context.place(matches.word(0))?;
     let _lock = place.lock()?;
-    let record = place.read()?;
+    let mut record = place.read()?;
     if !place.status_now(&record).is_alive() {
         return Err(Error::NotRunning);
     }
+    let class = plan::rdt::rdt_update(matches.value("l3-cache-schema"), matches.value("mem-bw-schema"));
+    let class = class.map_err(|wrong| Error::Usage(format!("{}: {}", wrong.field, wrong.reason)))?;
     let resources = match matches.value("resources") {
         Some(path) => from_file(path)?,
         None => from_options(matches)?,
     };
     record.group.update(&Layout::discover()?, &resources)?;
+    if let Some(lines) = class {
+        update_class(&place, &mut record, lines)?;
+    }
     Ok(0)
+}
+
+/// Other limits for its class of service; a container that has none gets one of its own, as with runc.
+fn update_class(place: &Place, record: &mut Record, lines: Vec<String>) -> Result<()> {
+    if let Some(groups) = &record.rdt {
+        return Ok(groups.update(&lines)?);
+    }
+    let making = rdt::Making::begin(RdtPlan::own(&record.id, lines))?;
+    let groups = making.groups().clone();
+    record.rdt = Some(groups.clone());
+    place.write(record)?;
+    let entering = Error::system("entering the class of linux.intelRdt");
+    let made = making.make().map_err(Error::from);
+    let entered = made.and_then(|entry| entry.enter_all(|| record.group.pids()).map_err(entering));
+    if entered.is_err() {
+        // The failure that counts is the one that is returned.
+        let _ = groups.remove();
+        record.rdt = None;
+        place.write(record)?;
+    }
+    entered
 }
 
 fn from_file(path: &str) -> Result<LinuxResources> {
@@ -82,11 +111,6 @@ fn strip(value: &mut Value) {
 }
 
 fn from_options(matches: &Matches) -> Result<LinuxResources> {
-    for rdt in ["l3-cache-schema", "mem-bw-schema"] {
-        if matches.value(rdt).is_some() {
-            return Err(Error::Unsupported(format!("--{rdt}: Intel RDT is not supported: leave it out")));
-        }
-    }
     let mut resources = Map::new();
     let mut set = |group: &str, field: &str, value: Value| {
         let fields = resources.entry(group).or_insert_with(|| Value::Object(Map::new()));

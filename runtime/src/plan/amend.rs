@@ -2,6 +2,7 @@
 //! specification says that a runtime logs a warning and goes on), and flags whose names they spell in another way.
 //! Only looked at once a specification could not be read as it is, so that others do not pay for it.
 
+use oci_spec::runtime::Spec;
 use serde_json::Value;
 
 use super::capabilities;
@@ -36,6 +37,23 @@ pub(crate) fn amend(text: &[u8]) -> Option<(Vec<u8>, Vec<String>)> {
     Some((serde_json::to_vec(&value).ok()?, warnings))
 }
 
+/// What intelRdt had before 1.3, under the names of the specification: the types look for `enableCmt` and `enableMbm`.
+#[allow(deprecated, reason = "as above")]
+pub(crate) fn counters(text: &[u8], spec: &mut Spec) -> Result<(), (&'static str, String)> {
+    let Some(rdt) = spec.linux_mut().as_mut().and_then(|linux| linux.intel_rdt_mut().as_mut()) else {
+        return Ok(());
+    };
+    let value: Value = serde_json::from_slice(text).unwrap_or_default();
+    let flag = |name: &str, field| match value.pointer(&format!("/linux/intelRdt/{name}")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(on)) => Ok(Some(*on)),
+        Some(other) => Err((field, format!("{other} is neither true nor false"))),
+    };
+    rdt.set_enable_cmt(flag("enableCMT", "linux.intelRdt.enableCMT")?);
+    rdt.set_enable_mbm(flag("enableMBM", "linux.intelRdt.enableMBM")?);
+    Ok(())
+}
+
 fn take_unknown(sets: Option<&mut Value>) -> Vec<String> {
     let mut unknown: Vec<String> = Vec::new();
     let Some(Value::Object(sets)) = sets else { return unknown };
@@ -57,7 +75,7 @@ fn take_unknown(sets: Option<&mut Value>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oci_spec::runtime::{Process, Spec};
+    use oci_spec::runtime::Process;
 
     fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<(T, Vec<String>)> {
         let (text, warnings) = amend(text)?;
@@ -87,6 +105,21 @@ mod tests {
         let (process, warnings) = read::<Process>(process.as_bytes()).unwrap();
         assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 3);
         assert!(warnings.is_empty());
+    }
+
+    #[test]
+    #[allow(deprecated, reason = "as above")]
+    fn counters_have_the_names_of_the_specification() {
+        let read = |rdt: &str| {
+            let text = format!(r#"{{"ociVersion":"1.2.0","linux":{{"intelRdt":{rdt}}}}}"#);
+            let mut spec: Spec = serde_json::from_str(&text).unwrap();
+            counters(text.as_bytes(), &mut spec)?;
+            let rdt = spec.linux().clone().unwrap().intel_rdt().clone().unwrap();
+            Ok::<_, (&str, String)>((*rdt.enable_cmt(), *rdt.enable_mbm()))
+        };
+        assert_eq!(read(r#"{"enableCMT":true,"enableMBM":false}"#), Ok((Some(true), Some(false))));
+        assert_eq!(read("{}"), Ok((None, None)));
+        assert_eq!(read(r#"{"enableMBM":1}"#).unwrap_err().0, "linux.intelRdt.enableMBM");
     }
 
     #[test]

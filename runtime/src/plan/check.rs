@@ -7,9 +7,8 @@ use super::namespaces::Namespaces;
 use super::{Device, NetDevice, Result, Step, below_root, invalid, text};
 
 /// Refuses what this runtime does not do: a field that is passed over in silence would be a promise broken.
-pub(super) fn supported(spec: &Spec, linux: &Linux) -> Result<()> {
+pub(super) fn supported(spec: &Spec) -> Result<()> {
     let unsupported = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("vm", spec.vm().is_some()),
         ("windows", spec.windows().is_some()),
         ("solaris", spec.solaris().is_some()),

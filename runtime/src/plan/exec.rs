@@ -32,6 +32,8 @@ pub(crate) struct ExecRequest<'a> {
     pub(crate) bounding: u64,
     /// So many descriptors from 3 on are the program's.
     pub(crate) preserved_fds: u32,
+    /// Before it is where others see it, or makes another one, its parent has something to do with it.
+    pub(crate) waits: bool,
 }
 
 /// Plans a process in a container that runs.
@@ -68,6 +70,10 @@ pub(crate) fn exec_plan(wanted: &ExecRequest<'_>, facts: &Facts) -> Result<Plan>
     }
     enter_namespaces(&request, linux, process, facts, &namespaces, &mut plan)?;
     let steps = &mut plan.steps;
+    if wanted.waits {
+        let at = usize::from(matches!(steps.first(), Some(Step::Undumpable)));
+        steps.insert(at, Step::Await);
+    }
     if let Some(list) = affinity.and_then(|affinity| affinity.cpu_affinity_final().as_deref()) {
         steps.push(process::affinity(list, "process.execCPUAffinity.final")?);
     }
@@ -194,6 +200,7 @@ mod tests {
             keyring: true,
             bounding,
             preserved_fds: 0,
+            waits: false,
         };
         let plan = exec_plan(&wanted, &facts).unwrap();
         let name = |step: &Step| match step {

@@ -30,6 +30,9 @@ pub(super) fn add(keeper: Keeper<'_>, spec: &Spec, process: &Process, steps: &mu
             if hooks.is_some() {
                 return Err(invalid("hooks", "a monitored container has none: leave it out"));
             }
+            if spec.linux().as_ref().is_some_and(|linux| linux.intel_rdt().is_some()) {
+                return Err(invalid("linux.intelRdt", "a monitored container has none: leave it out"));
+            }
             terminal(process, steps);
             // A change of user takes the wish away; a filter might refuse it.
             let user = steps.iter().position(|step| matches!(step, Step::Credentials { .. }));

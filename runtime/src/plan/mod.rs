@@ -16,6 +16,7 @@ mod mounts;
 mod namespaces;
 mod options;
 pub(crate) mod process;
+pub(crate) mod rdt;
 mod step;
 
 use std::ffi::CString;
@@ -111,7 +112,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     let spec = request.spec;
     let linux = spec.linux().as_ref().ok_or_else(|| invalid("linux", "is missing"))?;
     let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
-    check::supported(spec, linux)?;
+    check::supported(spec)?;
 
     let namespaces = Namespaces::of(linux, facts)?;
     let options = cgroup::Options {

@@ -133,8 +133,9 @@ impl Channel {
         let message = loop {
             match socket::recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
                 Err(Errno::EINTR) => {}
-                // Closed with something of ours unread: closed all the same.
-                Err(Errno::ECONNRESET) => return Ok((Vec::new(), None)),
+                // Closed with something of ours unread, which is told once and first: the other's last words, if there
+                // are any, or the end come next.
+                Err(Errno::ECONNRESET) => {}
                 other => break other?,
             }
         };
@@ -245,6 +246,16 @@ mod tests {
         assert!(!parent.is_closed().unwrap());
         drop(child);
         assert!(parent.is_closed().unwrap());
+        assert!(parent.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn last_words_are_heard_though_an_answer_was_not() {
+        let (parent, child) = channel().unwrap();
+        parent.answer(Ok(())).unwrap();
+        child.tell(&Ask::Failed(failure(1))).unwrap();
+        drop(child);
+        assert_eq!(parent.receive().unwrap().unwrap().0, Ask::Failed(failure(1)));
         assert!(parent.receive().unwrap().is_none());
     }
 

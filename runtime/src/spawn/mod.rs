@@ -36,6 +36,7 @@ use crate::fault;
 use crate::init::{self, Failure, Fds, Stdio};
 use crate::plan::cgroup::CgroupPlan;
 use crate::plan::{IdMaps, NetDevice, Prepared, Step};
+use crate::rdt;
 use crate::seccomp::{self, Asked};
 use crate::sys::{self, SchedAttr, SharedWord};
 
@@ -48,6 +49,8 @@ pub(crate) struct Child<'a> {
     pub(crate) unified: Option<&'a Path>,
     /// The control groups to be made for it. It waits for them at [`Step::Await`].
     pub(crate) groups: Option<&'a CgroupPlan>,
+    /// The class of service that it enters, while it waits at [`Step::Await`].
+    pub(crate) rdt: Option<rdt::Entry>,
     /// Whose group that is, if systemd has made it.
     pub(crate) unit: Option<&'a Unit>,
     pub(crate) steps: &'a [Step],
@@ -166,7 +169,7 @@ fn in_groups(
         _ => answer(ask, pid, fd),
     };
     let told = if second.is_some() { Ok(Flow::Unanswered) } else { answer(&Ask::Born(pid), pid, None) };
-    let served = told.and_then(|_| beside(made, child.steps, &ours));
+    let served = told.and_then(|_| beside(made, child.rdt, pid, child.steps, &ours));
     match served.and_then(|()| serve(&ours, &mut pid, second.as_ref(), &mut answer)) {
         Ok(()) => Ok(pid),
         Err(failure) => {
@@ -194,8 +197,17 @@ fn give_pipes_away(child: &Child<'_>) -> Result<(), Failure> {
 }
 
 /// What is left to do while the process makes its network namespace; then it may go on.
-fn beside(made: Option<&mut Made<'_>>, steps: &[Step], channel: &Channel) -> Result<(), Failure> {
+fn beside(
+    made: Option<&mut Made<'_>>,
+    class: Option<rdt::Entry>,
+    pid: i32,
+    steps: &[Step],
+    channel: &Channel,
+) -> Result<(), Failure> {
     made.map_or(Ok(()), groups::finish)?;
+    if let Some(class) = class {
+        class.enter(pid).map_err(|error| Failure::step("entering the class of linux.intelRdt", &error))?;
+    }
     if steps.iter().any(|step| matches!(step, Step::Await)) {
         // One that has ended has said why, which is read next.
         let _ = channel.answer(Ok(()));

@@ -78,7 +78,9 @@ fn cases() -> Vec<Case> {
         ("/linux/rootfsPropagation", json!("x"), &["linux.rootfsPropagation", "private"]),
         ("/linux/mountLabel", json!("x"), &["linux.mountLabel", "SELinux"]),
         ("/windows", json!({}), &["windows", "not supported"]),
-        ("/linux/intelRdt", json!({"closID": "x"}), &["linux.intelRdt", "not supported"]),
+        ("/linux/intelRdt", json!({"closID": "a/b"}), &["linux.intelRdt.closID", "a/b"]),
+        ("/linux/intelRdt", json!({"memBwSchema": "L3:0=f"}), &["linux.intelRdt.memBwSchema", "MB:"]),
+        ("/linux/intelRdt", json!({"enableCMT": 1}), &["linux.intelRdt.enableCMT"]),
         (
             "/linux/seccomp",
             json!({"defaultAction": "ALLOW"}),
@@ -115,6 +117,26 @@ fn what_is_wrong_is_named_by_its_json_path() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(cli.ok(&["list", "--quiet"]), "");
     assert_eq!(cli.leftovers("bad"), Vec::<String>::new());
+}
+
+/// Neither of our machines has it. What is done where there is one, `oci/rdt_tests.rs` shows.
+#[test]
+fn a_machine_without_resctrl_is_told_as_such() {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    if mounts.lines().any(|line| line.split(' ').nth(2) == Some("resctrl")) {
+        return;
+    }
+    let cli = Cli::new();
+    let mut spec = cli.spec("rdt", &["sleep", "1000"]);
+    change(&mut spec, "/linux/intelRdt", json!({"closID": "x"}));
+    let done = cli.create("rdt", &spec);
+    done.fails(1, "the resctrl file system that linux.intelRdt needs is missing on this machine");
+    done.fails(1, "CONFIG_X86_CPU_RESCTRL");
+    assert_eq!(cli.leftovers("rdt"), Vec::<String>::new());
+    change(&mut spec, "/linux/intelRdt", Value::Null);
+    assert_eq!(cli.create("rdt", &spec).err, "");
+    cli.run(&["update", "--l3-cache-schema", "L3:0=f", "rdt"]).fails(1, "resctrl");
+    cli.run(&["update", "--mem-bw-schema", "20", "rdt"]).fails(1, "linux.intelRdt.memBwSchema");
 }
 
 #[test]

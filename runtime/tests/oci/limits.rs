@@ -40,7 +40,6 @@ fn limits_are_changed_by_options_and_by_file() {
     assert_eq!((done.code, done.err.as_str()), (0, ""));
     assert_eq!((memory(), pids()), ((80 << 20).to_string(), "50".to_owned()), "0 changes nothing");
     cli.run(&["update", "--memory", "lots", "web"]).fails(1, "lots");
-    cli.run(&["update", "--l3-cache-schema", "L3:0=f", "web"]).fails(1, "not supported");
     cli.ok(&["kill", "web", "9"]);
     eventually("it has ended", || cli.status("web") == "stopped");
     cli.run(&["update", "--memory", "64m", "web"]).fails(1, "container not running");

@@ -13,6 +13,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Group;
+use crate::rdt;
 
 /// All figures of a container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -27,8 +28,8 @@ pub(crate) struct Stats {
     /// By device.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) rdma: BTreeMap<String, Rdma>,
-    /// Always empty: `linux.intelRdt` is not this module's.
-    pub(crate) intel_rdt: BTreeMap<String, u64>,
+    /// Empty unless somebody else fills it in: not of control groups.
+    pub(crate) intel_rdt: rdt::Stats,
     /// Never known to a control group.
     pub(crate) network_interfaces: Option<()>,
 }
