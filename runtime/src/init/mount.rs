@@ -7,8 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::copyup;
 use super::files::{self, IN_ROOT, NO_MAGICLINKS, NO_SYMLINKS, PROC_MAGIC};
+use super::label;
 use crate::plan::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change, Filesystem, MountPlan, Source};
 use crate::sys;
+
+const NEEDS_SELINUX: &str = " (linux.mountLabel needs SELinux in the kernel)";
 
 /// Mounts one thing; returns the mount.
 pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, prepared: &[OwnedFd]) -> io::Result<OwnedFd> {
@@ -117,14 +120,20 @@ fn make(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> 
         set(fs.as_fd(), c"mode", Some(&CString::new(format!("{mode:o}"))?))?;
     }
     sys::fsconfig_create(fs.as_fd()).map_err(|error| told(fs.as_fd(), error))?;
-    sys::fsmount(fs.as_fd(), new.attributes)
+    let mount = sys::fsmount(fs.as_fd(), new.attributes)?;
+    if let Some(label) = &new.label {
+        label::selinux_file(mount.as_fd(), label).map_err(|error| {
+            io::Error::new(error.kind(), format!("label {label:?}: {error}{NEEDS_SELINUX}"))
+        })?;
+    }
+    Ok(mount)
 }
 
 fn set(fs: BorrowedFd<'_>, key: &CStr, value: Option<&CStr>) -> io::Result<()> {
     sys::fsconfig(fs, key, value).map_err(|error| {
         let error = told(fs, error);
         let value = value.map(|value| format!("={}", value.to_string_lossy())).unwrap_or_default();
-        let why = if key == c"context" { " (linux.mountLabel needs SELinux in the kernel)" } else { "" };
+        let why = if key == c"context" { NEEDS_SELINUX } else { "" };
         io::Error::new(error.kind(), format!("option {}{value}: {error}{why}", key.to_string_lossy()))
     })
 }

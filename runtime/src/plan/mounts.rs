@@ -52,6 +52,8 @@ pub(crate) struct Filesystem {
     pub(crate) copy_up: bool,
     /// Has the mode of what the image has at that place.
     pub(crate) keep_mode: bool,
+    /// What its root is labelled with, if it takes no `context` option.
+    pub(crate) label: Option<CString>,
     /// The host's, bound with all below it if the kernel does not let us have one of our own.
     pub(crate) or_bind: Option<CString>,
 }
@@ -238,10 +240,15 @@ impl Mounts<'_> {
         let mut data = options.data;
         let source = mount.source().as_deref().unwrap_or_else(|| Path::new(fstype));
         data.insert(0, (c"source".to_owned(), Some(path(source, field)?)));
-        let labelled = !matches!(fstype, "proc" | "sysfs");
         let label = self.spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
-        if let Some(label) = label.filter(|label| !label.is_empty() && labelled) {
-            data.push((c"context".to_owned(), Some(text(label, "linux.mountLabel")?)));
+        let label = label.filter(|label| !label.is_empty()).map(|label| text(label, "linux.mountLabel"));
+        let mut label = label.transpose()?;
+        match fstype {
+            // SELinux has its own idea of these.
+            "proc" | "sysfs" => label = None,
+            // The kernel made it together with its ipc namespace, and SELinux gives it no other context any more.
+            "mqueue" => {}
+            _ => data.extend(label.take().map(|label| (c"context".to_owned(), Some(label)))),
         }
         if attributes & ATTR_RDONLY != 0 {
             if fstype == "tmpfs" {
@@ -271,6 +278,7 @@ impl Mounts<'_> {
             attributes,
             copy_up: options.copy_up,
             keep_mode,
+            label,
             or_bind: (foreign && in_user_namespace).then(|| host.to_owned()),
         });
         plan.changes = options.propagation;
@@ -342,6 +350,7 @@ impl Mounts<'_> {
                 attributes: options.own.set & !ATTR_RDONLY,
                 copy_up: false,
                 keep_mode: false,
+                label: None,
                 or_bind: None,
             }),
             changes: options.propagation.clone(),

@@ -61,6 +61,38 @@ fn steps(settings: &ContainerSettings, v1: bool) -> Vec<String> {
 }
 
 #[test]
+fn labels_of_selinux_go_where_it_looks_for_them() {
+    let label = "system_u:object_r:container_file_t:s0:c1,c2";
+    let mut spec = default_spec(&settings()).unwrap();
+    spec.linux_mut().as_mut().unwrap().set_mount_label(Some(label.to_owned()));
+    spec.process_mut().as_mut().unwrap().set_selinux_label(Some("u:r:t:s0".to_owned()));
+    let plan = plan_of(&spec, false).unwrap();
+    let mut seen = Vec::new();
+    for step in &plan.steps {
+        let Step::Mount(MountPlan { source: Source::Filesystem(new), .. }) = step else { continue };
+        let context = new.options.iter().find(|(key, _)| key.as_c_str() == c"context");
+        let context = context.and_then(|(_, value)| value.as_ref()).map(|value| value.to_str().unwrap());
+        let labelled = new.label.as_ref().map(|label| label.to_str().unwrap());
+        // As it is: it is an option of its own, in which a comma ends nothing.
+        let expected = match new.fstype.to_str().unwrap() {
+            "proc" | "sysfs" => (None, None),
+            "mqueue" => (None, Some(label)),
+            _ => (Some(label), None),
+        };
+        assert_eq!((context, labelled), expected, "{step}");
+        seen.push(new.fstype.to_str().unwrap());
+    }
+    for fstype in ["proc", "sysfs", "mqueue", "tmpfs", "devpts"] {
+        assert!(seen.contains(&fstype), "{seen:?}");
+    }
+    let at = |wanted: fn(&Step) -> bool| plan.steps.iter().position(wanted).unwrap();
+    // While /proc is the host's, and before the keyring is made that gets the label, too.
+    let labelled = at(|step| matches!(step, Step::SeLinux { keyring: true, .. }));
+    assert!(labelled < at(|step| matches!(step, Step::MountRoot { .. })));
+    assert!(labelled < at(|step| matches!(step, Step::Keyring)));
+}
+
+#[test]
 fn a_default_launch_goes_in_this_order() {
     let expected = "\
 protecting the process against tracing

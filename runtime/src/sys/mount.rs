@@ -26,6 +26,14 @@ pub(crate) fn fsopen(fstype: &CStr) -> io::Result<OwnedFd> {
     check_fd(unsafe { libc::syscall(libc::SYS_fsopen, fstype.as_ptr(), 1) }).map_err(since("fsopen", "5.2"))
 }
 
+/// Sets an extended attribute of what a descriptor refers to, also of one that is open as a mere path.
+pub(crate) fn setxattr(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = std::ffi::CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let (data, size) = (value.as_ptr().cast(), value.len());
+    // SAFETY: path, name and value live through the call, and the size is the value's.
+    check(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), data, size, 0) }.into()).map(drop)
+}
+
 /// Opens the file system of a mount for being configured anew.
 pub(crate) fn fspick(mount: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
