@@ -74,7 +74,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     fault::at("exec", 0).map_err(Error::system("preparing the process"))?;
     let pid = exec::start(wanted, |fd| console::hand_over(fd, &console, Some(&mut master)))?;
     let pid_file = matches.value("pid-file").filter(|path| !path.is_empty()).map(Path::new);
-    let relay = match told(pid, pid_file).and_then(|()| Ok(master.map(Relay::new).transpose()?)) {
+    let relay = match told(pid, pid_file).and_then(|()| master.map(Relay::new).transpose()) {
         Ok(relay) => relay,
         Err(error) => {
             // It runs, but nobody would look after it.
