@@ -4,6 +4,8 @@
 //! its content comes from the nodes that hold it. Who has an image is asked of the leader ([`ClusterLink`]); without a
 //! cluster, or while no controller answers, the registry is asked at once.
 
+mod steps;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -20,6 +22,8 @@ use crate::error::one_line;
 use crate::gc::ServiceImage;
 use crate::peer::{ClusterLink, Swarm};
 use crate::registry::{Own, Registry};
+
+pub(crate) use self::steps::Found;
 
 /// What was pushed just now may take a moment until the leader knows who has it.
 const HELD_SOON: Duration = Duration::from_secs(3);

@@ -42,8 +42,8 @@ pub use load::Loaded;
 pub use make::{Commit, Compression, Import, Instruction, InstructionError, NewLayer};
 pub use manifest::Manifest;
 pub use platform::Platform;
-pub use pull::{BlobRole, BlobSource, NobodyHasIt, Progress, SourceError, pull};
-pub use push::{PushProgress, Pushed, push};
+pub use pull::{BlobRole, BlobSource, NobodyHasIt, Progress, SourceError, pull, pull_documents, pull_layer};
+pub use push::{PushProgress, Pushed, push, push_unlisted};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{
     Credentials, RegistryClient, RegistryError, RegistryOptions, RegistrySettings, SearchHit,

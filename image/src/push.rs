@@ -102,7 +102,32 @@ pub async fn push(
     };
     let (plan, mounts, is_part) =
         planning.await.unwrap_or_else(|_| Err(Error::Interrupted(digest.to_string())))?;
-    let report: Report = Arc::new(progress);
+    let digest = carry_out(store, (plan, mounts), reference, registry, Arc::new(progress)).await?;
+    Ok(Pushed { digest, is_part })
+}
+
+/// Pushes what is in the store, but in no list: an image of a build's steps. The caller keeps it from being swept.
+pub async fn push_unlisted(
+    store: &Store,
+    digest: &Digest,
+    reference: &Reference,
+    registry: &RegistryClient,
+) -> Result<()> {
+    let (from, target, top) = (store.clone(), reference.clone(), digest.clone());
+    let planning =
+        tokio::task::spawn_blocking(move || Ok::<_, Error>((plan(&from, &top)?, mounts(&from, &target))));
+    let planned = planning.await.unwrap_or_else(|_| Err(Error::Interrupted(digest.to_string())))?;
+    carry_out(store, planned, reference, registry, Arc::new(|_| {})).await.map(drop)
+}
+
+/// Sends everything, the topmost manifest last; answers with its digest.
+async fn carry_out(
+    store: &Store,
+    (plan, mounts): (Plan, BTreeMap<Digest, String>),
+    reference: &Reference,
+    registry: &RegistryClient,
+    report: Report,
+) -> Result<Digest> {
     report(PushProgress::Blobs {
         blobs: plan.blobs.iter().map(|(digest, size)| (digest.clone(), *size)).collect(),
     });
@@ -132,7 +157,7 @@ pub async fn push(
         };
         registry.put_manifest(reference, &name, (media_type, bytes.clone())).await?;
     }
-    Ok(Pushed { digest: top, is_part })
+    Ok(top)
 }
 
 async fn send(

@@ -24,6 +24,7 @@ fn generated_code_is_fresh() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".rorqual.v1.LogLine.data")
         .bytes(".rorqual.v1.ContextAnswer.data")
         .bytes(".rorqual.v1.BuildResponse.output")
+        .bytes(".rorqual.v1.BuildResponse.cache")
         .bytes(".rorqual.v1.BuildEvent.data")
         .build_transport(true)
         .emit_rerun_if_changed(false)

@@ -14,6 +14,7 @@ mod context;
 mod node;
 mod secrets;
 mod start;
+mod steps;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -28,10 +29,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use self::context::{Answers, ClientFiles};
+use self::context::Answers;
 use self::node::Node;
 pub(crate) use self::secrets::sweep as sweep_secrets;
-use self::start::Start;
+use self::start::{Around, Start};
 use crate::agent::Agent;
 use crate::error::one_line;
 
@@ -71,9 +72,14 @@ pub(crate) async fn start(
     let (sender, receiver) = mpsc::channel(RESPONSES);
     let answers = Answers::default();
     let cancel = Cancel::default();
-    let start = Start::read(start, |context| {
-        ClientFiles::new(context, sender.clone(), answers.clone(), cancel.clone())
-    })?;
+    let around = Around {
+        images: agent.images().clone(),
+        runtime: tokio::runtime::Handle::current(),
+        sender: sender.clone(),
+        answers: answers.clone(),
+        cancel: cancel.clone(),
+    };
+    let start = Start::read(start, &around)?;
     // Ends with the client; questions that wait for it are told then.
     tokio::spawn(sort(requests, answers, cancel.clone(), sender.clone()));
     let (agent, runtime) = (agent.clone(), tokio::runtime::Handle::current());
@@ -126,7 +132,7 @@ fn work(
     let store = agent.images().store();
     let built = build(store, &node, &start.context, &start.options, &report, cancel)
         .map_err(|error| status(&error))?;
-    let mut archive = Pieces { sender, buffer: Vec::new() };
+    let mut archive = Pieces::of_output(sender);
     let failed = |error: rorqual_image::Error| Status::internal(format!("the output: {}", one_line(&error)));
     let saved = Saved { digest: built.digest.clone(), names: start.options.tags.clone() };
     match start.output {
@@ -157,7 +163,19 @@ fn export(
 /// Sends what is written to the client.
 struct Pieces<'a> {
     sender: &'a Sender,
+    /// Which of the client's archives it is.
+    kind: fn(Bytes) -> build_response::Kind,
     buffer: Vec<u8>,
+}
+
+impl<'a> Pieces<'a> {
+    fn of_output(sender: &'a Sender) -> Self {
+        Pieces { sender, kind: build_response::Kind::Output, buffer: Vec::new() }
+    }
+
+    fn of_steps(sender: &'a Sender) -> Self {
+        Pieces { sender, kind: build_response::Kind::Cache, buffer: Vec::new() }
+    }
 }
 
 impl Write for Pieces<'_> {
@@ -174,7 +192,7 @@ impl Write for Pieces<'_> {
             return Ok(());
         }
         let output = Bytes::from(std::mem::take(&mut self.buffer));
-        let message = wire::BuildResponse { kind: Some(build_response::Kind::Output(output)) };
+        let message = wire::BuildResponse { kind: Some((self.kind)(output)) };
         self.sender.blocking_send(Ok(message)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

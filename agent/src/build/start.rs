@@ -1,14 +1,21 @@
 //! What a client wants built, checked and in the builder's words.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rorqual_image::Reference;
-use rorqual_image::build::{BuildOptions, NamedContext, Network};
+use rorqual_image::build::{
+    BuildOptions, Cancel, LayoutSteps, NamedContext, Network, StepSource, StepTarget, StepsTo,
+};
 use rorqual_proto::wire;
+use tokio::runtime::Handle;
 use tonic::Status;
 
-use super::context::ClientFiles;
+use super::Sender;
+use super::context::{Answers, ClientFiles};
+use super::steps::{Client, Remote};
+use crate::engine::credentials_of;
+use crate::images::Images;
 
 /// A build that can begin.
 pub(super) struct Start {
@@ -17,16 +24,63 @@ pub(super) struct Start {
     pub(super) output: wire::BuildOutput,
 }
 
+/// What a build has around it: this node, and its client.
+pub(super) struct Around {
+    pub(super) images: Images,
+    pub(super) runtime: Handle,
+    pub(super) sender: Sender,
+    pub(super) answers: Answers,
+    pub(super) cancel: Cancel,
+}
+
+impl Around {
+    /// The client's files of a context.
+    fn files(&self, context: &str) -> ClientFiles {
+        ClientFiles::new(context, self.sender.clone(), self.answers.clone(), self.cancel.clone())
+    }
+
+    fn remote(
+        &self,
+        name: String,
+        reference: String,
+        credentials: Option<wire::RegistryCredentials>,
+    ) -> Remote {
+        Remote {
+            images: self.images.clone(),
+            runtime: self.runtime.clone(),
+            reference,
+            credentials: credentials.and_then(credentials_of),
+            name,
+            found: Mutex::default(),
+        }
+    }
+
+    fn steps_from(&self, from: wire::BuildCacheFrom) -> Arc<dyn StepSource> {
+        if from.reference.is_empty() {
+            let (files, store) = (Arc::new(self.files(&from.context)), self.images.store().clone());
+            return Arc::new(LayoutSteps::new(from.name, files, store));
+        }
+        Arc::new(self.remote(from.name, from.reference, from.credentials))
+    }
+
+    fn steps_to(&self, to: wire::BuildCacheTo) -> StepsTo {
+        let target: Arc<dyn StepTarget> = match to.reference.is_empty() {
+            true => {
+                let (store, sender) = (self.images.store().clone(), self.sender.clone());
+                Arc::new(Client { store, sender, name: to.name })
+            }
+            false => Arc::new(self.remote(to.name, to.reference, to.credentials)),
+        };
+        StepsTo { target, all: to.all, may_fail: to.ignore_error }
+    }
+}
+
 fn refuse(field: &str, reason: impl std::fmt::Display) -> Status {
     Status::invalid_argument(format!("{field}: {reason}"))
 }
 
 impl Start {
-    /// `files` makes the client's files of a context.
-    pub(super) fn read(
-        start: wire::BuildStart,
-        files: impl Fn(&str) -> ClientFiles,
-    ) -> Result<Start, Status> {
+    pub(super) fn read(start: wire::BuildStart, around: &Around) -> Result<Start, Status> {
         let output = start.output();
         let tags =
             start.tags.iter().map(|tag| tag.parse::<Reference>().map_err(|error| refuse("--tag", error)));
@@ -50,7 +104,7 @@ impl Start {
         for context in start.contexts {
             let kind = match some(context.image) {
                 Some(image) => NamedContext::Image(image),
-                None => NamedContext::Files(Arc::new(files(&context.name))),
+                None => NamedContext::Files(Arc::new(around.files(&context.name))),
             };
             contexts.insert(context.name, kind);
         }
@@ -72,7 +126,10 @@ impl Start {
             secrets: start.secrets.into_iter().map(|(id, content)| (id, Arc::new(content))).collect(),
             ssh,
             contexts,
+            steps_from: start.cache_from.into_iter().map(|from| around.steps_from(from)).collect(),
+            steps_to: start.cache_to.into_iter().map(|to| around.steps_to(to)).collect(),
+            steps_inline: start.cache_inline,
         };
-        Ok(Start { options, context: files(""), output })
+        Ok(Start { options, context: around.files(""), output })
     }
 }

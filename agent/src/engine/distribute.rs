@@ -128,7 +128,7 @@ fn refused(registry: &str, error: rorqual_image::Error) -> Status {
 }
 
 /// `None` for credentials that say nothing.
-fn read(credentials: wire::RegistryCredentials) -> Option<Credentials> {
+pub(crate) fn read(credentials: wire::RegistryCredentials) -> Option<Credentials> {
     let wire::RegistryCredentials { username, password, identity_token, registry_token } = credentials;
     match (registry_token, identity_token) {
         (token, _) if !token.is_empty() => Some(Credentials::Bearer { token }),

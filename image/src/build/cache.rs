@@ -107,6 +107,15 @@ impl Steps {
         layers.flat_map(|layer| [layer.digest.clone(), layer.diff_id.clone()]).collect()
     }
 
+    /// Every step that has made one of these layers.
+    pub(crate) fn making(&self, diff_ids: &HashSet<&Digest>) -> Vec<(Digest, Record)> {
+        let known = lock(&self.known);
+        let made = known.iter().filter(|(_, record)| {
+            record.layer.as_ref().is_some_and(|layer| diff_ids.contains(&layer.diff_id))
+        });
+        made.map(|(key, record)| (key.clone(), record.clone())).collect()
+    }
+
     pub(crate) fn get(&self, key: &Digest) -> Option<Record> {
         let found = lock(&self.known).get(key).cloned();
         if found.is_some() {

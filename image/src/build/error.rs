@@ -41,6 +41,15 @@ pub enum BuildError {
         /// Why.
         reason: String,
     },
+    /// The steps did not get to where they were to go.
+    #[error("--cache-to {name}")]
+    Export {
+        /// Where to.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(Box<Error>),

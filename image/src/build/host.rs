@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::exchange::{StepSource, StepTarget};
 use super::tree::files::Files;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -206,6 +207,23 @@ pub struct BuildOptions {
     pub ssh: BTreeMap<String, PathBuf>,
     /// Further contexts, by name.
     pub contexts: BTreeMap<String, NamedContext>,
+    /// `--cache-from`
+    pub steps_from: Vec<Arc<dyn StepSource>>,
+    /// `--cache-to`
+    pub steps_to: Vec<StepsTo>,
+    /// Whether the image lists its own steps.
+    pub steps_inline: bool,
+}
+
+/// Where steps go to.
+#[derive(Clone)]
+pub struct StepsTo {
+    /// Who takes them.
+    pub target: Arc<dyn StepTarget>,
+    /// Those of all stages, not only of the image.
+    pub all: bool,
+    /// Whether the build goes on when it can't be done.
+    pub may_fail: bool,
 }
 
 /// What has come about.

@@ -9,6 +9,7 @@
 //! What a source sends is verified before it counts, so a source can be wrong but not harmful. The
 //! platform is checked before any layer is fetched. Start at [`pull`].
 
+mod parts;
 mod unpacking;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered};
 
+pub use self::parts::{pull_documents, pull_layer};
 use self::unpacking::{Job, Unpacking};
 use crate::config;
 
@@ -141,15 +143,7 @@ pub async fn pull(
     registry: Option<&RegistryClient>,
     progress: impl Fn(Progress) + Send + Sync + 'static,
 ) -> Result<Digest> {
-    let puller = Puller {
-        store: store.clone(),
-        reference,
-        sources,
-        registry,
-        report: Arc::new(progress),
-        pin: Mutex::new(store.pin([])),
-        unpacking: Unpacking::new(store),
-    };
+    let puller = Puller::new(store, reference, sources, registry, Arc::new(progress));
     let pulled = puller.run().await;
     let Err(error) = &pulled else { return pulled };
     let Puller { pin, unpacking, .. } = puller;
@@ -178,7 +172,25 @@ struct Puller<'a> {
 /// A layer's descriptor and diff-id.
 type Layer = (Descriptor, Digest);
 
-impl Puller<'_> {
+impl<'a> Puller<'a> {
+    fn new(
+        store: &Store,
+        reference: &'a Reference,
+        sources: &'a [Arc<dyn BlobSource>],
+        registry: Option<&'a RegistryClient>,
+        report: Report,
+    ) -> Self {
+        Puller {
+            store: store.clone(),
+            reference,
+            sources,
+            registry,
+            report,
+            pin: Mutex::new(store.pin([])),
+            unpacking: Unpacking::new(store),
+        }
+    }
+
     async fn run(&self) -> Result<Digest> {
         let top = match (self.reference.digest(), self.registry) {
             (Some(digest), _) => digest.clone(),

@@ -6,6 +6,7 @@
     reason = "each test file uses its own part of this"
 )]
 
+pub mod builder;
 pub mod debian;
 pub mod disk;
 pub mod registry;

@@ -5634,6 +5634,45 @@ pub struct BuildStart {
     pub contexts: ::prost::alloc::vec::Vec<BuildContext>,
     #[prost(enumeration = "BuildOutput", tag = "18")]
     pub output: i32,
+    #[prost(message, repeated, tag = "19")]
+    pub cache_from: ::prost::alloc::vec::Vec<BuildCacheFrom>,
+    #[prost(message, repeated, tag = "20")]
+    pub cache_to: ::prost::alloc::vec::Vec<BuildCacheTo>,
+    /// The image lists its own steps.
+    #[prost(bool, tag = "21")]
+    pub cache_inline: bool,
+}
+/// Where steps of other nodes are.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildCacheFrom {
+    /// The name of an image, in a registry or in the cluster; empty: the context below.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+    /// A folder of the client with an image layout.
+    #[prost(string, tag = "3")]
+    pub context: ::prost::alloc::string::String,
+    /// What messages call it.
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BuildCacheTo {
+    /// The name of an image in a registry; empty: the client, as an archive of an image layout.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+    /// Steps of all stages, not only of the image.
+    #[prost(bool, tag = "3")]
+    pub all: bool,
+    /// The build goes on when it can't be done.
+    #[prost(bool, tag = "4")]
+    pub ignore_error: bool,
+    /// What messages call it.
+    #[prost(string, tag = "5")]
+    pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BuildHostname {
@@ -5808,7 +5847,7 @@ pub mod context_entry {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BuildResponse {
-    #[prost(oneof = "build_response::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "build_response::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<build_response::Kind>,
 }
 /// Nested message and enum types in `BuildResponse`.
@@ -5825,6 +5864,9 @@ pub mod build_response {
         /// Last.
         #[prost(message, tag = "4")]
         Result(super::BuildResult),
+        /// Of the archive of steps.
+        #[prost(bytes, tag = "5")]
+        Cache(::prost::bytes::Bytes),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

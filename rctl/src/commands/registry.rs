@@ -102,7 +102,7 @@ struct Outcome<'a> {
 }
 
 /// What is kept for a registry. Trouble with that is no reason not to ask without.
-fn credentials(registry: &str) -> Option<RegistryCredentials> {
+pub(crate) fn credentials(registry: &str) -> Option<RegistryCredentials> {
     match Keys::open().and_then(|keys| keys.of(registry)) {
         Ok(credentials) => credentials,
         Err(failure) => {

@@ -5,5 +5,6 @@ mod cases;
 mod compare;
 mod content;
 mod refusals;
+mod steps;
 mod textbook;
 mod world;

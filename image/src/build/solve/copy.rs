@@ -19,7 +19,6 @@ use crate::build::tree::place::{Changed, place};
 use crate::build::tree::root::Root;
 use crate::build::tree::select::{Picked, Selector, content_key};
 use crate::build::tree::view;
-use crate::digest::Digest;
 use crate::store::{Layer, Scratch};
 
 /// More lines than any passwd or group file of an image has.
@@ -30,14 +29,20 @@ pub(super) enum Origin<'a> {
     /// The build's context, or a further one.
     Context(&'a Context<'a>),
     /// A stage or an image.
-    View { root: Arc<Root>, chain: Digest },
+    View(Arc<Root>),
+}
+
+/// What a `--from` means, before anybody looks into it: layers may have to be fetched for that.
+enum Meant<'a> {
+    Context(&'a Context<'a>),
+    Layers(Vec<Layer>),
 }
 
 impl Origin<'_> {
     pub(super) fn files(&self) -> &dyn Files {
         match self {
             Origin::Context(context) => *context,
-            Origin::View { root, .. } => &**root,
+            Origin::View(root) => &**root,
         }
     }
 }
@@ -60,7 +65,7 @@ struct Wanted {
 impl<'b> StageBuilder<'_, 'b> {
     pub(super) fn copy(&mut self, copy: &Copy, is_add: bool) -> Result<Done, StepError> {
         let Wanted { destination, sources, chown, mode, exclude, mut key } = self.wanted(copy, is_add)?;
-        let origin = self.origin(copy.from.as_deref())?;
+        let meant = self.meant(copy.from.as_deref())?;
         if is_add {
             sources.iter().try_for_each(|source| super::add::refuse_git(source))?;
         }
@@ -69,10 +74,10 @@ impl<'b> StageBuilder<'_, 'b> {
             sources.iter().filter(|source| !is_add || !super::add::is_remote(source)).collect();
         key.add_all(extras.iter().map(|extra| extra.key.clone()));
         // What a stage holds is named by its layers: when those are the same nobody has to look at the files.
-        let quick = match &origin {
-            Origin::View { chain, .. } => {
+        let quick = match &meant {
+            Meant::Layers(layers) => {
                 let mut quick = Key::new("copy from");
-                quick.add(chain.to_string()).add_all(&local).add(key.finish().to_string());
+                quick.add(chain(layers).to_string()).add_all(&local).add(key.finish().to_string());
                 let quick = quick.finish();
                 if let Some(done) = self.build.recorded(&quick) {
                     return Ok(done);
@@ -82,8 +87,9 @@ impl<'b> StageBuilder<'_, 'b> {
                 key.add_all(extras.iter().map(|extra| extra.key.clone()));
                 Some(quick)
             }
-            Origin::Context(_) => None,
+            Meant::Context(_) => None,
         };
+        let origin = self.open(meant)?;
         let selector = Selector { files: origin.files(), exclude: &exclude, parents: copy.parents };
         let mut picked = Vec::new();
         for source in &local {
@@ -152,30 +158,38 @@ impl<'b> StageBuilder<'_, 'b> {
 
     /// Where `--from` and `from=` lead: a further context, a stage above, or an image.
     pub(super) fn origin(&self, from: Option<&str>) -> Result<Origin<'_>, StepError> {
-        let Some(name) = from else { return Ok(Origin::Context(&self.build.context)) };
+        self.open(self.meant(from)?)
+    }
+
+    fn meant(&self, from: Option<&str>) -> Result<Meant<'_>, StepError> {
+        let Some(name) = from else { return Ok(Meant::Context(&self.build.context)) };
         if let Some(context) = self.build.contexts.get(name) {
-            return Ok(Origin::Context(context));
+            return Ok(Meant::Context(context));
         }
         if let Some(NamedContext::Image(image)) = self.build.options.contexts.get(name) {
-            return self.view_of(&self.image(image)?.layers);
+            return Ok(Meant::Layers(self.image(image)?.layers));
         }
         if let Some(number) = find_stage(self.build.file, name, self.number()) {
             let outcome =
                 self.done.get(&number).ok_or_else(|| format!("the stage `{name}` can't be used here"))?;
-            return self.view_of(&outcome.state.layers);
+            return Ok(Meant::Layers(outcome.state.layers.clone()));
         }
-        self.view_of(&self.image(name)?.layers)
+        Ok(Meant::Layers(self.image(name)?.layers))
     }
 
-    fn view_of(&self, layers: &[Layer]) -> Result<Origin<'_>, StepError> {
-        let chain = chain(layers);
+    fn open<'m>(&self, meant: Meant<'m>) -> Result<Origin<'m>, StepError> {
+        let layers = match meant {
+            Meant::Context(context) => return Ok(Origin::Context(context)),
+            Meant::Layers(layers) => layers,
+        };
         let build: &Build<'b> = self.build;
-        let root = build.view(&chain, || {
-            let (lowers, pin) = build.store.stack(layers)?;
+        let root = build.view(&chain(&layers), || {
+            build.have(&layers)?;
+            let (lowers, pin) = build.store.stack(&layers)?;
             build.keep(pin);
             view::open(&lowers, None)
         })?;
-        Ok(Origin::View { root, chain })
+        Ok(Origin::View(root))
     }
 
     /// `--chown`: numbers, or names of the image's own files.

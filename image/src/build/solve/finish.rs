@@ -7,6 +7,7 @@ use super::stage::Outcome;
 use super::step::Key;
 use crate::build::cache::Record;
 use crate::build::error::BuildError;
+use crate::build::exchange;
 use crate::build::host::{Built, Event};
 use crate::build::image_config::ImageConfig;
 use crate::digest::Digest;
@@ -29,14 +30,12 @@ impl Build<'_> {
         config.config.labels.extend(self.options.labels.clone());
         config.rootfs.diff_ids = outcome.state.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
         self.date(&mut config)?;
-        let json = |source| Error::Json { what: "the image's configuration".to_owned(), source };
-        let bytes = serde_json::to_vec(&config).map_err(json)?;
-        let (config_digest, pin) = self.store.keep_document(&bytes)?;
-        self.keep(pin);
-        let manifest = manifest(&config_digest, bytes.len() as u64, &outcome.state.layers);
-        let bytes = serde_json::to_vec(&manifest).map_err(json)?;
-        let (digest, pin) = self.store.keep_document(&bytes)?;
-        self.keep(pin);
+        if self.options.steps_inline {
+            exchange::list(&mut config, &self.steps_for(false, outcome))?;
+        }
+        self.have(&outcome.state.layers)?;
+        self.adopt_steps()?;
+        let (digest, config_digest) = self.keep_image(&config, &outcome.state.layers)?;
         if self.options.tags.is_empty() {
             self.store.enlist(&digest, None)?;
         }
@@ -46,22 +45,40 @@ impl Build<'_> {
         Ok(Built { digest, config: config_digest })
     }
 
+    /// Stores configuration and manifest, and answers with their digests: the manifest's first.
+    pub(super) fn keep_image(
+        &self,
+        config: &ImageConfig,
+        layers: &[Layer],
+    ) -> Result<(Digest, Digest), Error> {
+        let json = |source| Error::Json { what: "the image's configuration".to_owned(), source };
+        let bytes = serde_json::to_vec(config).map_err(json)?;
+        let (config_digest, pin) = self.store.keep_document(&bytes)?;
+        self.keep(pin);
+        let manifest = manifest(&config_digest, bytes.len() as u64, layers);
+        let bytes = serde_json::to_vec(&manifest).map_err(json)?;
+        let (digest, pin) = self.store.keep_document(&bytes)?;
+        self.keep(pin);
+        Ok((digest, config_digest))
+    }
+
     /// The image has the time at which just this image was first built: built again it is the same, bit for bit.
     fn date(&self, config: &mut ImageConfig) -> Result<(), Error> {
         config.created = None;
         let mut key = Key::new("image");
         key.add_value(config).add_value(&self.latest_s);
         let key = key.finish();
-        let known =
-            self.store.steps().get(&key).filter(|_| !self.options.no_cache || self.latest_s.is_some());
-        let created = match known {
-            Some(record) => record.created,
+        let known = self.store.steps().get(&key).or_else(|| self.offered(&key));
+        let record = match known.filter(|_| !self.options.no_cache || self.latest_s.is_some()) {
+            Some(record) => record,
             None => {
-                let created = self.now();
-                self.store.steps().put(&key, Record { created: created.clone(), layer: None })?;
-                created
+                let record = Record { created: self.now(), layer: None };
+                self.store.steps().put(&key, record.clone())?;
+                record
             }
         };
+        self.exchange.note(&key, &record);
+        let created = record.created;
         for entry in config.history.iter_mut().filter(|entry| entry.created.is_none()) {
             entry.created = Some(created.clone());
         }

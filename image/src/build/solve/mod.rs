@@ -13,6 +13,7 @@
 mod add;
 mod copy;
 mod finish;
+mod import;
 mod run;
 mod stage;
 mod step;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
+use self::import::Exchange;
 use self::stage::{Outcome, StageBuilder};
 use super::dockerfile::Dockerfile;
 use super::error::{BuildError, patterns};
@@ -76,6 +78,9 @@ pub fn build(
         NamedContext::Image(_) => None,
     });
     let contexts = contexts.collect();
+    let numbers = AtomicU32::new(1);
+    let number = || numbers.fetch_add(1, Ordering::Relaxed);
+    let exchange = Exchange::open(options, &number, &|event| report(event));
     let build = Build {
         store,
         host,
@@ -88,14 +93,17 @@ pub fn build(
         latest_s,
         context: Context::new(context, ignore),
         contexts,
-        numbers: AtomicU32::new(1),
+        numbers,
+        exchange,
         views: Mutex::default(),
         pins: Mutex::new(vec![store.pin([])]),
         declared: Mutex::default(),
     };
     let outcome = build.stages()?;
     build.warn_of_unused();
-    build.finish(&outcome)
+    let built = build.finish(&outcome)?;
+    build.export_steps(&outcome)?;
+    Ok(built)
 }
 
 fn option(name: &str, reason: String) -> BuildError {
@@ -154,6 +162,7 @@ pub(super) struct Build<'a> {
     pub(super) context: Context<'a>,
     pub(super) contexts: BTreeMap<&'a str, Context<'a>>,
     numbers: AtomicU32,
+    exchange: Exchange,
     /// Stages and images that files are taken from, by their layers.
     views: Mutex<BTreeMap<Digest, Arc<Root>>>,
     /// Everything that was made, until the image holds it.

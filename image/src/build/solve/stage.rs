@@ -144,12 +144,13 @@ impl<'a, 'b> StageBuilder<'a, 'b> {
         let bytes = store.read(&manifest.config.digest, CONFIG_MAX_BYTES)?;
         // Refuses what no image has a reason to say, before anything of it is passed on.
         let checked = store.config_of(&digest, &manifest)?;
-        let config: ImageConfig = serde_json::from_slice(&bytes).map_err(|source| {
+        let mut config: ImageConfig = serde_json::from_slice(&bytes).map_err(|source| {
             StepError::Store(crate::error::Error::Json {
                 what: format!("the configuration of {name}"),
                 source,
             })
         })?;
+        crate::build::exchange::forget(&mut config);
         let diff_ids = crate::config::diff_ids(&manifest.config.digest, &checked)?;
         let layers: Vec<Layer> = manifest
             .layers

@@ -12,7 +12,6 @@ use crate::build::layer::Archiving;
 use crate::build::tree::root::Root;
 use crate::build::tree::view::{self, Changes};
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::manifest::Descriptor;
 use crate::store::{Layer, Scratch};
 
 /// Changes with what keys or layers are made of, so that nothing of an older version is used again.
@@ -78,26 +77,22 @@ impl Build<'_> {
         if self.options.no_cache {
             return None;
         }
+        let record = self.own_record(key).or_else(|| self.offered(key))?;
+        self.exchange.note(key, &record);
+        Some(Done { layer: record.layer.map(Layer::from), created: record.created, cached: true })
+    }
+
+    fn own_record(&self, key: &Digest) -> Option<Record> {
         let record = self.store.steps().get(key)?;
-        let layer = record.layer.map(|layer| Layer {
-            blob: Descriptor {
-                media_type: layer.media_type,
-                digest: layer.digest,
-                size: layer.size_bytes,
-                platform: None,
-                annotations: None,
-            },
-            diff_id: layer.diff_id,
-        });
-        if let Some(layer) = &layer {
-            let pin = self.store.pin([layer.blob.digest.clone(), layer.diff_id.clone()]);
-            if !self.store.has(&layer.blob.digest) {
+        if let Some(layer) = &record.layer {
+            let pin = self.store.pin([layer.digest.clone(), layer.diff_id.clone()]);
+            if !self.store.has(&layer.digest) {
                 self.store.steps().forget(key);
                 return None;
             }
             self.keep(pin);
         }
-        Some(Done { layer, created: record.created, cached: true })
+        Some(record)
     }
 
     pub(super) fn remember(&self, key: &Digest, done: &Done) -> Result<(), StepError> {
@@ -107,7 +102,9 @@ impl Build<'_> {
             media_type: layer.blob.media_type.clone(),
             diff_id: layer.diff_id.clone(),
         });
-        Ok(self.store.steps().put(key, Record { created: done.created.clone(), layer })?)
+        let record = Record { created: done.created.clone(), layer };
+        self.exchange.note(key, &record);
+        Ok(self.store.steps().put(key, record)?)
     }
 
     /// Does what `work` does to a scratch on top of `below`, unless it was done before.
@@ -156,6 +153,7 @@ impl Build<'_> {
     }
 
     pub(super) fn lowers(&self, state: &State) -> Result<Vec<std::path::PathBuf>, StepError> {
+        self.have(&state.layers)?;
         let (lowers, pin) = self.store.stack(&state.layers)?;
         self.keep(pin);
         Ok(lowers)

@@ -8,6 +8,7 @@ use clap::Args;
 use rorqual_proto::wire::{BuildContext, BuildHostname, BuildOutput, BuildStart, BuildUlimit};
 
 use super::archive::Archive;
+use super::cache;
 use super::context::Context;
 use super::output::Output;
 use super::show::{Show, Style};
@@ -49,6 +50,12 @@ pub(crate) struct BuildArgs {
     /// A further context: NAME=FOLDER, or NAME=docker-image://IMAGE
     #[arg(long, value_name = "NAME=WHERE")]
     build_context: Vec<String>,
+    /// Take steps from: an image's NAME, type=registry,ref=NAME or type=local,src=FOLDER
+    #[arg(long, value_name = "CACHE")]
+    cache_from: Vec<String>,
+    /// Give steps to: NAME, type=registry,ref=NAME, type=local,dest=FOLDER or type=inline; mode=max: of all stages
+    #[arg(long, value_name = "CACHE")]
+    cache_to: Vec<String>,
     /// A label: NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE")]
     label: Vec<String>,
@@ -85,6 +92,8 @@ pub(super) struct Wanted {
     pub(super) start: BuildStart,
     pub(super) contexts: BTreeMap<String, Context>,
     pub(super) output: Option<Output>,
+    /// Where steps are written to.
+    pub(super) cache_folder: Option<PathBuf>,
     pub(super) show: Show,
     pub(super) iidfile: Option<PathBuf>,
     pub(super) quiet: bool,
@@ -107,6 +116,8 @@ impl BuildArgs {
         for text in &self.build_context {
             named.push(further_context(text, &mut contexts)?);
         }
+        let cache_from = cache::from(&self.cache_from, &mut contexts)?;
+        let cache = cache::to(&self.cache_to)?;
         let start = BuildStart {
             file_name,
             file,
@@ -126,9 +137,20 @@ impl BuildArgs {
             ssh: self.ssh.iter().map(|text| ssh(text)).collect::<Result<_>>()?,
             contexts: named,
             output: output.as_ref().map_or(BuildOutput::Unspecified, Output::kind).into(),
+            cache_from,
+            cache_to: cache.targets,
+            cache_inline: cache.inline,
         };
         let show = Show::new(if self.quiet { Style::Quiet } else { self.progress });
-        Ok(Wanted { start, contexts, output, show, iidfile: self.iidfile, quiet: self.quiet })
+        Ok(Wanted {
+            start,
+            contexts,
+            output,
+            cache_folder: cache.folder,
+            show,
+            iidfile: self.iidfile,
+            quiet: self.quiet,
+        })
     }
 
     fn source(&self) -> Result<Source> {

@@ -3,10 +3,12 @@
 //! ```text
 //! args.rs  what was asked for         context.rs, archive.rs  answers about files
 //! show.rs  what the user sees         output.rs               archives and folders that come back
+//! cache.rs where steps of other nodes are
 //! ```
 
 mod archive;
 mod args;
+mod cache;
 mod context;
 mod output;
 mod show;
@@ -42,9 +44,10 @@ pub(crate) async fn run(args: BuildArgs, daemon: &Daemon) -> Result<()> {
     let wanted = tokio::task::spawn_blocking(move || args.read())
         .await
         .unwrap_or_else(|_| Err(Failure::operation("reading the build context was interrupted")))?;
-    let Wanted { start, contexts, output, show, iidfile, quiet } = wanted;
+    let Wanted { start, contexts, output, cache_folder, show, iidfile, quiet } = wanted;
     let tags = start.tags.clone();
-    let result = converse(daemon, start, Arc::new(contexts), output, show).await?;
+    let outputs = (output, cache_folder.map(Output::Folder));
+    let result = converse(daemon, start, Arc::new(contexts), outputs, show).await?;
     if let Some(path) = iidfile {
         std::fs::write(&path, &result.digest)
             .map_err(|error| Failure::operation(format!("cannot write {}: {error}", path.display())))?;
@@ -62,7 +65,7 @@ async fn converse(
     daemon: &Daemon,
     start: BuildStart,
     contexts: Contexts,
-    output: Option<Output>,
+    (output, steps): (Option<Output>, Option<Output>),
     mut show: Show,
 ) -> Result<BuildResult> {
     let (requests, queue) = mpsc::channel(REQUESTS);
@@ -71,6 +74,7 @@ async fn converse(
     let answer = daemon.engine().build(ReceiverStream::new(queue)).await;
     let mut responses = answer.map_err(|status| Failure::from(status).doing("cannot build"))?.into_inner();
     let mut output = output.map(Output::open).transpose()?;
+    let mut steps = steps.map(Output::open).transpose()?;
     loop {
         let message = match responses.message().await {
             Ok(Some(message)) => message,
@@ -90,9 +94,14 @@ async fn converse(
                     output.write(&bytes)?;
                 }
             }
+            Some(build_response::Kind::Cache(bytes)) => {
+                if let Some(steps) = &mut steps {
+                    steps.write(&bytes)?;
+                }
+            }
             Some(build_response::Kind::Result(result)) => {
                 show.done();
-                if let Some(output) = output {
+                for output in output.into_iter().chain(steps) {
                     output.finish()?;
                 }
                 return Ok(result);

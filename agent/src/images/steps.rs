@@ -1,0 +1,93 @@
+//! Images of a build's steps: found wherever they are, fetched in parts, and pushed without being listed.
+
+use std::sync::Arc;
+
+use rorqual_image::build::StepDocuments;
+use rorqual_image::manifest::Descriptor;
+use rorqual_image::{
+    BlobSource, Credentials, Digest, Error, Reference, RegistryClient, RegistryError, pull_documents,
+    pull_layer, push_unlisted,
+};
+
+use super::{ImageError, Images, parse};
+
+/// An image of which parts are wanted, and who may have them.
+pub(crate) struct Found {
+    /// With its digest.
+    wanted: Reference,
+    sources: Vec<Arc<dyn BlobSource>>,
+    registry: Option<RegistryClient>,
+}
+
+impl Images {
+    /// The image of that name, on this node, on others, in the cluster's registry, or in the one that the name says;
+    /// `None` where it is nowhere.
+    pub(crate) async fn find(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<Option<Found>, ImageError> {
+        let reference = parse(reference, None)?;
+        if self.is_explicit(&reference) {
+            return match self.published(&reference).await {
+                Ok(digest) => Ok(self.held_by_nodes(&reference, digest).await),
+                Err(ImageError::Nowhere { is_permanent: true, .. }) => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+        if let Some(digest) = self.store.resolve(&reference) {
+            let wanted = reference.with_digest(digest);
+            return Ok(Some(Found { wanted, sources: Vec::new(), registry: None }));
+        }
+        let registry = self.client_for(reference.registry(), credentials);
+        let (located, sources) = self.locate(&reference).await;
+        if let Some(digest) = located {
+            let wanted = reference.with_digest(digest);
+            return Ok(Some(Found { wanted, sources, registry: Some(registry) }));
+        }
+        if let Some(digest) = self.published(&reference).await? {
+            return Ok(self.held_by_nodes(&reference, Some(digest)).await);
+        }
+        match registry.resolve(&reference).await {
+            Ok(digest) => {
+                let wanted = reference.with_digest(digest);
+                let (_, sources) = self.locate(&wanted).await;
+                Ok(Some(Found { wanted, sources, registry: Some(registry) }))
+            }
+            Err(Error::Registry { source: RegistryError::NotFound { .. }, .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn held_by_nodes(&self, reference: &Reference, digest: Option<Digest>) -> Option<Found> {
+        let wanted = reference.with_digest(digest?);
+        let sources = self.holders(&wanted).await;
+        Some(Found { wanted, sources, registry: None })
+    }
+
+    /// What it says.
+    pub(crate) async fn documents(&self, found: &Found) -> rorqual_image::Result<StepDocuments> {
+        pull_documents(&self.store, &found.wanted, &found.sources, found.registry.as_ref()).await
+    }
+
+    /// Has one of its layers here.
+    pub(crate) async fn layer(&self, found: &Found, blob: &Descriptor) -> rorqual_image::Result<()> {
+        pull_layer(&self.store, &found.wanted, &found.sources, found.registry.as_ref(), blob).await
+    }
+
+    /// Pushes what is in no list: to the cluster's registry, or to the one that the name says.
+    pub(crate) async fn push_unlisted(
+        &self,
+        reference: &str,
+        digest: &Digest,
+        credentials: Option<Credentials>,
+    ) -> Result<(), ImageError> {
+        let reference = parse(reference, None)?;
+        if let Some((registry, own)) = self.own_place(&reference).filter(|_| credentials.is_none()) {
+            let published = registry.server().publish(&own.repository, &own.named, digest).await;
+            return published.map_err(|error| ImageError::Own(Box::new(error)));
+        }
+        let registry = self.client_for(reference.registry(), credentials);
+        Ok(push_unlisted(&self.store, digest, &reference, &registry).await?)
+    }
+}
