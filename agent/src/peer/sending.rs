@@ -61,7 +61,7 @@ pub(super) async fn blob(
     tokio::spawn(async move {
         let sent = match found {
             Found::Here(blob) => send(blob, offset, length, &queue).await,
-            Found::Coming(along) => send_along(along, offset, &queue).await,
+            Found::Coming(along) => send_along(along, offset, length, &queue).await,
         };
         if let Err(status) = sent {
             let _ = queue.send(Err(status)).await;
@@ -74,17 +74,20 @@ pub(super) async fn blob(
 async fn find(store: &Store, digest: &Digest, along: bool) -> Result<Found, Status> {
     let deadline = tokio::time::Instant::now() + BEGINS;
     loop {
+        // Taken before the store is looked at, so that what arrives in between is in one of the two. A node
+        // that has it whole is named to others a moment before the blob has its name in the store.
+        let coming = store.along(digest).filter(|coming| !coming.arrived().is_lost);
         let (looked, wanted) = (store.clone(), digest.clone());
         let blob = tokio::task::spawn_blocking(move || looked.blob(&wanted)).await;
         let blob = blob.map_err(|_| Status::unavailable("the node is shutting down"))?;
         if let Some(blob) = blob.map_err(|error| Status::internal(one_line(&error)))? {
             return Ok(Found::Here(blob));
         }
+        if let Some(coming) = coming {
+            return Ok(Found::Coming(coming));
+        }
         if !along || tokio::time::Instant::now() >= deadline {
             return Err(Status::not_found(format!("blob {digest} is not on this node")));
-        }
-        if let Some(coming) = store.along(digest).filter(|along| !along.arrived().is_lost) {
-            return Ok(Found::Coming(coming));
         }
         tokio::time::sleep(BEGUN_YET).await;
     }
@@ -119,7 +122,8 @@ async fn send(blob: Blob, offset: u64, length: u64, queue: &Queue) -> Result<(),
     }
 }
 
-async fn send_along(mut along: Along, offset: u64, queue: &Queue) -> Result<(), Status> {
+async fn send_along(mut along: Along, offset: u64, length: u64, queue: &Queue) -> Result<(), Status> {
+    let end = if length == 0 { u64::MAX } else { offset.saturating_add(length) };
     let mut size_bytes = along.size_bytes().unwrap_or(0);
     let mut at = offset;
     loop {
@@ -131,7 +135,8 @@ async fn send_along(mut along: Along, offset: u64, queue: &Queue) -> Result<(), 
         if arrived.is_lost {
             return Err(Status::aborted("the blob does not come here any more"));
         }
-        let most = usize::try_from(arrived.bytes.saturating_sub(at)).unwrap_or(usize::MAX).min(PIECE_BYTES);
+        let most = arrived.bytes.min(end).saturating_sub(at);
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(PIECE_BYTES);
         if most == 0 && arrived.is_whole {
             return Ok(());
         }
@@ -155,5 +160,33 @@ async fn send_along(mut along: Along, offset: u64, queue: &Queue) -> Result<(), 
         at += data.len() as u64;
         let piece = wire::BlobPiece { data: data.into(), size_bytes: std::mem::take(&mut size_bytes) };
         queue.send(Ok(piece)).await.map_err(|_| hung_up())?;
+        if at >= end {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_blob_that_is_whole_and_not_yet_in_place_is_sent_in_any_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let digest = Digest::of(b"0123456789");
+        assert!(find(&store, &digest, false).await.is_err(), "nobody brings it");
+        let mut writer = store.ingest(&digest, Some(10)).unwrap();
+        writer.write(b"0123456789").unwrap();
+        writer.verify().unwrap();
+        // As a node asks that was just told that we have it.
+        let request = wire::GetBlobRequest { offset: 2, length: 5, ..wire::GetBlobRequest::default() };
+        let place = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        let mut pieces = blob(&store, digest, &request, place).await.unwrap();
+        let mut sent = Vec::new();
+        while let Some(piece) = tokio_stream::StreamExt::next(&mut pieces).await {
+            sent.extend_from_slice(&piece.unwrap().data);
+        }
+        assert_eq!(sent, b"23456");
     }
 }

@@ -82,13 +82,17 @@ impl Swarm {
             let Ok(advice) = self.link.find_blob(request).await else { break };
             let holders: Vec<PeerSource> = advice.holders.iter().filter_map(|peer| self.peer(peer)).collect();
             let parent = advice.parent.as_ref().and_then(|peer| self.peer(peer));
-            let asked: Vec<PeerSource> = holders.iter().chain(&parent).cloned().collect();
+            let mut asked: Vec<PeerSource> = holders.into_iter().chain(parent.clone()).collect();
             if asked.is_empty() {
                 break;
             }
-            let brought = match (size.filter(|size| *size >= PARTED_BYTES), holders.len()) {
-                (Some(size), 2..) => parts(&holders, digest, size, to).await,
-                _ => asked[0].copy(digest, size, parent.is_some(), to).await,
+            let brought = match size.filter(|size| *size >= PARTED_BYTES && asked.len() > 1) {
+                Some(size) => parts(&asked, digest, size, to).await,
+                None => {
+                    // The others did not fail: they may be named again.
+                    asked.truncate(1);
+                    asked[0].copy(digest, size, parent.is_some(), to).await
+                }
             };
             let error = match brought.and_then(|()| Ok(to.verify().map(drop)?)) {
                 Ok(()) => {

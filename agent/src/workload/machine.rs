@@ -329,7 +329,10 @@ impl Machine {
             self.attempts.pop_front();
         }
         self.attempts.push_back(now_ms);
-        self.status.restarts = self.status.restarts.saturating_add(1);
+        // What never came to a start is tried again, not restarted.
+        if self.prepared || self.status.state >= TaskState::Running {
+            self.status.restarts = self.status.restarts.saturating_add(1);
+        }
         if wait_ms == 0 {
             self.status.message = format!("{reason}; restarting");
             let mut effects = vec![Effect::Report];

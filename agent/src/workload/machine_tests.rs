@@ -153,6 +153,7 @@ fn what_may_work_later_is_tried_again_but_never_hot() {
     assert_eq!(machine.wake_at_ms(), Some(101));
     assert_eq!(machine.step(Event::Due, 101, 0.5), [Effect::Prepare]);
     assert_eq!(machine.step(Event::Prepared, 102, 0.5), [Effect::Start, Effect::Report]);
+    assert_eq!(machine.status().restarts, 0, "it has not been started yet");
 }
 
 #[test]

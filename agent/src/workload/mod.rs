@@ -187,6 +187,10 @@ impl Driver {
 
     async fn handle(&mut self, event: Event) {
         let before = self.machine.phase();
+        if let Event::Exited(exit) = &event {
+            let (code, oom_killed) = (exit.code, exit.oom_killed);
+            tracing::info!(container = %self.workload.id, code, oom_killed, ?before, "process ended");
+        }
         let effects = self.machine.step(event, clock::steady_ms(), rand::random());
         let after = self.machine.phase();
         if before != after {
@@ -220,7 +224,10 @@ impl Driver {
                     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(prepared));
                     Event::Prepared
                 }
-                Err(failure) => Event::PrepareFailed(failure),
+                Err(failure) => {
+                    tracing::warn!(container = %workload.id, error = failure.message, "can't make the container ready");
+                    Event::PrepareFailed(failure)
+                }
             };
             // The driver has ended: nobody waits for the result.
             let _ = events.send(event).await;
@@ -250,7 +257,10 @@ impl Driver {
                         let _ = events.send(Event::Exited(exit)).await;
                     }
                 }
-                Err(failure) => drop(events.send(Event::StartFailed(failure)).await),
+                Err(failure) => {
+                    tracing::warn!(container = %workload.id, error = failure.message, "can't start the container");
+                    drop(events.send(Event::StartFailed(failure)).await);
+                }
             }
         });
     }
