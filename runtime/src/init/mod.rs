@@ -7,6 +7,7 @@ mod files;
 mod label;
 mod mount;
 mod namespace;
+mod proc;
 mod program;
 mod root;
 mod terminal;
@@ -127,6 +128,8 @@ struct State {
     root: Option<OwnedFd>,
     /// The container's proc file system, before anything could be mounted on it.
     proc: Option<OwnedFd>,
+    /// Proc file systems of the pid namespace that is joined, to be mounted.
+    proc_contexts: Vec<OwnedFd>,
     /// Its null device, checked.
     null: Option<OwnedFd>,
     /// Mounts that are made read-only once all is mounted.
@@ -240,7 +243,9 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             Ok(())
         }
         Step::Mount(plan) => {
-            let mounted = mount::mount(state.root()?, plan, &fds.mounts)?;
+            let contexts = &mut std::mem::take(&mut state.proc_contexts);
+            let mounted = mount::mount(state.root()?, plan, &fds.mounts, contexts)?;
+            state.proc_contexts = std::mem::take(contexts);
             if plan.target.as_bytes() == b"proc" {
                 state.proc = Some(mounted);
             } else if plan.seal {
@@ -296,6 +301,10 @@ fn perform(step: &Step, state: &mut State, fds: &Fds) -> io::Result<()> {
             Ok(())
         }
         Step::ControlTerminal => sys::make_controlling_terminal(io::stdin().as_fd()),
+        Step::OpenProc { namespace, count, filter } => {
+            state.proc_contexts = proc::open(namespace, *count, filter, fds)?;
+            Ok(())
+        }
         Step::Enter(joins) => namespace::enter(joins, fds),
         Step::Second { new } => namespace::second(*new, fds),
         Step::FindUser(_)

@@ -14,12 +14,18 @@ use crate::sys;
 const NEEDS_SELINUX: &str = " (linux.mountLabel needs SELinux in the kernel)";
 
 /// Mounts one thing; returns the mount.
-pub(super) fn mount(root: BorrowedFd<'_>, plan: &MountPlan, prepared: &[OwnedFd]) -> io::Result<OwnedFd> {
+/// `proc`: file systems that were opened before, for those of this kind.
+pub(super) fn mount(
+    root: BorrowedFd<'_>,
+    plan: &MountPlan,
+    prepared: &[OwnedFd],
+    proc: &mut Vec<OwnedFd>,
+) -> io::Result<OwnedFd> {
     let resolve = IN_ROOT | NO_MAGICLINKS | if plan.strict { NO_SYMLINKS } else { 0 };
     let (mount, target) = match &plan.source {
         Source::Filesystem(new) => {
             let there = open(root, &plan.target, resolve)?;
-            let mount = filesystem(new, there.as_ref().map(AsFd::as_fd))?;
+            let mount = filesystem(new, there.as_ref().map(AsFd::as_fd), proc)?;
             let target = match there {
                 Some(there) => there,
                 None => files::make_absent(root, &plan.target, resolve).map_err(linked)?,
@@ -90,8 +96,13 @@ fn open(root: BorrowedFd<'_>, path: &CStr, resolve: u64) -> io::Result<Option<Ow
     }
 }
 
-fn filesystem(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    let mount = match (make(new, there), &new.or_bind) {
+fn filesystem(
+    new: &Filesystem,
+    there: Option<BorrowedFd<'_>>,
+    proc: &mut Vec<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let opened = if new.fstype.as_c_str() == c"proc" { proc.pop() } else { None };
+    let mount = match (make(new, there, opened), &new.or_bind) {
         (Err(error), Some(host)) if error.kind() == io::ErrorKind::PermissionDenied => {
             let mount = sys::open_tree(sys::CWD, host, true)?;
             apply(mount.as_fd(), &Change { set: new.attributes, recursive: true, ..Change::default() })?;
@@ -105,13 +116,15 @@ fn filesystem(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<Own
     Ok(mount)
 }
 
-fn make(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    let fs = sys::fsopen(&new.fstype).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENODEV) => {
-            io::Error::other(format!("this kernel has no file system {}", new.fstype.to_string_lossy()))
-        }
-        _ => error,
-    })?;
+fn make(new: &Filesystem, there: Option<BorrowedFd<'_>>, opened: Option<OwnedFd>) -> io::Result<OwnedFd> {
+    let foreign = opened.is_some();
+    let fs =
+        opened.map_or_else(|| sys::fsopen(&new.fstype), Ok).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENODEV) => {
+                io::Error::other(format!("this kernel has no file system {}", new.fstype.to_string_lossy()))
+            }
+            _ => error,
+        })?;
     for (key, value) in &new.options {
         set(fs.as_fd(), key, value.as_deref())?;
     }
@@ -121,6 +134,11 @@ fn make(new: &Filesystem, there: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> 
     }
     sys::fsconfig_create(fs.as_fd()).map_err(|error| told(fs.as_fd(), error))?;
     let mount = sys::fsmount(fs.as_fd(), new.attributes)?;
+    if foreign && sys::filesystem_magic(mount.as_fd())? != PROC_MAGIC {
+        return Err(io::Error::other(
+            "somebody in the pid namespace that is joined gave out another file system",
+        ));
+    }
     if let Some(label) = &new.label {
         label::selinux_file(mount.as_fd(), label).map_err(|error| {
             io::Error::new(error.kind(), format!("label {label:?}: {error}{NEEDS_SELINUX}"))

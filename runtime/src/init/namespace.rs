@@ -7,7 +7,7 @@ use super::{Fds, files};
 use crate::plan::Join;
 use crate::sys::{self, SharedWord};
 
-fn open(join: &Join, fds: &Fds) -> io::Result<OwnedFd> {
+pub(super) fn open(join: &Join, fds: &Fds) -> io::Result<OwnedFd> {
     match join {
         Join::Path { path, .. } => sys::openat2(sys::CWD, path, libc::O_RDONLY, 0, 0),
         Join::Target { .. } => {
@@ -36,6 +36,9 @@ pub(super) fn enter(joins: &[Join], fds: &Fds) -> io::Result<()> {
 /// Makes the process that goes on, in the pid namespace that was entered and in new ones. Returns only in that one.
 pub(super) fn second(new: u64, fds: &Fds) -> io::Result<()> {
     let word = fds.second.as_ref().ok_or_else(|| io::Error::other("nobody waits for another process"))?;
+    // It would come along in our memory. Tests need what theirs says.
+    #[cfg(not(test))]
+    sys::forget_environment();
     match sys::clone_sibling(new, word)? {
         None => Ok(()),
         Some(_) => sys::exit_now(0),

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::victim::{Place, groups, leftovers};
 
@@ -65,6 +65,31 @@ fn whatever_step_fails_nothing_is_left() {
         assert!(gone.worked(), "{gone:?}");
         nothing("no place");
     }
+}
+
+/// Set up outside of the pid namespace that it joins: by one process more, and others inside.
+#[test]
+fn whatever_step_fails_outside_of_a_joined_pid_namespace_nothing_is_left() {
+    let place = Place::new(&["/bin/true"], Value::Null);
+    let config = place.base().join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    // Its own is as good as any.
+    spec["linux"]["namespaces"][0]["path"] = "/proc/self/ns/pid".into();
+    spec["hooks"].as_object_mut().unwrap().remove("createContainer");
+    fs::write(&config, spec.to_string()).unwrap();
+    let command = ["create", "--bundle", place.base().to_str().unwrap(), "one"];
+    let nothing = |fail_at: &str| {
+        assert_eq!(leftovers(place.base(), &place.name), Vec::<String>::new(), "{fail_at}");
+    };
+    let failed = fail(&place, &command, "init", 0.., &nothing);
+    assert!(failed > 20, "only {failed} steps");
+    // The last one was made, and would fail only behind its start.
+    place.run("", &["delete", "--force", "one"]);
+    for command in [&command[..], &["start", "one"], &["delete", "--force", "one"]] {
+        let done = place.run("", command);
+        assert!(done.worked(), "{command:?}: {done:?}");
+    }
+    nothing("no place");
 }
 
 /// Makes a group below each of the container's.

@@ -18,6 +18,7 @@ mod options;
 pub(crate) mod process;
 pub(crate) mod rdt;
 mod step;
+mod unseen;
 
 use std::ffi::CString;
 use std::path::{Component, Path};
@@ -168,6 +169,10 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     steps.push(Step::Execute(execute(process)?));
     keeper::add(request.keeper, spec, process, steps)?;
     filter::place(steps, plan.listener.is_some());
+    if let Some(namespace) = unseen::joined(spec, &namespaces) {
+        unseen::arrange(&mut plan, namespace);
+    }
+    let steps = &mut plan.steps;
     plan.schedule = process::scheduler_of_the_second(steps);
     Ok(plan)
 }

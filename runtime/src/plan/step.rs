@@ -133,6 +133,13 @@ pub(crate) enum Step {
     },
     /// The container does not outlive its monitor.
     DieWithMonitor,
+    /// Has a process that can do nothing else open so many proc file systems of a pid namespace that is going to be
+    /// entered.
+    OpenProc {
+        namespace: Join,
+        count: usize,
+        filter: Vec<Instruction>,
+    },
     /// Enters namespaces that exist before others are made in them (a user or pid namespace).
     Enter(Vec<Join>),
     /// What follows is done by another process, which is in the pid namespace that was entered, and in new namespaces
@@ -334,6 +341,7 @@ impl fmt::Display for Step {
                 write!(f, "loading the seccomp filter ({} instructions)", program.len())
             }
             Step::DieWithMonitor => write!(f, "tying the process to its monitor"),
+            Step::OpenProc { .. } => write!(f, "opening proc for the pid namespace that is joined"),
             Step::Enter(joins) => {
                 let paths = joins.iter().map(|join| match join {
                     Join::Path { path, .. } => s(path),

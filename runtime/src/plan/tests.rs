@@ -34,7 +34,7 @@ fn settings() -> ContainerSettings {
     ContainerSettings { args: vec!["nginx".to_owned(), "-g".to_owned()], ..ContainerSettings::default() }
 }
 
-pub(super) fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
+pub(crate) fn plan_of(spec: &Spec, v1: bool) -> Result<Plan> {
     let rootfs = Rootfs::Directory("/images/web".into());
     let mountpoint = Path::new("/run/node/web/rootfs");
     let facts = facts(v1);

@@ -35,18 +35,42 @@ use crate::sys::Instruction;
 
 /// Whether a filter allows what [`crate::plan::Step::Second`] and the steps behind it take.
 pub(crate) fn allows_a_second_process(program: &[Instruction]) -> bool {
-    let clone = (libc::SYS_clone, [libc::CLONE_PARENT as u64 | libc::CLONE_PARENT_SETTID as u64, 0]);
-    let others = [
-        (libc::SYS_exit_group, [0, 0]),
-        (libc::SYS_setsid, [0, 0]),
-        (libc::SYS_ioctl, [0, libc::TIOCSCTTY]),
-        (libc::SYS_sendmsg, [0, 0]),
-        (libc::SYS_recvmsg, [0, 0]),
-    ];
-    others.into_iter().chain([clone]).all(|(number, [first, second])| {
-        let action = simulator::run(program, Arch::native()[0], number as u32, [first, second, 0, 0, 0, 0]);
+    let clone = libc::CLONE_PARENT as u64 | libc::CLONE_PARENT_SETTID as u64;
+    allows(
+        program,
+        &[
+            (libc::SYS_clone, [clone, 0]),
+            (libc::SYS_exit_group, [0, 0]),
+            (libc::SYS_setsid, [0, 0]),
+            (libc::SYS_ioctl, [0, libc::TIOCSCTTY]),
+            (libc::SYS_sendmsg, [0, 0]),
+            (libc::SYS_recvmsg, [0, 0]),
+        ],
+    )
+}
+
+/// Whether it allows that and what waiting for a start takes, and being tied to a monitor.
+pub(crate) fn allows_a_start(program: &[Instruction]) -> bool {
+    let tie = [libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64];
+    allows_a_second_process(program)
+        && allows(program, &[(libc::SYS_accept4, [0, 0]), (libc::SYS_prctl, tie), (libc::SYS_poll, [0, 0])])
+}
+
+fn allows(program: &[Instruction], calls: &[(libc::c_long, [u64; 2])]) -> bool {
+    calls.iter().all(|(number, [first, second])| {
+        let arguments = [*first, *second, 0, 0, 0, 0];
+        let action = simulator::run(program, Arch::native()[0], *number as u32, arguments);
         matches!(action.0 & libc::SECCOMP_RET_ACTION_FULL, libc::SECCOMP_RET_ALLOW | libc::SECCOMP_RET_LOG)
     })
+}
+
+/// Allows to open file systems for mounting, to hand them out, and to make a process that may do just that.
+pub(crate) fn for_fsopen() -> Vec<Instruction> {
+    const CALLS: &str = "fsopen sendmsg clone3 wait4 exit_group brk mmap munmap";
+    let calls = CALLS.split(' ').filter_map(Call::named).collect();
+    let rules = vec![Rule { calls, action: Action::ALLOW, conditions: Vec::new() }];
+    let arches = Arch::native()[..1].to_vec();
+    compile(&Profile { default: Action::errno(libc::EPERM), arches, rules })
 }
 
 /// A filter before it is compiled.

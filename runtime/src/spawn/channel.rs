@@ -97,6 +97,16 @@ impl Channel {
         self.send(&ask.to_bytes(), None)
     }
 
+    /// Hands a descriptor out.
+    pub(crate) fn give(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.send(&[OK], Some(fd))
+    }
+
+    /// Takes a descriptor that is handed out; `None` if there is none, or the other end is closed.
+    pub(crate) fn take(&self) -> io::Result<Option<OwnedFd>> {
+        self.receive_bytes().map(|(_, fd)| fd)
+    }
+
     /// Parent: the next question; `None` once the other end is closed.
     pub(crate) fn receive(&self) -> io::Result<Option<(Ask, Option<OwnedFd>)>> {
         let (bytes, fd) = self.receive_bytes()?;

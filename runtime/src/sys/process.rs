@@ -126,6 +126,23 @@ fn signal_set(signals: &[i32]) -> libc::sigset_t {
     }
 }
 
+/// Overwrites the environment that this process was given: what is in it is not for everybody who may look into its memory,
+/// or into that of a process which it makes.
+pub(crate) fn forget_environment() {
+    unsafe extern "C" {
+        static mut environ: *mut *mut libc::c_char;
+    }
+    // SAFETY: the list of libc ends with a null, each of its entries is a string in our own writable memory that ends with
+    // a NUL, which stays; and there is one thread, so nobody reads them meanwhile.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            ptr::write_bytes(*entry, 0, libc::strlen(*entry));
+            entry = entry.add(1);
+        }
+    }
+}
+
 /// Gives every signal its default meaning and blocks none: what a new program expects.
 pub(crate) fn reset_signals() -> io::Result<()> {
     for signal in 1..=libc::SIGRTMAX() {

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -173,6 +174,27 @@ static int remembers(int pid, const char *text)
 
 /* Stops processes that have come into the container and not yet executed its program, and says what could be done with
  * them: their privileges, their filter, whether they have a terminal, and whether they know a text. */
+/* What a process that is held answers to a system call that it is made to do. */
+static const char *made_to(int pid, long number, long argument)
+{
+	struct user_regs_struct before, now;
+	int status;
+	ptrace(PTRACE_GETREGS, pid, 0, &before);
+	long word = ptrace(PTRACE_PEEKTEXT, pid, before.rip, 0);
+	now = before;
+	now.rax = number;
+	now.rdi = argument;
+	now.orig_rax = -1; /* else the call that it was in would be done again */
+	ptrace(PTRACE_POKETEXT, pid, before.rip, (word & ~0xffffL) | 0x050f);
+	ptrace(PTRACE_SETREGS, pid, 0, &now);
+	if (ptrace(PTRACE_SINGLESTEP, pid, 0, 0) || waitpid(pid, &status, __WALL) != pid || !WIFSTOPPED(status))
+		return "ended";
+	ptrace(PTRACE_GETREGS, pid, 0, &now);
+	ptrace(PTRACE_POKETEXT, pid, before.rip, word);
+	ptrace(PTRACE_SETREGS, pid, 0, &before);
+	return outcome(now.rax);
+}
+
 static void hold(const char *text)
 {
 	printf("ready\n");
@@ -209,7 +231,8 @@ static void hold(const char *text)
 				if (fgets(rest, sizeof rest, file))
 					sscanf(strrchr(rest, ')'), ") %*c %*d %*d %*d %d", &terminal);
 				fclose(file);
-				printf("HELD %lx %lu %d %d\n", permitted, filter, terminal, remembers(pid, text));
+				const char *unshared = made_to(pid, SYS_unshare, 0x20000 /* CLONE_NEWNS */);
+				printf("HELD %lx %lu %d %d %s\n", permitted, filter, terminal, remembers(pid, text), unshared);
 				fflush(stdout);
 			}
 			ptrace(PTRACE_DETACH, pid, 0, 0);
