@@ -5,7 +5,8 @@
 //! joined: net, ipc, uts …  it enters them by itself, one after the other
 //! joined: pid; any user    a first process, still with the host's privileges, enters what exists and makes a second one
 //!                          in what is new ([`Step::Second`]): only a child gets into a pid namespace, and what a user
-//!                          namespace does not own cannot be entered from it
+//!                          namespace does not own cannot be entered from it. For a pid namespace alone the second one
+//!                          comes late ([`super::unseen`])
 //! cgroup, time             unshared once their contents are settled: the group joined, the offsets written
 //! ```
 

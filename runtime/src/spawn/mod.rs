@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A plan with [`crate::plan::Step::Second`] needs two processes: the one that is cloned here enters namespaces that
-//! exist (a user namespace, a pid namespace) and then makes the one that goes on, as our child and not as its own
+//! exist (a user namespace, a pid namespace), sooner or later makes the one that goes on, as our child and not as its own
 //! (CLONE_PARENT), and ends. The kernel leaves the pid in memory that the two of us share and the new one does not have:
 //! processes of the container may have that one in their hands, and speak for it.
 
@@ -151,7 +151,9 @@ fn in_groups(
     };
     let (notify, second) = (fds.notify.take(), fds.second.take());
     drop(fds);
+    let first = pid;
     let mut answer = |ask: &Ask, pid: i32, fd| match (ask, child.maps) {
+        _ if pid != first && !is_foreseen(ask, child.steps) => Err(unanswered(ask)),
         (Ask::MapIds, Some(ids)) => maps::write(pid, ids, child.privileged).map(|()| Flow::GoOn),
         (Ask::NetDevices, _) => netdevice::move_all(child.net_devices, pid).map(|()| Flow::GoOn),
         (Ask::Schedule, _) => match &child.schedule {
@@ -246,6 +248,17 @@ fn serve(
     Ok(())
 }
 
+/// Whether a second process has this to ask. Others may have it in their hands, and it is not to ask for more than that.
+fn is_foreseen(ask: &Ask, steps: &[Step]) -> bool {
+    let by_then = steps.iter().skip_while(|step| !matches!(step, Step::Second { .. }));
+    let mut by_then = by_then.map(|step| match (step, ask) {
+        (Step::Ask(planned), _) => planned == ask,
+        (Step::Terminal(_), Ask::Terminal) | (Step::Seccomp { .. }, Ask::Notify) => true,
+        _ => false,
+    });
+    matches!(ask, Ask::Created | Ask::Failed(_)) || by_then.any(|planned| planned)
+}
+
 /// Turns to the second process, if there is one by now: the first one asks nothing once it has made it.
 fn follow(pid: &mut i32, second: Option<&SharedWord>) {
     let made = second.map_or(0, SharedWord::get) as i32;
@@ -262,4 +275,26 @@ pub(crate) fn unanswered(ask: &Ask) -> Failure {
         "answering the first process",
         &io::Error::other(format!("{ask:?} is nothing that is done here")),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_asks_only_for_what_was_planned() {
+        let steps = [Step::Ask(Ask::Hooks), Step::Second { new: 0 }, Step::Ask(Ask::Schedule), Step::Created];
+        for (ask, expected) in [
+            (Ask::Hooks, false),
+            (Ask::Schedule, true),
+            (Ask::Created, true),
+            (Ask::MapIds, false),
+            (Ask::Terminal, false),
+            (Ask::Notify, false),
+        ] {
+            assert_eq!(is_foreseen(&ask, &steps), expected, "{ask:?}");
+        }
+        let filtered = [Step::Second { new: 0 }, Step::Seccomp { program: Vec::new(), flags: 0 }];
+        assert!(is_foreseen(&Ask::Notify, &filtered));
+    }
 }
