@@ -8,6 +8,7 @@ use rorqual_proto::wire;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
+use crate::auths::Auths;
 use crate::bootstrap::Bootstrap;
 use crate::control::{Control, Entrance};
 use crate::dispatch::Dispatch;
@@ -16,6 +17,7 @@ use crate::leader::{self, LeaderShared};
 use crate::membership::Membership;
 use crate::raft::{RaftNode, RaftOptions, StartError};
 use crate::registry::RegistryTable;
+use crate::seal::SealKey;
 use crate::store::{RaftPeer, Store};
 
 /// The largest gRPC message that controllers take from each other: a snapshot.
@@ -31,6 +33,8 @@ pub struct ControllerOptions {
     pub founding: Option<Vec<Action>>,
     /// The node's certificate and key, as they are at any time.
     pub credentials: CredentialStore,
+    /// The key of what is sealed in the store; without it, this controller can lead but not open that.
+    pub seal_key: Option<SealKey>,
 }
 
 /// A running controller.
@@ -62,11 +66,22 @@ impl Controller {
         let store = raft.store().clone();
         let shared = LeaderShared::default();
         let route = LeaderRoute::new(store.clone(), credentials.clone());
-        let membership = Membership::new(store.clone());
-        let dispatch =
-            Dispatch::start(store.clone(), shared.clone(), credentials.clone(), membership.clone());
-        let control = |entrance| {
-            Control::new(entrance, store.clone(), route.clone(), membership.clone(), credentials.clone())
+        let auths = Auths::new(options.seal_key);
+        let membership = Membership::new(store.clone(), auths.clone());
+        let dispatch = Dispatch::start(
+            store.clone(),
+            shared.clone(),
+            credentials.clone(),
+            membership.clone(),
+            auths.clone(),
+        );
+        let control = |entrance| Control {
+            entrance,
+            store: store.clone(),
+            leader: route.clone(),
+            membership: membership.clone(),
+            credentials: credentials.clone(),
+            auths: auths.clone(),
         };
         Ok(Self {
             tls_control: control(Entrance::Tls),

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod access;
+mod auths;
 mod bootstrap;
 mod clock;
 mod control;
@@ -18,6 +19,7 @@ mod leader;
 mod membership;
 pub mod raft;
 mod registry;
+mod seal;
 mod status;
 pub mod storage;
 pub mod store;
@@ -26,3 +28,4 @@ pub use control::Control;
 pub use controller::{Controller, ControllerOptions};
 pub use founding::{FIRST_RAFT_ID, Founded, Founding, FoundingError, found};
 pub use rorqual_planner::Action;
+pub use seal::{SealKey, SealKeyError};

@@ -14,6 +14,7 @@ use rorqual_proto::token::JoinToken;
 use rorqual_proto::wire;
 use tonic::Status;
 
+use crate::auths::Auths;
 use crate::store::{RaftPeer, Store};
 use crate::{clock, status};
 
@@ -24,11 +25,12 @@ pub(crate) const CERTIFICATE_VALIDITY: Duration = Duration::from_secs(90 * 24 * 
 #[derive(Clone)]
 pub(crate) struct Membership {
     store: Store,
+    auths: Auths,
 }
 
 impl Membership {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Store, auths: Auths) -> Self {
+        Self { store, auths }
     }
 
     fn cluster(&self) -> Result<std::sync::Arc<Cluster>, Status> {
@@ -83,6 +85,7 @@ impl Membership {
             raft_id: raft_id.unwrap_or_default(),
             container_pool: cluster.container_pool.to_string(),
             vip_pool: cluster.vip_pool.to_string(),
+            seal_key: raft_id.map(|_| self.auths.key_bytes()).unwrap_or_default(),
         })
     }
 

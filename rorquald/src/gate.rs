@@ -71,6 +71,7 @@ pass! {
     remove_node: RemoveNodeRequest => wire::RemoveNodeResponse;
     create_service: CreateServiceRequest => wire::CreateServiceResponse;
     update_service: UpdateServiceRequest => wire::UpdateServiceResponse;
+    rollback_service: RollbackServiceRequest => wire::RollbackServiceResponse;
     scale_services: ScaleServicesRequest => wire::ScaleServicesResponse;
     remove_service: RemoveServiceRequest => wire::RemoveServiceResponse;
     list_services: ListServicesRequest => wire::ListServicesResponse;

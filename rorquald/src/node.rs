@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use rorqual_agent::{Agent, AgentOptions, ClusterMembership};
-use rorqual_controller::{Controller, ControllerOptions, FIRST_RAFT_ID, Founding, store::RaftPeer};
+use rorqual_controller::{
+    Controller, ControllerOptions, FIRST_RAFT_ID, Founding, SealKey, store::RaftPeer,
+};
 use rorqual_proto::model::{NodeId, Role};
 use rorqual_proto::tls::{self, CredentialStore, Credentials, Expect};
 use rorqual_proto::token::JoinToken;
@@ -155,6 +157,7 @@ impl Node {
         self.files.forget()?;
         let founded = rorqual_controller::found(&founding, now_ms())?;
         let credentials = self.keep(founded.credentials)?;
+        SealKey::generate().save(&self.files.certs())?;
         let record = Record {
             cluster_id: founded.cluster_id.to_string(),
             node_id: founded.node_id.to_string(),
@@ -190,6 +193,10 @@ impl Node {
         let (key, csr) = tls::generate_csr().context("cannot make the node's key")?;
         let joined = self.ask_to_join(&token, controller, address, csr).await?;
         let credentials = self.keep(Credentials::from_der(joined.ca_certificate, joined.certificate, key))?;
+        // A leader that has lost its own has none to give.
+        if !joined.seal_key.is_empty() {
+            SealKey::from_bytes(&joined.seal_key, "what the leader sent")?.save(&self.files.certs())?;
+        }
         let record = Record {
             cluster_id: joined.cluster_id,
             node_id: joined.node_id,
@@ -260,6 +267,7 @@ impl Node {
                     own: RaftPeer { raft_id, node_id: node_id.clone(), address: record.address.to_string() },
                     founding,
                     credentials: credentials.clone(),
+                    seal_key: SealKey::load(&self.files.certs())?,
                 })
                 .await?,
             ),

@@ -99,6 +99,8 @@ pub enum Change {
         /// Nodes may see it otherwise than before: under another name, in another network, at another
         /// address or port. Another number of replicas is nothing that they see.
         seen: bool,
+        /// What its nodes show to registries is another.
+        auths: bool,
     },
     /// A task was made, written or removed.
     Task {

@@ -2,7 +2,8 @@
 //!
 //! A node gets: the tasks bound to it (dead ones too, until their record goes: their logs stay readable);
 //! the endpoints of the services that it may reach (those with published ports, and those in a network in
-//! which it has a live task); every leased block; every other node's address; the controllers.
+//! which it has a live task); what registries want to see for the services of which it has a live task; every
+//! leased block; every other node's address; the controllers.
 //!
 //! A dispatcher sends [`assignment_for`] once, then for each applied batch asks [`touched`] what was
 //! touched and sends each node [`delta_for`] of that. Both look at the state as it is *now*, so batches may
@@ -29,6 +30,8 @@ pub struct NodeAssignment {
     pub tasks: Vec<Arc<Task>>,
     /// By service and network.
     pub services: Vec<ServiceView>,
+    /// Of services with a live task on the node.
+    pub auths: Vec<AuthsView>,
     /// All leased blocks of all networks.
     pub blocks: Vec<BlockView>,
     /// All other nodes that are members.
@@ -81,6 +84,15 @@ pub struct EndpointView {
     pub node_id: NodeId,
 }
 
+/// What registries want to see before they give a service's images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthsView {
+    /// Whose.
+    pub service_id: ServiceId,
+    /// As the service has it.
+    pub sealed: Vec<u8>,
+}
+
 /// A block and who has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockView {
@@ -130,6 +142,8 @@ pub struct Parts {
     pub tasks: BTreeSet<TaskId>,
     /// Services whose views may differ.
     pub services: BTreeSet<ServiceId>,
+    /// Services whose sealed auths may differ, or be needed or not any more.
+    pub auths: BTreeSet<ServiceId>,
     /// Blocks may differ.
     pub blocks: bool,
     /// Nodes whose name or address may differ, or who came or went.
@@ -150,6 +164,10 @@ pub struct NodeDelta {
     pub services: Vec<ServiceView>,
     /// Gone, or of no concern to the node any more.
     pub removed_services: Vec<ServiceId>,
+    /// New or other, and needed.
+    pub auths: Vec<AuthsView>,
+    /// Gone, or not needed any more.
+    pub removed_auths: Vec<ServiceId>,
     /// The whole list of blocks, where it was touched.
     pub blocks: Option<Vec<BlockView>>,
     /// Written.
@@ -170,6 +188,7 @@ impl Parts {
     pub fn merge(&mut self, other: &Self) {
         self.tasks.extend(other.tasks.iter().cloned());
         self.services.extend(other.services.iter().cloned());
+        self.auths.extend(other.auths.iter().cloned());
         self.blocks |= other.blocks;
         self.peers.extend(other.peers.iter().cloned());
         self.controllers |= other.controllers;
@@ -212,6 +231,7 @@ pub fn assignment_for(state: &State, node_id: &NodeId) -> NodeAssignment {
     NodeAssignment {
         tasks: tasks.into_values().map(Arc::clone).collect(),
         services: services.collect(),
+        auths: state.services().filter_map(|service| auths(state, service, node_id)).collect(),
         blocks: blocks(state),
         peers: peers.map(|node| peer(node)).collect(),
         controllers: controllers(state),
@@ -232,10 +252,16 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
                 let tasks = state.tasks_on_node(id).filter(|task| task.is_endpoint());
                 touched.everywhere.services.extend(tasks.map(|task| task.service_id.clone()));
             }
-            Change::Service { id, seen: true } => {
-                touched.everywhere.services.insert(id.clone());
+            Change::Service { id, seen, auths } => {
+                if *seen {
+                    touched.everywhere.services.insert(id.clone());
+                }
+                if *auths {
+                    for node_id in state.tasks_of_service(id).filter_map(|task| task.node_id.as_ref()) {
+                        touched.nodes.entry(node_id.clone()).or_default().auths.insert(id.clone());
+                    }
+                }
             }
-            Change::Service { seen: false, .. } => {}
             Change::Network(id) => {
                 touched.everywhere.blocks = true;
                 let named = |service: &&Arc<Service>| service.vips.iter().any(|vip| vip.network_id == *id);
@@ -279,6 +305,11 @@ fn touch_task(
     if lives(before) == lives(after) {
         return;
     }
+    if let Some(task) = after.or(before)
+        && state.service(&task.service_id).is_some_and(|service| !service.sealed_auths.is_empty())
+    {
+        touched.nodes.entry(node_id.clone()).or_default().auths.insert(task.service_id.clone());
+    }
     // The node's first live task in a network makes it see the network's services, the last one's end
     // takes them away. A count of one may be either, so it is looked at.
     let addresses = after.or(before).map(|task| task.addresses.as_slice()).unwrap_or_default();
@@ -320,6 +351,12 @@ pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
         }
         delta.services.extend(views);
     }
+    for id in &parts.auths {
+        match state.service(id).and_then(|service| auths(state, service, node_id)) {
+            Some(view) => delta.auths.push(view),
+            None => delta.removed_auths.push(id.clone()),
+        }
+    }
     delta.blocks = parts.blocks.then(|| blocks(state));
     for id in parts.peers.iter().filter(|id| *id != node_id) {
         match state.node(id).filter(|node| node.status.state != NodeState::Left) {
@@ -340,6 +377,16 @@ pub fn service_views(state: &State, service_id: &ServiceId) -> Vec<ServiceView> 
 pub fn concerns(state: &State, service: &Service, node_id: &NodeId) -> bool {
     !service.ports.is_empty()
         || service.vips.iter().any(|vip| live_tasks(state, node_id, &vip.network_id) > 0)
+}
+
+/// What a node has to show to registries for a service: nothing, unless it has a live task of it. Costs a look at the
+/// node's tasks, for services that have something to show.
+fn auths(state: &State, service: &Service, node_id: &NodeId) -> Option<AuthsView> {
+    let is_needed = !service.sealed_auths.is_empty()
+        && state
+            .tasks_on_node(node_id)
+            .any(|task| task.service_id == service.id && !task.status.state.is_terminal());
+    is_needed.then(|| AuthsView { service_id: service.id.clone(), sealed: service.sealed_auths.clone() })
 }
 
 fn live_tasks(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {

@@ -56,6 +56,9 @@ pub enum Refusal {
     /// The service is being taken away.
     #[error("service `{0}` is being removed: wait until it is gone, then create it again")]
     Removing(String),
+    /// There is nothing to go back to.
+    #[error("service `{0}` was not updated yet: there is no previous specification to go back to")]
+    NoPrevious(String),
     /// The service changed since the caller read it.
     #[error(
         "service `{name}` has changed meanwhile (version {actual}, not {expected}): read it again and repeat"
@@ -70,8 +73,13 @@ pub enum Refusal {
     },
 }
 
-/// A new service. It has its ports and virtual addresses from the start.
-pub fn create_service(state: &State, spec: ServiceSpec, id: ServiceId) -> Result<Action, Refusal> {
+/// A new service. It has its ports and virtual addresses from the start. `sealed_auths` is kept as it is.
+pub fn create_service(
+    state: &State,
+    spec: ServiceSpec,
+    id: ServiceId,
+    sealed_auths: Vec<u8>,
+) -> Result<Action, Refusal> {
     if let Some(other) = state.service_by_name(&spec.name) {
         return Err(if other.removing {
             Refusal::Removing(spec.name)
@@ -88,18 +96,22 @@ pub fn create_service(state: &State, spec: ServiceSpec, id: ServiceId) -> Result
         ports: Vec::new(),
         removing: false,
         problem: None,
+        previous_spec: None,
+        sealed_auths,
     };
     put(state, service, 0)
 }
 
 /// A service with another spec. `version` is the one that the caller read, where that matters. Tasks are
 /// replaced where what they run has changed; a change of labels, ports or the number of replicas alone
-/// replaces none.
+/// replaces none, and neither do other `sealed_auths`. What is replaced stays as the previous spec; an update that
+/// changes nothing leaves that alone.
 pub fn update_service(
     state: &State,
     id: &ServiceId,
     spec: ServiceSpec,
     version: Option<u64>,
+    sealed_auths: Vec<u8>,
 ) -> Result<Action, Refusal> {
     let old = present(state, id)?;
     if let Some(expected) = version
@@ -111,15 +123,34 @@ pub fn update_service(
     if spec.name != old.spec.name {
         return Err(Refusal::Renamed { name: old.spec.name.clone(), given: spec.name });
     }
-    let spec_version = old.spec_version + u64::from(replaces_tasks(&old.spec, &spec));
-    put(state, Service { spec, spec_version, ..old.clone() }, old.meta.version)
+    put(state, Service { sealed_auths, ..replaced(old, spec) }, old.meta.version)
 }
 
-/// A service with another number of replicas.
+/// A service with its previous spec, and that one with the present: a second rollback undoes the first.
+pub fn rollback(state: &State, id: &ServiceId) -> Result<Action, Refusal> {
+    let old = present(state, id)?;
+    let previous = old.previous_spec.as_deref().cloned();
+    let spec = previous.ok_or_else(|| Refusal::NoPrevious(old.spec.name.clone()))?;
+    put(state, replaced(old, spec), old.meta.version)
+}
+
+fn replaced(old: &Service, spec: ServiceSpec) -> Service {
+    let spec_version = old.spec_version + u64::from(replaces_tasks(&old.spec, &spec));
+    let previous_spec = match old.spec == spec {
+        true => old.previous_spec.clone(),
+        false => Some(Box::new(old.spec.clone())),
+    };
+    Service { spec, spec_version, previous_spec, ..old.clone() }
+}
+
+/// A service with another number of replicas, which a rollback leaves as it is.
 pub fn scale(state: &State, id: &ServiceId, replicas: u32) -> Result<Action, Refusal> {
     let old = present(state, id)?;
     let mut service = old.clone();
     service.spec.mode = ServiceMode::Replicated { replicas };
+    if let Some(previous) = &mut service.previous_spec {
+        previous.mode = service.spec.mode;
+    }
     Ok(Action::expecting(ActionKind::PutService(Box::new(service)), old.meta.version))
 }
 

@@ -21,6 +21,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::access;
+use crate::auths::Auths;
 use crate::forward::{FORWARD_DEADLINE, LeaderRoute, Route, route};
 use crate::membership::Membership;
 use crate::store::Store;
@@ -37,26 +38,17 @@ pub(crate) enum Entrance {
 /// The control API at one entrance. Cheap to clone.
 #[derive(Clone)]
 pub struct Control {
-    entrance: Entrance,
-    store: Store,
-    leader: LeaderRoute,
-    membership: Membership,
-    credentials: CredentialStore,
+    pub(crate) entrance: Entrance,
+    pub(crate) store: Store,
+    pub(crate) leader: LeaderRoute,
+    pub(crate) membership: Membership,
+    pub(crate) credentials: CredentialStore,
+    pub(crate) auths: Auths,
 }
 
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Control {
-    pub(crate) fn new(
-        entrance: Entrance,
-        store: Store,
-        leader: LeaderRoute,
-        membership: Membership,
-        credentials: CredentialStore,
-    ) -> Self {
-        Self { entrance, store, leader, membership, credentials }
-    }
-
     fn admit<T>(&self, request: &Request<T>) -> Result<(), Status> {
         match self.entrance {
             Entrance::Local => Ok(()),
@@ -145,6 +137,13 @@ impl control_server::Control for Control {
         request: Request<wire::UpdateServiceRequest>,
     ) -> Result<Response<wire::UpdateServiceResponse>, Status> {
         by_leader!(self, request, update_service, update)
+    }
+
+    async fn rollback_service(
+        &self,
+        request: Request<wire::RollbackServiceRequest>,
+    ) -> Result<Response<wire::RollbackServiceResponse>, Status> {
+        by_leader!(self, request, rollback_service, roll_back)
     }
 
     async fn scale_services(

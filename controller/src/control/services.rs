@@ -12,6 +12,7 @@ use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
+use crate::auths::Given;
 use super::ports::{self, Held};
 use crate::status;
 
@@ -23,8 +24,9 @@ impl Control {
         let spec = spec(request.spec)?;
         let name = spec.name.clone();
         let id = ServiceId::from_bits(rand::random());
-        let action =
-            self.store.read(|state| decide::create_service(state, spec, id)).map_err(status::from_refusal)?;
+        let sealed = self.auths.of_new(&id, &spec, request.auths)?;
+        let action = self.store.read(|state| decide::create_service(state, spec, id, sealed));
+        let action = action.map_err(status::from_refusal)?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;
         Ok(wire::CreateServiceResponse { service: Some(self.written(&name)?) })
     }
@@ -35,13 +37,28 @@ impl Control {
     ) -> Result<wire::UpdateServiceResponse, Status> {
         let spec = spec(request.spec)?;
         let expected = (request.version != 0).then_some(request.version);
-        let service = self.store.read(|state| find(state, &request.name))?;
-        let action = self
-            .store
-            .read(|state| decide::update_service(state, &service.id, spec, expected))
-            .map_err(status::from_refusal)?;
+        let given = Given { list: request.auths, forget: request.forget_auths };
+        let (id, action) = self.store.read(|state| {
+            let service = find(state, &request.name)?;
+            let sealed = self.auths.of_updated(&service, &spec, given)?;
+            let action = decide::update_service(state, &service.id, spec, expected, sealed);
+            Ok::<_, Status>((service.id.clone(), action.map_err(status::from_refusal)?))
+        })?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;
-        Ok(wire::UpdateServiceResponse { service: Some(self.written(service.id.as_str())?) })
+        Ok(wire::UpdateServiceResponse { service: Some(self.written(id.as_str())?) })
+    }
+
+    pub(super) async fn roll_back(
+        &self,
+        request: wire::RollbackServiceRequest,
+    ) -> Result<wire::RollbackServiceResponse, Status> {
+        let (id, action) = self.store.read(|state| {
+            let id = find(state, &request.name)?.id.clone();
+            let action = decide::rollback(state, &id).map_err(status::from_refusal)?;
+            Ok::<_, Status>((id, action))
+        })?;
+        self.store.propose(vec![action]).await.map_err(status::from_propose)?;
+        Ok(wire::RollbackServiceResponse { service: Some(self.written(id.as_str())?) })
     }
 
     pub(super) async fn scale(
@@ -150,7 +167,7 @@ impl Control {
     }
 
     fn written(&self, name: &str) -> Result<wire::Service, Status> {
-        self.store.read(|state| find(state, name).map(|service| wire::Service::from(&*service)))
+        self.store.read(|state| find(state, name).map(|service| shown(&service)))
     }
 }
 
@@ -159,7 +176,7 @@ pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
     let ServiceMode::Replicated { replicas } = service.spec.mode;
     let held = Held::of(state, service);
     let mut view = wire::ServiceView {
-        service: Some(wire::Service::from(service)),
+        service: Some(shown(service)),
         desired: if service.removing { 0 } else { replicas },
         explanations: service.problem.iter().cloned().collect(),
         port_problems: held.problems(),
@@ -185,6 +202,11 @@ pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
     }
     view.silent_nodes = silent.into_iter().map(ToString::to_string).collect();
     view
+}
+
+/// A service as everybody may see it.
+fn shown(service: &Service) -> wire::Service {
+    wire::Service { sealed_auths: Vec::new(), ..wire::Service::from(service) }
 }
 
 fn answers(state: &State, id: &NodeId) -> bool {

@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rorqual_planner::State;
-use rorqual_planner::assign::{self, BlockView, ControllerView, NodeDelta, PeerView, ServiceView, Touched};
+use rorqual_planner::assign::{
+    self, AuthsView, BlockView, ControllerView, NodeDelta, PeerView, ServiceView, Touched,
+};
 use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::auths::Auths;
 use crate::store::{Applied, Store, WatchError};
 
 type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
@@ -60,9 +63,9 @@ impl FanoutHandle {
 }
 
 /// Starts the task; it ends when the store's watch closes.
-pub(super) fn start(store: Store) -> FanoutHandle {
+pub(super) fn start(store: Store, auths: Auths) -> FanoutHandle {
     let (events, inbox) = mpsc::channel(EVENTS);
-    let fanout = Fanout { store, sessions: BTreeMap::new(), blocks: BTreeSet::new() };
+    let fanout = Fanout { store, auths, sessions: BTreeMap::new(), blocks: BTreeSet::new() };
     tokio::spawn(fanout.run(inbox));
     FanoutHandle { events }
 }
@@ -78,6 +81,7 @@ struct Session {
 
 struct Fanout {
     store: Store,
+    auths: Auths,
     sessions: BTreeMap<NodeId, Session>,
     /// Blocks that sessions have been told of: a change names those that are gone.
     blocks: BTreeSet<String>,
@@ -197,6 +201,7 @@ impl Fanout {
             full: true,
             tasks: assignment.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
             services: assignment.services.iter().map(service).collect(),
+            auths: self.opened(&assignment.auths),
             blocks: assignment.blocks.iter().map(block).collect(),
             peers: assignment.peers.iter().map(peer).collect(),
             controllers: assignment.controllers.iter().map(controller).collect(),
@@ -213,7 +218,20 @@ impl Fanout {
         if delta.is_empty() && blocks_gone.is_empty() {
             return true;
         }
-        session.send(change(delta, set, session.set, blocks_gone))
+        let auths = self.opened(&delta.auths);
+        session.send(wire::Assignments { auths, ..change(delta, set, session.set, blocks_gone) })
+    }
+
+    /// What can't be opened is told as nothing: the registry's refusal reaches the user in the task's status.
+    fn opened(&self, views: &[AuthsView]) -> Vec<wire::ServiceAuths> {
+        let open = |view: &AuthsView| {
+            let list = self.auths.open(&view.service_id, &view.sealed).unwrap_or_else(|error| {
+                tracing::error!(service = %view.service_id, %error, "credentials of a service can't be read");
+                Vec::new()
+            });
+            wire::ServiceAuths { service_id: view.service_id.to_string(), list }
+        };
+        views.iter().map(open).collect()
     }
 }
 
@@ -235,6 +253,7 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
         removed_tasks: delta.removed_tasks.iter().map(ToString::to_string).collect(),
         removed_services: delta.removed_services.iter().filter(named).map(ToString::to_string).collect(),
         services: delta.services.iter().map(service).collect(),
+        removed_auths: delta.removed_auths.iter().map(ToString::to_string).collect(),
         blocks: delta.blocks.iter().flatten().map(block).collect(),
         removed_blocks: blocks_gone.to_vec(),
         peers: delta.peers.iter().map(peer).collect(),

@@ -28,6 +28,13 @@ impl ImageCatalogue {
         nodes.remove(node);
     }
 
+    /// What each node has, without what only others may fetch from it.
+    pub(crate) fn all(&self) -> Vec<(NodeId, Vec<wire::ImageHave>)> {
+        let nodes = self.nodes.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let own = |images: &Vec<wire::ImageHave>| images.iter().filter(|image| !image.is_part).cloned().collect();
+        nodes.iter().map(|(id, images)| (id.clone(), own(images))).collect()
+    }
+
     /// The digest that is meant and the nodes that have it. A reference that nodes resolve differently
     /// takes the digest that most of them have, the lowest where that is a tie.
     pub(crate) fn locate(&self, reference: &str, digest: &str) -> (String, Vec<NodeId>) {
@@ -62,7 +69,9 @@ mod tests {
     use super::*;
 
     fn have(reference: &str, digest: &str) -> wire::Images {
-        wire::Images { images: vec![wire::ImageHave { reference: reference.into(), digest: digest.into() }] }
+        let image =
+            wire::ImageHave { reference: reference.into(), digest: digest.into(), ..Default::default() };
+        wire::Images { images: vec![image] }
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod statuses;
 
 use std::time::Duration;
 
-use rorqual_proto::model::{NodeId, Role};
+use rorqual_proto::model::{NodeId, Role, Service};
 use rorqual_proto::tls::CredentialStore;
 use rorqual_proto::wire;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use fanout::controllers;
 
 use crate::access;
+use crate::auths::Auths;
 use crate::forward::{LeaderRoute, route};
 use crate::leader::LeaderShared;
 use crate::membership::Membership;
@@ -47,6 +48,7 @@ pub(crate) struct Dispatch {
     statuses: StatusHandle,
     images: ImageCatalogue,
     spread: spread::Spread,
+    auths: Auths,
 }
 
 impl Dispatch {
@@ -56,16 +58,18 @@ impl Dispatch {
         shared: LeaderShared,
         credentials: CredentialStore,
         membership: Membership,
+        auths: Auths,
     ) -> Self {
         Self {
             leader: LeaderRoute::new(store.clone(), credentials),
-            fanout: fanout::start(store.clone()),
+            fanout: fanout::start(store.clone(), auths.clone()),
             statuses: statuses::start(store.clone()),
             images: ImageCatalogue::default(),
             spread: spread::Spread::default(),
             store,
             shared,
             membership,
+            auths,
         }
     }
 
@@ -76,6 +80,16 @@ impl Dispatch {
             nodes.map(fanout::holder).collect()
         });
         wire::LocateImageResponse { digest, holders }
+    }
+
+    fn images_of_nodes(&self) -> wire::ListNodeImagesResponse {
+        let nodes = self.images.all().into_iter().map(|(id, images)| {
+            let hostname = self.store.read(|state| {
+                state.node(&id).map(|node| node.description.hostname.clone()).unwrap_or_default()
+            });
+            wire::NodeImages { node_id: id.to_string(), hostname, images }
+        });
+        wire::ListNodeImagesResponse { nodes: nodes.collect() }
     }
 
     fn find_blob(&self, wanted: &wire::FindBlobRequest) -> Result<wire::FindBlobResponse, Status> {
@@ -133,21 +147,41 @@ impl wire::dispatcher_server::Dispatcher for Dispatch {
         })
     }
 
+    async fn list_images(
+        &self,
+        request: Request<wire::ListNodeImagesRequest>,
+    ) -> Result<Response<wire::ListNodeImagesResponse>, Status> {
+        access::member(&self.store, &request)?;
+        route!(self.leader, request.into_inner(), DispatcherClient::list_images, |_message| async {
+            Ok(self.images_of_nodes())
+        })
+    }
+
     async fn service_images(
         &self,
         request: Request<wire::ServiceImagesRequest>,
     ) -> Result<Response<wire::ServiceImagesResponse>, Status> {
         access::member(&self.store, &request)?;
         // What this controller knows will do: a service that it does not know yet has no old image either.
-        let images = self.store.read(|state| {
-            let specs = state.services().map(|service| &service.spec.container);
-            let have = specs.map(|spec| wire::ImageHave {
-                reference: spec.image.clone(),
-                digest: spec.image_digest.clone().unwrap_or_default(),
-            });
-            have.collect()
-        });
+        let images = self.store.read(|state| state.services().flat_map(|service| needed(service)).collect());
         Ok(Response::new(wire::ServiceImagesResponse { images }))
+    }
+
+    async fn renew_auth(
+        &self,
+        request: Request<wire::RenewAuthRequest>,
+    ) -> Result<Response<wire::RenewAuthResponse>, Status> {
+        let caller = access::member(&self.store, &request)?;
+        let node = request.get_ref().node_id.parse::<NodeId>();
+        let node = node.map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+        // A controller passes on what a node has asked it.
+        if caller.node_id != node && caller.role != Role::Controller {
+            return Err(Status::permission_denied("a node renews what it uses itself"));
+        }
+        route!(self.leader, request.into_inner(), DispatcherClient::renew_auth, |message| async {
+            self.auths.renew(&self.store, &node, &message).await?;
+            Ok(wire::RenewAuthResponse {})
+        })
     }
 
     async fn renew_certificate(
@@ -171,4 +205,17 @@ impl wire::dispatcher_server::Dispatcher for Dispatch {
         self.membership.remove(&identity.node_id, false).await?;
         Ok(Response::new(wire::LeaveResponse {}))
     }
+}
+
+/// The images that a service needs, also to go back to what it was.
+fn needed(service: &Service) -> impl Iterator<Item = wire::ImageHave> + use<> {
+    let specs = [Some(&service.spec), service.previous_spec.as_deref()];
+    let images = specs.map(|spec| {
+        spec.map(|spec| wire::ImageHave {
+            reference: spec.container.image.clone(),
+            digest: spec.container.image_digest.clone().unwrap_or_default(),
+            ..wire::ImageHave::default()
+        })
+    });
+    images.into_iter().flatten()
 }

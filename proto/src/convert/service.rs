@@ -154,6 +154,8 @@ impl From<&model::Service> for wire::Service {
             ports: service.ports.iter().map(Into::into).collect(),
             removing: service.removing,
             problem: service.problem.clone().unwrap_or_default(),
+            previous_spec: service.previous_spec.as_deref().map(Into::into),
+            sealed_auths: service.sealed_auths.clone(),
         }
     }
 }
@@ -171,6 +173,12 @@ impl TryFrom<wire::Service> for model::Service {
             ports: list(service.ports, "ports")?,
             removing: service.removing,
             problem: optional(service.problem),
+            previous_spec: service
+                .previous_spec
+                .map(|spec| spec.try_into().map(Box::new))
+                .transpose()
+                .map_err(|error: InvalidField| error.within("previous_spec"))?,
+            sealed_auths: service.sealed_auths,
         })
     }
 }

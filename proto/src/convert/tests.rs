@@ -112,6 +112,8 @@ fn service() -> Service {
         ports: ports(),
         removing: true,
         problem: Some("port 8080 is taken by service api".into()),
+        previous_spec: Some(Box::new(ServiceSpec { force_update: 8, ..service_spec() })),
+        sealed_auths: vec![1, 2, 3],
     }
 }
 

@@ -125,4 +125,9 @@ pub struct Service {
     pub removing: bool,
     /// Written by the allocator: why it can't be served as asked.
     pub problem: Option<String>,
+    /// What the last update replaced: what a rollback brings back.
+    pub previous_spec: Option<Box<ServiceSpec>>,
+    /// What registries want to see before they give the images of this and the previous spec; sealed, so that only
+    /// a controller can read it. Empty for nothing.
+    pub sealed_auths: Vec<u8>,
 }

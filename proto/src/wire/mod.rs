@@ -4,3 +4,10 @@
 #![allow(clippy::all, clippy::pedantic)]
 
 include!("rorqual.v1.rs");
+
+/// A secret must not get into a log by way of a request that is written there.
+impl ::core::fmt::Debug for RegistryCredentials {
+    fn fmt(&self, out: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        out.debug_struct("RegistryCredentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}

@@ -257,6 +257,34 @@ pub struct NodeSpec {
         ::prost::alloc::string::String,
     >,
 }
+/// What proves to a registry who asks: a user and a password, or one of the tokens.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RegistryCredentials {
+    #[prost(string, tag = "1")]
+    pub username: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+    /// For the registry's token service.
+    #[prost(string, tag = "3")]
+    pub identity_token: ::prost::alloc::string::String,
+    /// For the registry itself.
+    #[prost(string, tag = "4")]
+    pub registry_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryAuth {
+    /// As in references: `docker.io`, `registry.example:5000`.
+    #[prost(string, tag = "1")]
+    pub registry: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RegistryAuths {
+    #[prost(message, repeated, tag = "1")]
+    pub list: ::prost::alloc::vec::Vec<RegistryAuth>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkSpec {
     #[prost(string, tag = "1")]
@@ -481,6 +509,12 @@ pub struct Service {
     /// Why the service can't be served as asked: a port that is taken, a pool that is exhausted.
     #[prost(string, tag = "8")]
     pub problem: ::prost::alloc::string::String,
+    /// What the last update replaced, for `rollback`.
+    #[prost(message, optional, tag = "9")]
+    pub previous_spec: ::core::option::Option<ServiceSpec>,
+    /// RegistryAuths of this and the previous spec's images, sealed with the controllers' key. Never shown.
+    #[prost(bytes = "vec", tag = "10")]
+    pub sealed_auths: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceVip {
@@ -987,6 +1021,9 @@ pub struct RemoveNodeResponse {}
 pub struct CreateServiceRequest {
     #[prost(message, optional, tag = "1")]
     pub spec: ::core::option::Option<ServiceSpec>,
+    /// Kept with the service, for the nodes that run it.
+    #[prost(message, repeated, tag = "2")]
+    pub auths: ::prost::alloc::vec::Vec<RegistryAuth>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateServiceResponse {
@@ -1003,6 +1040,23 @@ pub struct UpdateServiceRequest {
     /// The version that the caller read; 0 skips the check.
     #[prost(uint64, tag = "3")]
     pub version: u64,
+    /// In place of what is kept for the same registries.
+    #[prost(message, repeated, tag = "4")]
+    pub auths: ::prost::alloc::vec::Vec<RegistryAuth>,
+    /// What was kept before goes.
+    #[prost(bool, tag = "5")]
+    pub forget_auths: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackServiceRequest {
+    /// Id, unique prefix or name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RollbackServiceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub service: ::core::option::Option<Service>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateServiceResponse {
@@ -1394,6 +1448,31 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rorqual.v1.Control", "UpdateService"));
             self.inner.unary(req, path, codec).await
         }
+        /// Puts the spec back that the last update replaced; that one is the previous one then.
+        pub async fn rollback_service(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackServiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollbackServiceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/RollbackService",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "RollbackService"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn scale_services(
             &mut self,
             request: impl tonic::IntoRequest<super::ScaleServicesRequest>,
@@ -1699,6 +1778,14 @@ pub mod control_server {
             request: tonic::Request<super::UpdateServiceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::UpdateServiceResponse>,
+            tonic::Status,
+        >;
+        /// Puts the spec back that the last update replaced; that one is the previous one then.
+        async fn rollback_service(
+            &self,
+            request: tonic::Request<super::RollbackServiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollbackServiceResponse>,
             tonic::Status,
         >;
         async fn scale_services(
@@ -2161,6 +2248,51 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UpdateServiceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/RollbackService" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackServiceSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::RollbackServiceRequest>
+                    for RollbackServiceSvc<T> {
+                        type Response = super::RollbackServiceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackServiceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::rollback_service(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackServiceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2702,6 +2834,9 @@ pub struct JoinResponse {
     pub container_pool: ::prost::alloc::string::String,
     #[prost(string, tag = "9")]
     pub vip_pool: ::prost::alloc::string::String,
+    /// For controllers: the key of what is sealed in the store.
+    #[prost(bytes = "vec", tag = "10")]
+    pub seal_key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Controller {
@@ -2778,6 +2913,15 @@ pub struct ImageHave {
     pub reference: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub digest: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+    #[prost(int64, tag = "4")]
+    pub created_at_ms: i64,
+    #[prost(string, tag = "5")]
+    pub index_digest: ::prost::alloc::string::String,
+    /// No image of the node, but an index that one is of, or a manifest that the registry holds there.
+    #[prost(bool, tag = "6")]
+    pub is_part: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
@@ -2847,6 +2991,18 @@ pub struct Assignments {
     pub container_pool: ::prost::alloc::string::String,
     #[prost(string, tag = "14")]
     pub vip_pool: ::prost::alloc::string::String,
+    /// Of services that have a live task on the node. An agent keeps them in memory alone.
+    #[prost(message, repeated, tag = "15")]
+    pub auths: ::prost::alloc::vec::Vec<ServiceAuths>,
+    #[prost(string, repeated, tag = "16")]
+    pub removed_auths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceAuths {
+    #[prost(string, tag = "1")]
+    pub service_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub list: ::prost::alloc::vec::Vec<RegistryAuth>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceEndpoints {
@@ -2913,6 +3069,22 @@ pub struct LocateImageResponse {
     #[prost(message, repeated, tag = "2")]
     pub holders: ::prost::alloc::vec::Vec<NodePeer>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListNodeImagesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNodeImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeImages>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeImages {
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub images: ::prost::alloc::vec::Vec<ImageHave>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FindBlobRequest {
     #[prost(string, tag = "1")]
@@ -2951,6 +3123,23 @@ pub struct ServiceImagesResponse {
     #[prost(message, repeated, tag = "1")]
     pub images: ::prost::alloc::vec::Vec<ImageHave>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewAuthRequest {
+    #[prost(string, tag = "1")]
+    pub service_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub registry: ::prost::alloc::string::String,
+    /// The token that was replaced: where the service has another one by now, nothing is written.
+    #[prost(string, tag = "3")]
+    pub old_identity_token: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub identity_token: ::prost::alloc::string::String,
+    /// Who asks.
+    #[prost(string, tag = "5")]
+    pub node_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewAuthResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewCertificateRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -3492,6 +3681,31 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "LocateImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// The images of all nodes, as they have reported them.
+        pub async fn list_images(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNodeImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNodeImagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/ListImages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "ListImages"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Whom to ask for a blob: the leader spreads those that want it over those that have it or are getting it, and lets
         /// one of them fetch it from outside.
         pub async fn find_blob(
@@ -3541,6 +3755,31 @@ pub mod dispatcher_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "ServiceImages"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A registry has given the calling node another refresh token in place of the one that its service had.
+        pub async fn renew_auth(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewAuthRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewAuthResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/RenewAuth",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RenewAuth"));
             self.inner.unary(req, path, codec).await
         }
         /// A new certificate for the caller, on the strength of its present one.
@@ -3624,6 +3863,14 @@ pub mod dispatcher_server {
             tonic::Response<super::LocateImageResponse>,
             tonic::Status,
         >;
+        /// The images of all nodes, as they have reported them.
+        async fn list_images(
+            &self,
+            request: tonic::Request<super::ListNodeImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNodeImagesResponse>,
+            tonic::Status,
+        >;
         /// Whom to ask for a blob: the leader spreads those that want it over those that have it or are getting it, and lets
         /// one of them fetch it from outside.
         async fn find_blob(
@@ -3639,6 +3886,14 @@ pub mod dispatcher_server {
             request: tonic::Request<super::ServiceImagesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ServiceImagesResponse>,
+            tonic::Status,
+        >;
+        /// A registry has given the calling node another refresh token in place of the one that its service had.
+        async fn renew_auth(
+            &self,
+            request: tonic::Request<super::RenewAuthRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewAuthResponse>,
             tonic::Status,
         >;
         /// A new certificate for the caller, on the strength of its present one.
@@ -3820,6 +4075,51 @@ pub mod dispatcher_server {
                     };
                     Box::pin(fut)
                 }
+                "/rorqual.v1.Dispatcher/ListImages" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListImagesSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::ListNodeImagesRequest>
+                    for ListImagesSvc<T> {
+                        type Response = super::ListNodeImagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNodeImagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::list_images(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListImagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/rorqual.v1.Dispatcher/FindBlob" => {
                     #[allow(non_camel_case_types)]
                     struct FindBlobSvc<T: Dispatcher>(pub Arc<T>);
@@ -3895,6 +4195,51 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ServiceImagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/RenewAuth" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewAuthSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::RenewAuthRequest>
+                    for RenewAuthSvc<T> {
+                        type Response = super::RenewAuthResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewAuthRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::renew_auth(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewAuthSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -5199,20 +5544,6 @@ pub struct LoadImageResponse {
     #[prost(message, repeated, tag = "1")]
     pub images: ::prost::alloc::vec::Vec<LoadedImage>,
 }
-/// What proves to a registry who asks: a user and a password, or one of the tokens. Kept no longer than the call.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RegistryCredentials {
-    #[prost(string, tag = "1")]
-    pub username: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub password: ::prost::alloc::string::String,
-    /// For the registry's token service.
-    #[prost(string, tag = "3")]
-    pub identity_token: ::prost::alloc::string::String,
-    /// For the registry itself.
-    #[prost(string, tag = "4")]
-    pub registry_token: ::prost::alloc::string::String,
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullImageRequest {
     #[prost(string, tag = "1")]
@@ -5314,7 +5645,7 @@ pub struct ImageRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListImagesRequest {
     /// before, since (images), dangling (true, false), label (KEY or KEY=VALUE), reference (a pattern), until (a time in
-    /// Unix milliseconds).
+    /// Unix milliseconds), node (a pattern of host names, or an id: images of those nodes in place of this one's).
     #[prost(message, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<Filter>,
 }
@@ -5334,11 +5665,17 @@ pub struct ImageInfo {
     /// Of the index that it was chosen from; empty where there was none.
     #[prost(string, tag = "6")]
     pub index_digest: ::prost::alloc::string::String,
+    /// In a cluster, in a list: host names of the nodes that have it, this one first.
+    #[prost(string, repeated, tag = "7")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListImagesResponse {
     #[prost(message, repeated, tag = "1")]
     pub images: ::prost::alloc::vec::Vec<ImageInfo>,
+    /// Why the leader could not say where the images are; only this node is named then.
+    #[prost(string, tag = "2")]
+    pub nodes_problem: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveImageRequest {
@@ -5557,6 +5894,9 @@ pub struct ContainerChangesResponse {
 pub struct ResolveImageRequest {
     #[prost(string, tag = "1")]
     pub reference: ::prost::alloc::string::String,
+    /// For its registry, where nobody in the cluster knows the image.
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResolveImageResponse {
@@ -6059,6 +6399,9 @@ pub struct CreateContainerRequest {
     /// Taken away by itself when it ends.
     #[prost(bool, tag = "5")]
     pub auto_remove: bool,
+    /// For the image's registry. Kept no longer than the call.
+    #[prost(message, optional, tag = "6")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {

@@ -33,9 +33,11 @@ impl State {
                 let mut service = (**service).clone();
                 service.meta = stamp.meta(self.services.get(&service.id).map(|old| &old.meta));
                 let id = service.id.clone();
-                let seen = self.services.get(&id).is_none_or(|old| !assign::looks_same(old, &service));
+                let old = self.services.get(&id);
+                let seen = old.is_none_or(|old| !assign::looks_same(old, &service));
+                let auths = old.is_some_and(|old| old.sealed_auths != service.sealed_auths);
                 self.set_service(Arc::new(service));
-                Change::Service { id, seen }
+                Change::Service { id, seen, auths }
             }
             ActionKind::PutTask(task) => self.put_task(task, stamp),
             ActionKind::PutNetwork(network) => {
@@ -159,7 +161,7 @@ impl State {
     fn remove_service(&mut self, id: &ServiceId) -> Change {
         let Some(service) = self.services.remove(id) else { return Change::Nothing };
         self.index.unlink_service(&service);
-        Change::Service { id: id.clone(), seen: true }
+        Change::Service { id: id.clone(), seen: true, auths: false }
     }
 
     fn remove_task(&mut self, id: &TaskId) -> Change {

@@ -23,6 +23,11 @@ fn assignments_follow_what_changes_touch() {
         match round {
             0 => world.scale(&web, 5),
             20 => world.scale(&web, 1),
+            5 => world.seal(&inner, b"one"),
+            10 => world.seal(&web, b"two"),
+            15 => world.seal(&web, b"three"),
+            25 => world.seal(&web, b""),
+            27 => world.seal(&web, b"four"),
             30 => world.set_node(&nodes[0], NodeState::Down),
             40 => world.remove(&inner),
             50 => world.remove_node(&nodes[0]),
@@ -43,6 +48,31 @@ fn assignments_follow_what_changes_touch() {
         }
     }
     assert!(world.state.service(&inner).is_none());
+}
+
+#[test]
+fn only_nodes_with_a_live_task_get_what_registries_want_to_see() {
+    let mut world = World::new(3);
+    let web = world.create(spec("web", 1));
+    world.seal(&web, b"sealed");
+    world.run_until_whole();
+    let holders = |world: &World| {
+        let nodes = world.state.nodes().map(|node| assign::assignment_for(&world.state, &node.id));
+        nodes.filter(|given| given.auths.iter().any(|view| view.service_id == web)).count()
+    };
+    assert_eq!(holders(&world), 1);
+    let version = world.service(&web).spec_version;
+    world.changes.clear();
+    world.seal(&web, b"other");
+    assert_eq!(world.service(&web).spec_version, version, "no task is replaced for it");
+    let touched = assign::touched(&world.state, &world.changes);
+    assert_eq!((touched.nodes.len(), touched.everywhere.is_empty()), (1, true));
+    world.scale(&web, 3);
+    world.run_until_whole();
+    assert_eq!(holders(&world), 3);
+    world.scale(&web, 0);
+    world.run_until("no task is left", |world| world.live_tasks(&web).is_empty());
+    assert_eq!(holders(&world), 0, "a task that has ended needs nothing");
 }
 
 #[test]
@@ -69,6 +99,7 @@ fn another_number_of_replicas_is_told_to_nobody() {
 struct Known {
     tasks: BTreeMap<String, DesiredState>,
     services: BTreeMap<String, assign::ServiceView>,
+    auths: BTreeMap<String, Vec<u8>>,
     blocks: Vec<assign::BlockView>,
     peers: BTreeMap<String, String>,
 }
@@ -78,6 +109,7 @@ impl Known {
         let full = assign::assignment_for(state, id);
         let mut known = Self { blocks: full.blocks, ..Self::default() };
         known.put(&full.tasks, full.services, full.peers);
+        known.put_auths(full.auths);
         known
     }
 
@@ -92,11 +124,17 @@ impl Known {
         self.services.extend(services.into_iter().map(|view| (view.service_id.to_string(), view)));
     }
 
+    fn put_auths(&mut self, auths: Vec<assign::AuthsView>) {
+        self.auths.extend(auths.into_iter().map(|view| (view.service_id.to_string(), view.sealed)));
+    }
+
     fn take(&mut self, delta: assign::NodeDelta) {
         self.tasks.retain(|id, _| !delta.removed_tasks.iter().any(|gone| gone.as_str() == id));
         self.services.retain(|id, _| !delta.removed_services.iter().any(|gone| gone.as_str() == id));
         self.peers.retain(|id, _| !delta.removed_peers.iter().any(|gone| gone.as_str() == id));
         self.put(&delta.tasks, delta.services, delta.peers);
+        self.auths.retain(|id, _| !delta.removed_auths.iter().any(|gone| gone.as_str() == id));
+        self.put_auths(delta.auths);
         self.blocks = delta.blocks.unwrap_or_else(|| std::mem::take(&mut self.blocks));
     }
 }

@@ -5,6 +5,7 @@ mod assignments;
 mod golden;
 mod properties;
 mod records;
+mod rollback;
 mod rules;
 mod silence;
 mod world;

@@ -381,18 +381,18 @@ fn ports_and_names_are_given_once() {
     let mut api = spec("api", 1);
     api.ports = vec![port(8080, 80)];
     let id = rorqual_proto::model::ServiceId::from_bits(world.bits());
-    let refusal = prepare::create_service(&world.state, api, id.clone()).unwrap_err();
+    let refusal = prepare::create_service(&world.state, api, id.clone(), Vec::new()).unwrap_err();
     assert_eq!(
         refusal.to_string(),
         "port 8080/tcp is already published by service `web`: choose another port or remove it there"
     );
-    let refusal = prepare::create_service(&world.state, spec("web", 1), id).unwrap_err();
+    let refusal = prepare::create_service(&world.state, spec("web", 1), id, Vec::new()).unwrap_err();
     assert!(matches!(refusal, prepare::Refusal::NameTaken { .. }), "{refusal}");
     // Prepared at the same time, only one of two gets through.
     let (a, b) = (world.bits(), world.bits());
     let prepared = |bits| {
         let id = rorqual_proto::model::ServiceId::from_bits(bits);
-        prepare::create_service(&world.state, spec("twin", 1), id).unwrap()
+        prepare::create_service(&world.state, spec("twin", 1), id, Vec::new()).unwrap()
     };
     let (a, b) = (prepared(a), prepared(b));
     assert!(matches!(world.state.check_all(&[a.clone(), b.clone()]), Err(Conflict::NameTaken { .. })));
@@ -408,7 +408,7 @@ fn a_port_that_came_free_is_given_to_who_waits_for_it() {
     let a = world.create(spec_a.clone());
     // The other service's record says that it wants the port too, as after a race.
     let id = rorqual_proto::model::ServiceId::from_bits(world.bits());
-    let prepared = prepare::create_service(&world.state, spec("b", 1), id.clone()).unwrap();
+    let prepared = prepare::create_service(&world.state, spec("b", 1), id.clone(), Vec::new()).unwrap();
     let ActionKind::PutService(mut b) = prepared.kind else { panic!("not a service") };
     b.spec.ports = spec_a.ports;
     world.write(vec![Action::new(ActionKind::PutService(b))]);
@@ -516,6 +516,6 @@ fn versions_guard_updates() {
     let second = prepare::scale(&world.state, &web, 3).unwrap();
     world.write(vec![first]);
     assert!(matches!(world.state.check(&second), Err(Conflict::Version { .. })));
-    let refusal = prepare::update_service(&world.state, &web, spec("web", 4), Some(seen)).unwrap_err();
+    let refusal = prepare::update_service(&world.state, &web, spec("web", 4), Some(seen), Vec::new()).unwrap_err();
     assert!(matches!(refusal, prepare::Refusal::VersionMoved { .. }), "{refusal}");
 }

@@ -166,7 +166,7 @@ impl World {
 
     pub(crate) fn create(&mut self, spec: ServiceSpec) -> ServiceId {
         let id = ServiceId::from_bits(self.bits());
-        let action = prepare::create_service(&self.state, spec, id.clone()).unwrap();
+        let action = prepare::create_service(&self.state, spec, id.clone(), Vec::new()).unwrap();
         self.write(vec![action]);
         id
     }
@@ -178,7 +178,20 @@ impl World {
     pub(crate) fn update(&mut self, id: &ServiceId, change: impl FnOnce(&mut ServiceSpec)) {
         let mut spec = self.service(id).spec.clone();
         change(&mut spec);
-        let action = prepare::update_service(&self.state, id, spec, None).unwrap();
+        let sealed = self.service(id).sealed_auths.clone();
+        let action = prepare::update_service(&self.state, id, spec, None, sealed).unwrap();
+        self.write(vec![action]);
+    }
+
+    /// What registries want to see is another from now on, and nothing else.
+    pub(crate) fn seal(&mut self, id: &ServiceId, sealed: &[u8]) {
+        let spec = self.service(id).spec.clone();
+        let action = prepare::update_service(&self.state, id, spec, None, sealed.to_vec()).unwrap();
+        self.write(vec![action]);
+    }
+
+    pub(crate) fn rollback(&mut self, id: &ServiceId) {
+        let action = prepare::rollback(&self.state, id).unwrap();
         self.write(vec![action]);
     }
 
