@@ -245,6 +245,7 @@ impl Agent {
         inner.status.send_replace(SessionStatus::none());
         inner.registry.stop();
         inner.images.link(None);
+        inner.images.auths().forget();
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = None;
         inner.tasks.remove_all().await;
         let store = inner.store.clone();

@@ -348,6 +348,7 @@ impl Containers {
         }
         let workload = Workload {
             id: record.id.clone(),
+            service: None,
             hostname: info::short_id(&record.id).to_owned(),
             spec: entry.spec.clone(),
             restart: restart(record),

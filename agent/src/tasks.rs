@@ -348,6 +348,7 @@ fn workload(task: &Task) -> Workload {
     let address = task.addresses.first();
     Workload {
         id: task.id.to_string(),
+        service: Some(task.service_id.to_string()),
         hostname: task.name().replace('.', "-"),
         spec: task.container.clone(),
         restart: task.restart,

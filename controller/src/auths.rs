@@ -85,12 +85,14 @@ impl Auths {
         given: Given,
     ) -> Result<Vec<u8>, Status> {
         check(&given.list, spec)?;
-        let previous = if service.spec == *spec { service.previous_spec.as_deref() } else { Some(&service.spec) };
+        let previous =
+            if service.spec == *spec { service.previous_spec.as_deref() } else { Some(&service.spec) };
         let named = [Some(spec), previous].map(|spec| spec.map(|spec| registry_of(&spec.container.image)));
         // What can't be opened any more is of no use to anybody.
         let kept = self.open(&service.id, &service.sealed_auths);
         let old = kept.as_ref().ok();
-        let is_replaced = |one: &wire::RegistryAuth| given.list.iter().any(|new| new.registry == one.registry);
+        let is_replaced =
+            |one: &wire::RegistryAuth| given.list.iter().any(|new| new.registry == one.registry);
         let stays = |one: &&wire::RegistryAuth| {
             !given.forget && !is_replaced(one) && named.contains(&Some(one.registry.as_str()))
         };
@@ -283,7 +285,10 @@ mod tests {
             (vec![auth("a.example", "x")], "`docker.io`"),
             (vec![auth("docker.io", "x"), auth("docker.io", "y")], "twice"),
             (vec![auth("docker.io", &"x".repeat(SECRET_BYTES + 1))], "longer"),
-            (vec![wire::RegistryAuth { registry: "docker.io".to_owned(), credentials: None }], "a user or a token"),
+            (
+                vec![wire::RegistryAuth { registry: "docker.io".to_owned(), credentials: None }],
+                "a user or a token",
+            ),
         ] {
             let refused = auths.of_new(&id, &spec, list).unwrap_err();
             assert!(refused.message().contains(word), "{refused}");

@@ -57,7 +57,9 @@ pub enum SealKeyError {
 
 /// A value that was not sealed with this key, or for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it was sealed with another key than this controller's, or is damaged: copy certs/{FILE} from another controller")]
+#[error(
+    "it was sealed with another key than this controller's, or is damaged: copy certs/{FILE} from another controller"
+)]
 pub(crate) struct Unsealable;
 
 impl SealKey {

@@ -13,9 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use rorqual_agent::{Agent, AgentOptions, ClusterMembership};
-use rorqual_controller::{
-    Controller, ControllerOptions, FIRST_RAFT_ID, Founding, SealKey, store::RaftPeer,
-};
+use rorqual_controller::{Controller, ControllerOptions, FIRST_RAFT_ID, Founding, SealKey, store::RaftPeer};
 use rorqual_proto::model::{NodeId, Role};
 use rorqual_proto::tls::{self, CredentialStore, Credentials, Expect};
 use rorqual_proto::token::JoinToken;

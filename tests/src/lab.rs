@@ -39,6 +39,13 @@ impl Lab {
     /// The same with further arguments for each `rorquald`.
     #[track_caller]
     pub fn up_with(hint: &str, nodes: usize, daemon_args: &[&str]) -> Self {
+        Self::up_at(hint, nodes, None, daemon_args)
+    }
+
+    /// The same, at a subnet (its first three bytes) that the daemons have to be told of. The machine's own address
+    /// is its first.
+    #[track_caller]
+    pub fn up_at(hint: &str, nodes: usize, subnet: Option<&str>, daemon_args: &[&str]) -> Self {
         // Up to 12 letters: 4 + 6 (a pid in base 32 has up to 5) + 2.
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let name = format!("{hint}{}-{number}", base32(std::process::id()));
@@ -47,6 +54,9 @@ impl Lab {
         up.args(["up", &lab.name, &nodes.to_string(), "--bin-dir"]).arg(bin_dir());
         if let Some(runtime) = std::env::var_os("RORQUAL_RUNTIME").filter(|path| !path.is_empty()) {
             up.arg("--runtime-binary").arg(runtime);
+        }
+        if let Some(subnet) = subnet {
+            up.args(["--subnet", subnet]);
         }
         if !daemon_args.is_empty() {
             up.arg("--").args(daemon_args);

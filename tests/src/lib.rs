@@ -8,6 +8,7 @@
 //! - [`host`]: what the machine looks like before and after
 //! - [`http`]: requests from outside of the cluster
 //! - [`images`]: the images that the suites run, whole and spoilt
+//! - [`registry`]: registries that demand to know who asks
 //! - [`figures`]: what was measured, for the end of `tests/run`
 //!
 //! Everything here panics when it cannot do what the test asked for: that is how a test fails.
@@ -21,6 +22,7 @@ pub mod http;
 pub mod images;
 mod lab;
 mod node;
+pub mod registry;
 pub mod source;
 pub mod view;
 pub mod wait;

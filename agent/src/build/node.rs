@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use super::container;
 use crate::agent::Agent;
 use crate::error::one_line;
+use crate::images::Asker;
 
 /// This node, for one build. Called from the build's threads, none of which is tokio's.
 pub(super) struct Node {
@@ -28,7 +29,7 @@ impl Host for Node {
         let name = reference.to_string();
         let found = match fresh && reference.digest().is_none() {
             true => self.runtime.block_on(images.pull(&name, None, |_| {})),
-            false => self.runtime.block_on(images.ensure(&name, None, |_| {})),
+            false => self.runtime.block_on(images.ensure(&name, None, &Asker::caller(None), |_| {})),
         };
         found.map_err(|error| Error::Source {
             what: format!("image {}", reference.familiar()),

@@ -1,6 +1,6 @@
 //! What the engine API does with registries: pull, push, log in, search.
 
-use rorqual_image::{Credentials, Digest, Progress, PushProgress};
+use rorqual_image::{Digest, Progress, PushProgress};
 use rorqual_proto::wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::image_status;
 use crate::agent::Agent;
-use crate::images::ImageError;
+use crate::images::{ImageError, read_credentials};
 
 /// Lines of progress that wait for a slow client; more are dropped, the last one never.
 const PROGRESS: usize = 64;
@@ -25,7 +25,7 @@ pub(super) fn pull(agent: &Agent, request: wire::PullImageRequest) -> Lines {
     let wire::PullImageRequest { reference, credentials } = request;
     told(reference.clone(), move |lines| async move {
         let report = tell(lines, pull_line);
-        let digest = images.pull(&reference, credentials.and_then(read), report).await?;
+        let digest = images.pull(&reference, credentials.and_then(read_credentials), report).await?;
         Ok((digest, "done".to_owned()))
     })
 }
@@ -36,7 +36,7 @@ pub(super) fn push(agent: &Agent, request: wire::PushImageRequest) -> Lines {
     let wire::PushImageRequest { reference, credentials } = request;
     told(reference.clone(), move |lines| async move {
         let report = tell(lines, push_line);
-        let pushed = images.push(&reference, credentials.and_then(read), report).await?;
+        let pushed = images.push(&reference, credentials.and_then(read_credentials), report).await?;
         let status = match pushed.is_part {
             true => "done, for this node's platform alone: the others of its index are not here",
             false => "done",
@@ -48,7 +48,8 @@ pub(super) fn push(agent: &Agent, request: wire::PushImageRequest) -> Lines {
 /// Whether a registry takes the credentials.
 pub(super) async fn login(agent: &Agent, request: wire::LoginRequest) -> Result<wire::LoginResponse, Status> {
     let wire::LoginRequest { registry, credentials } = request;
-    let asked = agent.images().client_for(&registry, credentials.and_then(read)).login(&registry).await;
+    let asked =
+        agent.images().client_for(&registry, credentials.and_then(read_credentials)).login(&registry).await;
     let token = asked.map_err(|error| refused(&registry, error))?;
     Ok(wire::LoginResponse { identity_token: token.unwrap_or_default() })
 }
@@ -61,7 +62,7 @@ pub(super) async fn search(
     let wire::SearchImagesRequest { registry, term, limit, credentials } = request;
     let registry = if registry.is_empty() { HUB } else { &registry };
     let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(HITS);
-    let client = agent.images().client_for(registry, credentials.and_then(read));
+    let client = agent.images().client_for(registry, credentials.and_then(read_credentials));
     let hits = client.search(registry, &term, limit).await.map_err(|error| refused(registry, error))?;
     let hits = hits.into_iter().map(|hit| wire::SearchHit {
         name: hit.name,
@@ -78,7 +79,7 @@ pub(super) async fn tags(
     request: wire::ListTagsRequest,
 ) -> Result<wire::ListTagsResponse, Status> {
     let wire::ListTagsRequest { reference, credentials } = request;
-    let tags = agent.images().tags(&reference, credentials.and_then(read)).await;
+    let tags = agent.images().tags(&reference, credentials.and_then(read_credentials)).await;
     let tags = tags.map_err(|error| image_status(&reference, &error))?;
     Ok(wire::ListTagsResponse { tags })
 }
@@ -125,17 +126,6 @@ where
 
 fn refused(registry: &str, error: rorqual_image::Error) -> Status {
     image_status(registry, &ImageError::Store(error))
-}
-
-/// `None` for credentials that say nothing.
-pub(crate) fn read(credentials: wire::RegistryCredentials) -> Option<Credentials> {
-    let wire::RegistryCredentials { username, password, identity_token, registry_token } = credentials;
-    match (registry_token, identity_token) {
-        (token, _) if !token.is_empty() => Some(Credentials::Bearer { token }),
-        (_, token) if !token.is_empty() => Some(Credentials::Identity { token }),
-        _ if username.is_empty() => None,
-        _ => Some(Credentials::Password { username, password }),
-    }
 }
 
 fn line(item: &Digest, status: &str, done_bytes: u64, total_bytes: u64) -> wire::PullProgress {

@@ -28,7 +28,7 @@ impl EngineApi {
     /// The container that is meant, a plain one or a service's, running or not.
     async fn files(&self, name: &str) -> Result<Files, Status> {
         let (id, spec) = self.container_spec(name)?;
-        let base = self.agent.images().prepare(&spec.image, spec.image_digest.as_deref()).await;
+        let base = self.agent.images().prepare(&spec.image, spec.image_digest.as_deref(), None).await;
         let base = base.map_err(|error| image_status(&spec.image, &error))?;
         let upper = self.agent.executor().folder(&id).upper();
         if !upper.exists() {

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::archives::interrupted;
 use super::image_status;
+use super::places::Places;
 use super::select::{self, Filters};
 use crate::agent::Agent;
 use crate::images::ImageError;
@@ -35,6 +36,7 @@ pub(super) fn info(record: &ImageRecord, used: &[Digest]) -> wire::ImageInfo {
         created_at_ms: select::created_ms(record),
         in_use: u32::try_from(count).unwrap_or(u32::MAX),
         index_digest: record.index_digest.as_ref().map(ToString::to_string).unwrap_or_default(),
+        nodes: Vec::new(),
     }
 }
 
@@ -42,14 +44,29 @@ pub(super) async fn list(
     agent: &Agent,
     request: wire::ListImagesRequest,
 ) -> Result<wire::ListImagesResponse, Status> {
-    const KNOWN: [&str; 6] = ["before", "since", "dangling", "label", "reference", "until"];
+    const KNOWN: [&str; 7] = ["before", "since", "dangling", "label", "reference", "until", "node"];
     let filters = Filters::read(agent, &request.filters, &KNOWN)?;
+    if !filters.nodes.is_empty() && filters.asks_labels() {
+        return Err(Status::invalid_argument(
+            "filter `label` can't be combined with `node`: an image's labels are known where it is",
+        ));
+    }
+    let places = Places::look(agent).await;
+    let records = match filters.nodes.as_slice() {
+        [] => agent.images().store().list().into_iter().map(|record| (record, true)).collect(),
+        nodes => places.on(nodes)?,
+    };
+    let is_member = agent.images().cluster().is_some();
     let agent = agent.clone();
     let listing = tokio::task::spawn_blocking(move || {
         let used = in_use(&agent);
-        let records = agent.images().store().list();
-        let shown = records.iter().filter(|record| filters.fits_image(&agent, record));
-        wire::ListImagesResponse { images: shown.map(|record| info(record, &used)).collect() }
+        let shown = records.iter().filter(|(record, _)| filters.fits_image(&agent, record));
+        let images = shown.map(|(record, is_own)| {
+            let used: &[Digest] = if *is_own { &used } else { &[] };
+            let nodes = if is_member { places.of(record) } else { Vec::new() };
+            wire::ImageInfo { nodes, ..info(record, used) }
+        });
+        wire::ListImagesResponse { images: images.collect(), nodes_problem: places.problem.clone() }
     });
     listing.await.map_err(|_| interrupted())
 }

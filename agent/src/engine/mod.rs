@@ -8,6 +8,7 @@ mod archives;
 mod distribute;
 mod files;
 mod images;
+mod places;
 mod registry;
 mod select;
 mod streams;
@@ -28,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::agent::Agent;
 use crate::containers::{ContainerError, NewContainer, info};
 use crate::error::one_line;
-use crate::images::ImageError;
+use crate::images::{Asker, ImageError, read_credentials};
 use crate::logs::{Lines, Wanted};
 use crate::store::ContainerRecord;
 
@@ -73,7 +74,8 @@ impl EngineApi {
     }
 
     fn new_container(request: wire::CreateContainerRequest) -> Result<NewContainer, InvalidField> {
-        let wire::CreateContainerRequest { name, spec, ports, restart, auto_remove } = request;
+        let wire::CreateContainerRequest { name, spec, ports, restart, auto_remove, credentials: _ } =
+            request;
         let spec = spec.ok_or_else(|| InvalidField::missing("spec"))?;
         let spec = ContainerSpec::try_from(spec).map_err(|error| error.within("spec"))?;
         let restart = match restart {
@@ -237,8 +239,9 @@ impl engine_server::Engine for EngineApi {
         &self,
         request: Request<wire::ResolveImageRequest>,
     ) -> Result<Response<wire::ResolveImageResponse>, Status> {
-        let wanted = request.into_inner().reference;
-        let resolved = self.agent.images().resolve(&wanted).await;
+        let wire::ResolveImageRequest { reference: wanted, credentials } = request.into_inner();
+        let credentials = credentials.and_then(read_credentials);
+        let resolved = self.agent.images().resolve(&wanted, credentials).await;
         let (reference, digest) = resolved.map_err(|error| image_status(&wanted, &error))?;
         let answer =
             wire::ResolveImageResponse { reference: reference.to_string(), digest: digest.to_string() };
@@ -291,11 +294,13 @@ impl engine_server::Engine for EngineApi {
         &self,
         request: Request<wire::CreateContainerRequest>,
     ) -> Result<Response<wire::CreateContainerResponse>, Status> {
-        let new = Self::new_container(request.into_inner()).map_err(ContainerError::from);
+        let request = request.into_inner();
+        let asker = Asker::caller(request.credentials.clone().and_then(read_credentials));
+        let new = Self::new_container(request).map_err(ContainerError::from);
         let mut new = new.map_err(|error| status(&error))?;
         let (image, digest) = (new.spec.image.clone(), new.spec.image_digest.clone());
         // The image is here before the container is: an error of its name is one of `create`.
-        let found = self.agent.images().ensure(&image, digest.as_deref(), |_| {}).await;
+        let found = self.agent.images().ensure(&image, digest.as_deref(), &asker, |_| {}).await;
         let digest = found.map_err(|error| image_status(&image, &error))?;
         new.spec.image_digest = Some(digest.to_string());
         let id = self.agent.containers().create(new).await.map_err(|error| status(&error))?;
@@ -450,6 +455,7 @@ fn image_status(reference: &str, error: &ImageError) -> Status {
     match error {
         ImageError::Name { .. } => Status::invalid_argument(message),
         ImageError::Nowhere { .. } | ImageError::Store(Store::NoSuchImage(_)) => Status::not_found(message),
+        ImageError::Denied { .. } => Status::permission_denied(message),
         ImageError::Store(Store::InUse { .. } | Store::SeveralNames { .. }) => {
             Status::failed_precondition(message)
         }

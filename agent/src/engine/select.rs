@@ -58,6 +58,8 @@ pub(super) struct Filters {
     pub(super) until_ms: Option<i64>,
     before: Option<i64>,
     since: Option<i64>,
+    /// On nodes of these names.
+    pub(super) nodes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -92,6 +94,7 @@ impl Filters {
                     "false" | "0" => read.dangling.push(false),
                     _ => return Err(refuse("true or false")),
                 },
+                "node" => read.nodes.push(value.clone()),
                 "reference" => read.references.push(value.clone()),
                 "label" => read.labels.push(label(value)),
                 "label!" => read.without_labels.push(label(value)),
@@ -163,7 +166,7 @@ fn fits_name(pattern: &str, reference: &Reference) -> bool {
 }
 
 /// `*` and `?` of a shell; neither passes a slash.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub(super) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) => {

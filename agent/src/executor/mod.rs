@@ -159,7 +159,8 @@ impl Executor {
 
     async fn image(&self, workload: &Workload) -> Result<Arc<rorqual_image::Prepared>, Failure> {
         let spec = &workload.spec;
-        let prepared = self.inner.images.prepare(&spec.image, spec.image_digest.as_deref()).await;
+        let (digest, service) = (spec.image_digest.as_deref(), workload.service.as_deref());
+        let prepared = self.inner.images.prepare(&spec.image, digest, service).await;
         prepared.map_err(|error| Failure {
             message: format!("image {}: {}", spec.image, one_line(&error)),
             exit_code: ENGINE_FAILED,

@@ -18,6 +18,9 @@ use crate::gc::ServiceImage;
 /// How long the leader may take to say who has an image.
 const LOCATE: Duration = Duration::from_secs(3);
 
+/// The longest list of images: ten thousand nodes, or thousands of images on each of a hundred.
+const MOST_BYTES: usize = 64 << 20;
+
 /// The most controllers that are asked in turn.
 const MOST_TRIES: usize = 5;
 
@@ -117,6 +120,24 @@ impl ClusterLink {
         Err(last)
     }
 
+    /// This node's id.
+    pub(crate) fn own_id(&self) -> &NodeId {
+        &self.inner.own
+    }
+
+    /// The images of all nodes, as the leader was told.
+    pub(crate) async fn node_images(&self) -> Result<Vec<wire::NodeImages>, Status> {
+        let mut last = Status::unavailable("no controller is known");
+        for client in self.dispatchers() {
+            let mut client = client.max_decoding_message_size(MOST_BYTES);
+            match client.list_images(wire::ListNodeImagesRequest {}).await {
+                Ok(answer) => return Ok(answer.into_inner().nodes),
+                Err(status) => last = status,
+            }
+        }
+        Err(last)
+    }
+
     /// The images that services name.
     pub(crate) async fn service_images(&self) -> Result<Vec<ServiceImage>, Status> {
         let mut last = Status::unavailable("no controller is known");
@@ -132,6 +153,21 @@ impl ClusterLink {
                     };
                     return Ok(images.map(image).collect());
                 }
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
+            }
+        }
+        Err(last)
+    }
+
+    /// A registry gave this node another refresh token in place of a service's; `request` need not say who asks.
+    pub(crate) async fn renew_auth(&self, request: wire::RenewAuthRequest) -> Result<(), Status> {
+        let request = wire::RenewAuthRequest { node_id: self.inner.own.to_string(), ..request };
+        let mut last = Status::unavailable("no controller is known");
+        for mut client in self.dispatchers() {
+            let answer = tokio::time::timeout(LOCATE, client.renew_auth(request.clone())).await;
+            match answer {
+                Ok(Ok(_)) => return Ok(()),
                 Ok(Err(status)) => last = status,
                 Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
             }

@@ -154,7 +154,9 @@ impl Open<'_> {
     }
 
     /// On disk first, then in effect and acknowledged.
-    async fn assign(&mut self, assignments: wire::Assignments) -> Result<(), End> {
+    async fn assign(&mut self, mut assignments: wire::Assignments) -> Result<(), End> {
+        let (full, auths) = (assignments.full, std::mem::take(&mut assignments.auths));
+        let removed_auths = std::mem::take(&mut assignments.removed_auths);
         let mut change = self.set.take(assignments).map_err(|refused| End::Lost(refused.to_string()))?;
         let writes = std::mem::take(&mut change.writes);
         let store = self.parts.store.clone();
@@ -176,6 +178,8 @@ impl Open<'_> {
             "assignment set"
         );
         self.parts.link.set_controllers(self.set.controllers.clone());
+        // Never on disk, and there before the tasks that need it.
+        self.parts.images.auths().take(full, auths, &removed_auths);
         let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
         // In effect first, so that a slow connection delays nothing; it is on disk either way.
         self.parts.tasks.apply(tasks, removed).await;

@@ -31,6 +31,8 @@ const EVENTS: usize = 32;
 pub(crate) struct Workload {
     /// Also the container's id: that of the task, or of the plain container.
     pub(crate) id: String,
+    /// The id of the service that it is a task of.
+    pub(crate) service: Option<String>,
     /// The container's host name where its specification names none.
     pub(crate) hostname: String,
     pub(crate) spec: ContainerSpec,

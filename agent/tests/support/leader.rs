@@ -211,6 +211,20 @@ impl dispatcher_server::Dispatcher for Dispatcher {
         Ok(Response::new(wire::ServiceImagesResponse::default()))
     }
 
+    async fn list_images(
+        &self,
+        _request: Request<wire::ListNodeImagesRequest>,
+    ) -> Result<Response<wire::ListNodeImagesResponse>, Status> {
+        Ok(Response::new(wire::ListNodeImagesResponse::default()))
+    }
+
+    async fn renew_auth(
+        &self,
+        _request: Request<wire::RenewAuthRequest>,
+    ) -> Result<Response<wire::RenewAuthResponse>, Status> {
+        Ok(Response::new(wire::RenewAuthResponse {}))
+    }
+
     async fn renew_certificate(
         &self,
         _request: Request<wire::RenewCertificateRequest>,

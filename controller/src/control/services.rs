@@ -12,8 +12,8 @@ use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
-use crate::auths::Given;
 use super::ports::{self, Held};
+use crate::auths::Given;
 use crate::status;
 
 impl Control {

@@ -31,7 +31,8 @@ impl ImageCatalogue {
     /// What each node has, without what only others may fetch from it.
     pub(crate) fn all(&self) -> Vec<(NodeId, Vec<wire::ImageHave>)> {
         let nodes = self.nodes.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let own = |images: &Vec<wire::ImageHave>| images.iter().filter(|image| !image.is_part).cloned().collect();
+        let own =
+            |images: &Vec<wire::ImageHave>| images.iter().filter(|image| !image.is_part).cloned().collect();
         nodes.iter().map(|(id, images)| (id.clone(), own(images))).collect()
     }
 

@@ -148,11 +148,12 @@ impl Session {
         loop {
             let is_home = same_origin(&uri, &home);
             let authorization = if is_home { self.tokens.authorization(call.scope) } else { None };
+            let shown = authorization.clone();
             let answer = self.request(call.method, &uri, call.headers, call.content, authorization).await?;
             match answer.status() {
                 StatusCode::UNAUTHORIZED if is_home && !is_challenged => {
                     is_challenged = true;
-                    if !self.tokens.answer(self, &answer, call.scope).await? {
+                    if !self.tokens.answer(self, &answer, call.scope, shown.as_ref()).await? {
                         return Ok(answer);
                     }
                 }

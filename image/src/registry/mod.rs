@@ -74,6 +74,17 @@ impl RegistryClient {
         Ok(session.tokens().refresh())
     }
 
+    /// The refresh token that a registry has given in place of the one that this client has for it; whoever keeps
+    /// that one has to keep this instead.
+    pub fn renewed_identity(&self, registry: &str) -> Option<String> {
+        let Some(Credentials::Identity { token }) = self.options.credentials.get(registry) else {
+            return None;
+        };
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let session = sessions.get(&self.options.endpoint(registry).base)?;
+        session.tokens().refresh().filter(|present| present != token)
+    }
+
     fn session(&self, endpoint: Endpoint) -> Result<Arc<Session>, RegistryError> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(session) = sessions.get(&endpoint.base) {

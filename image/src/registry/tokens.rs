@@ -52,15 +52,23 @@ impl Scope {
 pub(super) struct Tokens {
     credentials: Option<Credentials>,
     authorizations: Mutex<HashMap<Scope, (HeaderValue, Instant)>>,
+    /// The latest one that the service has given.
     refresh: Mutex<Option<String>>,
+    /// One asks at a time: a refresh token may be good for one question.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Tokens {
     pub(super) fn new(credentials: Option<Credentials>) -> Tokens {
-        Tokens { credentials, authorizations: Mutex::default(), refresh: Mutex::default() }
+        Tokens {
+            credentials,
+            authorizations: Mutex::default(),
+            refresh: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
-    /// A refresh token that the service has given at a login.
+    /// A refresh token that the service has given: at a login, or in place of the one it was shown.
     pub(super) fn refresh(&self) -> Option<String> {
         self.refresh.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -74,13 +82,19 @@ impl Tokens {
         (Instant::now() < *until).then(|| value.clone())
     }
 
-    /// Gets what a 401 asks for; `false` when there is nothing to answer with.
+    /// Gets what a 401 asks for, which refused `shown`; `false` when there is nothing to answer with.
     pub(super) async fn answer(
         &self,
         session: &Session,
         answer: &Response<Incoming>,
         scope: &Scope,
+        shown: Option<&HeaderValue>,
     ) -> Result<bool, RegistryError> {
+        let _turn = self.turn.lock().await;
+        if self.authorization(scope).is_some_and(|present| Some(&present) != shown) {
+            // Another request has asked meanwhile.
+            return Ok(true);
+        }
         let challenges = answer.headers().get_all(WWW_AUTHENTICATE).into_iter();
         let mut challenges = challenges.filter_map(|value| Challenge::parse(value.to_str().ok()?));
         let (value, until) = match challenges.next() {
@@ -99,8 +113,10 @@ impl Tokens {
                 // What we need, not what the challenge would like us to hold.
                 let is_login = *scope == Scope::nothing();
                 let token = self.fetch(session, &realm, service.as_deref(), scope, is_login).await?;
-                if is_login {
-                    *self.refresh.lock().unwrap_or_else(PoisonError::into_inner) = token.refresh;
+                // Unasked for, it matters to who has shown one: that one may be void now.
+                let is_renewed = matches!(self.credentials, Some(Credentials::Identity { .. }));
+                if let Some(refresh) = token.refresh.filter(|_| is_login || is_renewed) {
+                    *self.refresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(refresh);
                 }
                 (format!("Bearer {}", token.value), token.until)
             }
@@ -125,6 +141,7 @@ impl Tokens {
     ) -> Result<Token, RegistryError> {
         let (method, address, content, authorization) = match &self.credentials {
             Some(Credentials::Identity { token }) => {
+                let token = &self.refresh().unwrap_or_else(|| token.clone());
                 // RFC 6749, section 6, as registries have it.
                 let fields = [
                     ("grant_type", "refresh_token"),

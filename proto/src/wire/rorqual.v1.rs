@@ -2915,8 +2915,9 @@ pub struct ImageHave {
     pub digest: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub size_bytes: u64,
-    #[prost(int64, tag = "4")]
-    pub created_at_ms: i64,
+    /// RFC 3339; empty where the image does not say.
+    #[prost(string, tag = "4")]
+    pub created: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub index_digest: ::prost::alloc::string::String,
     /// No image of the node, but an index that one is of, or a manifest that the registry holds there.

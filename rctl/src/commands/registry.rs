@@ -11,7 +11,7 @@ use serde::Serialize;
 use tonic::Streaming;
 
 use crate::connect::{Daemon, LONG_CALL, within};
-use crate::docker::{Keys, registry_in, registry_of};
+use crate::docker::{self, Keys, registry_in, registry_of};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Format};
 use crate::progress::Progress;
@@ -101,25 +101,11 @@ struct Outcome<'a> {
     digest: &'a str,
 }
 
-/// What is kept for a registry. Trouble with that is no reason not to ask without.
-pub(crate) fn credentials(registry: &str) -> Option<RegistryCredentials> {
-    match Keys::open().and_then(|keys| keys.of(registry)) {
-        Ok(credentials) => credentials,
-        Err(failure) => {
-            output::note(&format!(
-                "warning: {}; asking without credentials",
-                failure.message.unwrap_or_default()
-            ));
-            None
-        }
-    }
-}
-
 pub(crate) async fn pull(args: PullArgs, daemon: &Daemon) -> Result<()> {
     let attempt = format!("cannot pull {}", args.image);
     let request = PullImageRequest {
         reference: args.image.clone(),
-        credentials: credentials(registry_in(&args.image)),
+        credentials: docker::kept(registry_in(&args.image)),
     };
     let pulled = match daemon.engine().pull_image(request).await {
         Ok(stream) => follow(stream.into_inner(), &args.image, args.quiet).await,
@@ -137,7 +123,7 @@ pub(crate) async fn push(args: PushArgs, daemon: &Daemon) -> Result<()> {
     let attempt = format!("cannot push {}", args.image);
     let request = PushImageRequest {
         reference: args.image.clone(),
-        credentials: credentials(registry_in(&args.image)),
+        credentials: docker::kept(registry_in(&args.image)),
     };
     let pushed = match daemon.engine().push_image(request).await {
         Ok(stream) => follow(stream.into_inner(), &args.image, args.quiet).await,
@@ -197,7 +183,7 @@ fn show_progress(progress: &mut Progress, reference: &str, message: &PullProgres
 pub(crate) async fn tags(args: TagsArgs, daemon: &Daemon) -> Result<()> {
     let request = ListTagsRequest {
         reference: args.repository.clone(),
-        credentials: credentials(registry_in(&args.repository)),
+        credentials: docker::kept(registry_in(&args.repository)),
     };
     let answer = daemon.engine().list_tags(within(LONG_CALL, request)).await;
     let answer = answer.map_err(|status| {
@@ -237,7 +223,7 @@ pub(crate) async fn search(args: SearchArgs, daemon: &Daemon) -> Result<()> {
         registry: registry.to_owned(),
         term: term.to_owned(),
         limit: args.limit,
-        credentials: credentials(registry),
+        credentials: docker::kept(registry),
     };
     let answer = daemon.engine().search_images(within(LONG_CALL, request)).await;
     let answer = answer

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use self::helper::Helper;
 use crate::failure::{Failure, Result};
+use crate::output;
 
 /// Docker Hub, as references name it.
 const HUB: &str = "docker.io";
@@ -161,6 +162,20 @@ impl Keys {
             let _ = std::fs::remove_file(&temporary);
         }
         written.map_err(failed)
+    }
+}
+
+/// What is kept for a registry. Trouble with that is no reason not to ask without.
+pub(crate) fn kept(registry: &str) -> Option<RegistryCredentials> {
+    match Keys::open().and_then(|keys| keys.of(registry)) {
+        Ok(credentials) => credentials,
+        Err(failure) => {
+            output::note(&format!(
+                "warning: {}; asking without credentials",
+                failure.message.unwrap_or_default()
+            ));
+            None
+        }
     }
 }
 

@@ -6,6 +6,9 @@ use serde::Serialize;
 use crate::human;
 use crate::table::Table;
 
+/// So many nodes are named in a table, unless all are asked for.
+const NODES: usize = 3;
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Row {
@@ -18,6 +21,8 @@ pub(crate) struct Row {
     created_since: String,
     size: String,
     containers: u32,
+    /// Host names; none outside of a cluster.
+    nodes: Vec<String>,
 }
 
 pub(crate) fn row(image: &ImageInfo, now_ms: i64) -> Row {
@@ -35,6 +40,7 @@ pub(crate) fn row(image: &ImageInfo, now_ms: i64) -> Row {
         created_since: if known { human::ago(image.created_at_ms, now_ms) } else { "N/A".to_owned() },
         size: human::bytes_decimal(image.size_bytes),
         containers: image.in_use,
+        nodes: image.nodes.clone(),
     }
 }
 
@@ -50,6 +56,10 @@ pub(crate) fn table(rows: Vec<Row>, columns: Columns) -> String {
     if columns.digests {
         header.insert(2, "DIGEST");
     }
+    let with_nodes = rows.iter().any(|row| !row.nodes.is_empty());
+    if with_nodes {
+        header.push("NODES");
+    }
     let mut table = Table::new(&header);
     for row in rows {
         let mut cells = vec![
@@ -63,9 +73,19 @@ pub(crate) fn table(rows: Vec<Row>, columns: Columns) -> String {
         if columns.digests {
             cells.insert(2, row.digest);
         }
+        if with_nodes {
+            cells.push(nodes(&row.nodes, columns.no_trunc));
+        }
         table.row(cells);
     }
     table.render()
+}
+
+fn nodes(names: &[String], no_trunc: bool) -> String {
+    match names.len().checked_sub(NODES) {
+        Some(more @ 1..) if !no_trunc => format!("{}, {more} more", names[..NODES].join(", ")),
+        _ => names.join(", "),
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +101,7 @@ mod tests {
             created_at_ms: 86_400_000,
             in_use: 2,
             index_digest: String::new(),
+            nodes: Vec::new(),
         };
         let unnamed = ImageInfo { reference: String::new(), created_at_ms: 0, in_use: 0, ..image.clone() };
         let now_ms = 86_400_000 * 4;
@@ -93,5 +114,17 @@ nginx        demo     0123456789ab   3 days ago   12.3MB   2
         let json = serde_json::to_value(row(&image, now_ms)).unwrap();
         assert_eq!(json["Repository"], "nginx");
         assert_eq!(json["CreatedAt"], "1970-01-02T00:00:00.000Z");
+        let on = |count: usize| ImageInfo {
+            nodes: (1..=count).map(|number| format!("n{number}")).collect(),
+            ..image.clone()
+        };
+        let rows = || [2, 5, 3].map(|count| row(&on(count), now_ms)).into();
+        let shown = table(rows(), Columns::default());
+        for end in ["   NODES\n", "   n1, n2\n", "   n1, n2, n3, 2 more\n", "   n1, n2, n3\n"] {
+            assert!(shown.contains(end), "{shown}");
+        }
+        assert!(table(rows(), Columns { no_trunc: true, ..Columns::default() }).contains("n3, n4, n5\n"));
+        let json = serde_json::to_value(row(&on(2), now_ms)).unwrap();
+        assert_eq!(json["Nodes"], serde_json::json!(["n1", "n2"]));
     }
 }

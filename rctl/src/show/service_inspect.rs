@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rorqual_proto::wire::{
-    ContainerSpec, DesiredState, Mount, Placement, PortSpec, Resources, RestartPolicy, Service, ServiceView,
-    mount::Kind, restart_policy::Condition, service_spec::Mode,
+    ContainerSpec, DesiredState, Mount, Placement, PortSpec, Resources, RestartPolicy, Service, ServiceSpec,
+    ServiceView, mount::Kind, restart_policy::Condition, service_spec::Mode,
 };
 use serde::Serialize;
 
@@ -22,6 +22,8 @@ pub(crate) struct Inspect {
     created_at: String,
     updated_at: String,
     spec: Spec,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_spec: Option<Spec>,
     endpoint: Endpoint,
     service_status: Standing,
 }
@@ -213,29 +215,13 @@ pub(crate) fn inspect(view: &ServiceView) -> Inspect {
     let service = view.service.clone().unwrap_or_default();
     let spec = service.spec.clone().unwrap_or_default();
     let meta = service.meta.unwrap_or_default();
-    let container = spec.container.clone().unwrap_or_default();
     Inspect {
         id: service.id.clone(),
         version: Version { index: meta.version },
         created_at: human::rfc3339_ms(meta.created_at_ms),
         updated_at: human::rfc3339_ms(meta.updated_at_ms),
-        spec: Spec {
-            name: spec.name.clone(),
-            labels: spec.labels.clone(),
-            task_template: TaskTemplate {
-                resources: LimitsAndReservations {
-                    limits: amounts(container.limits),
-                    reservations: amounts(container.reservations),
-                },
-                container_spec: self::container(container),
-                restart_policy: restart(spec.restart.unwrap_or_default()),
-                placement: placement(spec.placement.clone().unwrap_or_default()),
-                networks: spec.networks.iter().map(|name| Target { target: name.clone() }).collect(),
-                force_update: spec.force_update,
-            },
-            mode: ModeOf { replicated: ReplicatedOf { replicas: replicas(view) } },
-            endpoint_spec: Ports { ports: spec.ports.iter().map(port).collect() },
-        },
+        spec: self::spec(spec),
+        previous_spec: service.previous_spec.clone().map(self::spec),
         endpoint: endpoint(&service),
         service_status: Standing {
             running_tasks: view.running,
@@ -245,6 +231,31 @@ pub(crate) fn inspect(view: &ServiceView) -> Inspect {
             waits_for: view.explanations.clone(),
             port_problems: view.port_problems.clone(),
         },
+    }
+}
+
+fn spec(spec: ServiceSpec) -> Spec {
+    let container = spec.container.unwrap_or_default();
+    let replicas = match spec.mode {
+        Some(Mode::Replicated(replicated)) => replicated.replicas,
+        None => 1,
+    };
+    Spec {
+        name: spec.name,
+        labels: spec.labels,
+        task_template: TaskTemplate {
+            resources: LimitsAndReservations {
+                limits: amounts(container.limits),
+                reservations: amounts(container.reservations),
+            },
+            container_spec: self::container(container),
+            restart_policy: restart(spec.restart.unwrap_or_default()),
+            placement: placement(spec.placement.unwrap_or_default()),
+            networks: spec.networks.into_iter().map(|target| Target { target }).collect(),
+            force_update: spec.force_update,
+        },
+        mode: ModeOf { replicated: ReplicatedOf { replicas } },
+        endpoint_spec: Ports { ports: spec.ports.iter().map(port).collect() },
     }
 }
 

@@ -212,7 +212,7 @@ impl Engine for Fake {
             reference: format!("docker.io/library/i{index}:1"),
             ..Default::default()
         };
-        Ok(Response::new(ListImagesResponse { images: (0..5000).map(image).collect() }))
+        Ok(Response::new(ListImagesResponse { images: (0..5000).map(image).collect(), ..Default::default() }))
     }
 
     async fn inspect_image(&self, _: Request<ImageRequest>) -> Answer<InspectImageResponse> {

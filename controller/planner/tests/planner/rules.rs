@@ -516,6 +516,7 @@ fn versions_guard_updates() {
     let second = prepare::scale(&world.state, &web, 3).unwrap();
     world.write(vec![first]);
     assert!(matches!(world.state.check(&second), Err(Conflict::Version { .. })));
-    let refusal = prepare::update_service(&world.state, &web, spec("web", 4), Some(seen), Vec::new()).unwrap_err();
+    let refusal =
+        prepare::update_service(&world.state, &web, spec("web", 4), Some(seen), Vec::new()).unwrap_err();
     assert!(matches!(refusal, prepare::Refusal::VersionMoved { .. }), "{refusal}");
 }

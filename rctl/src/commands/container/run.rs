@@ -109,6 +109,7 @@ impl RunArgs {
             ports: self.publish.concat(),
             restart: Some(restart),
             auto_remove: self.rm,
+            credentials: None,
         })
     }
 }
@@ -128,7 +129,7 @@ pub(crate) async fn run(args: RunArgs, connect: impl AsyncFnOnce() -> Result<Dae
     check::container(&request).map_err(engine_failed)?;
     let daemon = connect().await.map_err(engine_failed)?;
     if let Some(spec) = &mut request.spec {
-        image::resolve(&daemon, spec).await.map_err(engine_failed)?;
+        request.credentials = image::resolve(&daemon, spec).await.map_err(engine_failed)?;
     }
     let auto_remove = request.auto_remove;
     let created = daemon.engine().create_container(within(LONG_CALL, request)).await;

@@ -1,7 +1,7 @@
 //! `rctl image ls`.
 
 use clap::Args;
-use rorqual_proto::wire::{Filter, ImageInfo, ListImagesRequest};
+use rorqual_proto::wire::{Filter, ImageInfo, ListImagesRequest, ListImagesResponse};
 
 use crate::connect::{CALL, Daemon, within};
 use crate::failure::{Failure, Result};
@@ -23,9 +23,13 @@ pub(crate) struct LsArgs {
     #[arg(long)]
     digests: bool,
     /// Only what fits: before=IMAGE, since=IMAGE, until=TIME, dangling=true, label=KEY[=VALUE],
-    /// reference=PATTERN; may be repeated
+    /// reference=PATTERN, node=NODE; may be repeated
     #[arg(long = "filter", short, value_name = "NAME=VALUE", value_parser = parse::filter)]
     filters: Vec<Filter>,
+    /// The images of the nodes of this host name, where `*` stands for any characters, in place of this one's; may be
+    /// repeated
+    #[arg(long = "node", value_name = "NODE")]
+    nodes: Vec<String>,
     /// How to show them
     #[arg(long, default_value = "table")]
     format: Format,
@@ -39,15 +43,19 @@ pub(crate) async fn ls(args: LsArgs, daemon: &Daemon) -> Result<()> {
     if let Some(name) = &args.name {
         filters.push(Filter { name: "reference".to_owned(), value: name.clone() });
     }
+    filters.extend(args.nodes.iter().map(|node| Filter { name: "node".to_owned(), value: node.clone() }));
     let asks_dangling = filters.iter().any(|filter| filter.name == "dangling");
     let request = within(CALL, ListImagesRequest { filters });
     let answer = daemon.engine().list_images(request).await;
-    let mut images =
-        answer.map_err(|status| Failure::from(status).doing("cannot list the images"))?.into_inner().images;
+    let answer = answer.map_err(|status| Failure::from(status).doing("cannot list the images"))?;
+    let ListImagesResponse { mut images, nodes_problem } = answer.into_inner();
     images.retain(|image| args.all || asks_dangling || !image.reference.is_empty());
     images.sort_by(|one, other| (&one.reference, &one.digest).cmp(&(&other.reference, &other.digest)));
     if args.quiet {
         return quiet(&images, args.no_trunc);
+    }
+    if !nodes_problem.is_empty() {
+        output::note(&format!("warning: only this node's images are known: {nodes_problem}"));
     }
     let now_ms = human::epoch_ms();
     let rows = images.iter().map(|image| show::image::row(image, now_ms));

@@ -5,6 +5,7 @@ use rorqual_proto::wire::{
     CreateServiceRequest, Placement, PortSpec, Replicated, Service, ServiceSpec, service_spec::Mode,
 };
 
+use super::auth::AuthArgs;
 use super::policy::{ResourceArgs, RestartArgs};
 use super::{Changed, target};
 use crate::connect::{CALL, Daemon, within};
@@ -48,6 +49,8 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
     #[command(flatten)]
+    auth: AuthArgs,
+    #[command(flatten)]
     wait: WaitArgs,
     /// How to show the result
     #[arg(long, default_value = "table")]
@@ -87,11 +90,11 @@ impl CreateArgs {
 pub(crate) async fn run(args: CreateArgs, connect: impl AsyncFnOnce() -> Result<Daemon>) -> Result<()> {
     let attempt = format!("cannot create service {}", args.name);
     let doing = |failure: Failure| failure.doing(&attempt);
-    let (wait, format) = (args.wait, args.format);
+    let (auth, wait, format) = (args.auth, args.wait, args.format);
     let spec = args.spec().map_err(doing)?;
     check::service(&spec).map_err(doing)?;
     let daemon = connect().await?;
-    let service = create(&daemon, spec).await.map_err(doing)?;
+    let service = create(&daemon, spec, auth).await.map_err(doing)?;
     let target = target(&service);
     match format {
         Format::Json => output::json(&Changed::from(&target))?,
@@ -103,11 +106,13 @@ pub(crate) async fn run(args: CreateArgs, connect: impl AsyncFnOnce() -> Result<
     wait::services(&daemon, vec![target], Goal::Running, wait).await
 }
 
-async fn create(daemon: &Daemon, mut spec: ServiceSpec) -> Result<Service> {
+async fn create(daemon: &Daemon, mut spec: ServiceSpec, auth: AuthArgs) -> Result<Service> {
+    let mut auths = Vec::new();
     if let Some(container) = &mut spec.container {
-        image::resolve(daemon, container).await?;
+        let kept = image::resolve(daemon, container).await?;
+        auths = auth.of(&container.image, kept);
     }
-    let request = within(CALL, CreateServiceRequest { spec: Some(spec) });
+    let request = within(CALL, CreateServiceRequest { spec: Some(spec), auths });
     Ok(daemon.control().create_service(request).await?.into_inner().service.unwrap_or_default())
 }
 

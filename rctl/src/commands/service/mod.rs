@@ -1,5 +1,6 @@
 //! `rctl service`: one file for each command.
 
+mod auth;
 mod create;
 mod inspect;
 mod logs;
@@ -7,6 +8,7 @@ mod ls;
 mod policy;
 mod ps;
 mod rm;
+mod rollback;
 mod scale;
 mod update;
 
@@ -33,6 +35,8 @@ pub(crate) enum Command {
     Scale(scale::ScaleArgs),
     /// Change a service
     Update(Box<update::UpdateArgs>),
+    /// Go back to what the last update of a service replaced
+    Rollback(rollback::RollbackArgs),
     /// Show what the containers of a service have written, on all nodes
     Logs(logs::LogsArgs),
     /// Remove services
@@ -47,6 +51,7 @@ pub(crate) async fn run(command: Command, connect: impl AsyncFnOnce() -> Result<
         Command::Ps(args) => ps::run(args, &connect().await?).await,
         Command::Inspect(args) => inspect::run(args, &connect().await?).await,
         Command::Scale(args) => scale::run(args, &connect().await?).await,
+        Command::Rollback(args) => rollback::run(args, &connect().await?).await,
         Command::Logs(args) => logs::run(args, &connect().await?).await,
         Command::Rm(args) => rm::run(args, &connect().await?).await,
     }

@@ -8,9 +8,12 @@ use rorqual_proto::wire::{
 };
 use tonic::Code;
 
+use super::auth::AuthArgs;
 use super::policy::{ResourceArgs, RestartArgs};
+use super::rollback::roll_back;
 use super::{Changed, find, target};
 use crate::connect::{CALL, Daemon, within};
+use crate::docker;
 use crate::failure::{Failure, Result};
 use crate::output::{self, Format};
 use crate::parse;
@@ -20,15 +23,50 @@ use crate::wait::{self, Goal, WaitArgs};
 /// How often the spec is read anew after somebody else has changed it.
 const ATTEMPTS: u32 = 5;
 
+/// What changes a spec.
+const CHANGES: [&str; 38] = [
+    "image",
+    "args",
+    "entrypoint",
+    "replicas",
+    "replicas_max_per_node",
+    "force",
+    "env_add",
+    "env_rm",
+    "label_add",
+    "label_rm",
+    "container_label_add",
+    "container_label_rm",
+    "publish_add",
+    "publish_rm",
+    "mount_add",
+    "mount_rm",
+    "constraint_add",
+    "constraint_rm",
+    "cap_add",
+    "cap_drop",
+    "sysctl_add",
+    "sysctl_rm",
+    "user",
+    "workdir",
+    "hostname",
+    "read_only",
+    "stop_signal",
+    "stop_grace_period",
+    "limit_cpu",
+    "limit_memory",
+    "limit_pids",
+    "reserve_cpu",
+    "reserve_memory",
+    "restart_condition",
+    "restart_delay",
+    "restart_max_attempts",
+    "restart_window",
+    "with_registry_auth",
+];
+
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args([
-    "image", "args", "entrypoint", "replicas", "replicas_max_per_node", "force", "env_add", "env_rm",
-    "label_add", "label_rm", "container_label_add", "container_label_rm", "publish_add", "publish_rm",
-    "mount_add", "mount_rm", "constraint_add", "constraint_rm", "cap_add", "cap_drop", "sysctl_add",
-    "sysctl_rm", "user", "workdir", "hostname", "read_only", "stop_signal", "stop_grace_period",
-    "limit_cpu", "limit_memory", "limit_pids", "reserve_cpu", "reserve_memory", "restart_condition",
-    "restart_delay", "restart_max_attempts", "restart_window",
-]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES).arg("rollback"))]
 pub(crate) struct UpdateArgs {
     /// The image, resolved anew
     #[arg(long)]
@@ -115,6 +153,11 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse::wait)]
     stop_grace_period: Option<u64>,
     #[command(flatten)]
+    auth: AuthArgs,
+    /// Go back to what the last update replaced
+    #[arg(long, conflicts_with_all = CHANGES)]
+    rollback: bool,
+    #[command(flatten)]
     resources: ResourceArgs,
     #[command(flatten)]
     restart: RestartArgs,
@@ -131,7 +174,11 @@ pub(crate) async fn run(args: UpdateArgs, connect: impl AsyncFnOnce() -> Result<
     let attempt = format!("cannot update service {}", args.service);
     let doing = |failure: Failure| failure.doing(&attempt);
     let daemon = connect().await?;
-    let service = update(&args, &daemon).await.map_err(doing)?;
+    let service = match args.rollback {
+        true => roll_back(&daemon, args.service.clone()).await,
+        false => update(&args, &daemon).await,
+    };
+    let service = service.map_err(doing)?;
     let target = target(&service);
     match args.format {
         Format::Json => output::json(&Changed::from(&target))?,
@@ -145,6 +192,7 @@ pub(crate) async fn run(args: UpdateArgs, connect: impl AsyncFnOnce() -> Result<
 
 async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<Service> {
     let mut image = None;
+    let mut auths = Vec::new();
     let mut attempts = 0;
     loop {
         let service = find(daemon, &args.service).await?;
@@ -155,7 +203,8 @@ async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<Service> {
             let container = spec.container.get_or_insert_default();
             match &image {
                 None => {
-                    image::resolve(daemon, container).await?;
+                    let kept = image::resolve(daemon, container).await?;
+                    auths = args.auth.of(&container.image, kept);
                     image = Some((container.image.clone(), container.image_digest.clone()));
                 }
                 Some((reference, digest)) => {
@@ -164,8 +213,18 @@ async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<Service> {
                 }
             }
         }
+        if args.image.is_none() && args.auth.is_asked() {
+            let name = spec.container.clone().unwrap_or_default().image;
+            auths = args.auth.of(&name, docker::kept(docker::registry_in(&name)));
+        }
         let version = service.meta.unwrap_or_default().version;
-        let request = UpdateServiceRequest { name: service.id, spec: Some(spec), version };
+        let request = UpdateServiceRequest {
+            name: service.id,
+            spec: Some(spec),
+            version,
+            auths: auths.clone(),
+            forget_auths: args.auth.forgets(),
+        };
         match daemon.control().update_service(within(CALL, request)).await {
             Ok(answer) => return Ok(answer.into_inner().service.unwrap_or_default()),
             Err(status) if status.code() == Code::Aborted && attempts < ATTEMPTS => attempts += 1,

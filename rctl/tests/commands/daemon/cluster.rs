@@ -81,7 +81,9 @@ impl Control for Fake {
     }
 
     async fn create_service(&self, request: Request<CreateServiceRequest>) -> Answer<CreateServiceResponse> {
-        self.script(|script| script.created_service = request.into_inner().spec);
+        let request = request.into_inner();
+        self.told_auths(&request.auths);
+        self.script(|script| script.created_service = request.spec);
         Ok(Response::new(CreateServiceResponse { service: Some(self.service()) }))
     }
 
@@ -92,11 +94,23 @@ impl Control for Fake {
             script.updated_service = request.spec;
             script.conflicts
         });
+        self.told_auths(&request.auths);
+        if request.forget_auths {
+            self.ask("forget auths");
+        }
         self.ask(format!("update at {}", request.version));
         if conflicts > 0 {
             return Err(Status::aborted("service web was changed meanwhile"));
         }
         Ok(Response::new(UpdateServiceResponse { service: Some(self.service()) }))
+    }
+
+    async fn rollback_service(
+        &self,
+        request: Request<RollbackServiceRequest>,
+    ) -> Answer<RollbackServiceResponse> {
+        self.ask(format!("roll back {}", request.into_inner().name));
+        Ok(Response::new(RollbackServiceResponse { service: Some(self.service()) }))
     }
 
     async fn scale_services(&self, request: Request<ScaleServicesRequest>) -> Answer<ScaleServicesResponse> {
@@ -161,5 +175,15 @@ impl Control for Fake {
 
     async fn grant_registry(&self, _: Request<GrantRegistryRequest>) -> Answer<GrantRegistryResponse> {
         unknown()
+    }
+}
+
+impl Fake {
+    /// Whose credentials for which registry came.
+    fn told_auths(&self, auths: &[RegistryAuth]) {
+        for auth in auths {
+            let user = auth.credentials.clone().unwrap_or_default().username;
+            self.ask(format!("auth {user} {}", auth.registry));
+        }
     }
 }

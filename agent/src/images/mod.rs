@@ -4,6 +4,8 @@
 //! its content comes from the nodes that hold it. Who has an image is asked of the leader ([`ClusterLink`]); without a
 //! cluster, or while no controller answers, the registry is asked at once.
 
+mod asker;
+mod error;
 mod steps;
 
 use std::collections::HashMap;
@@ -18,6 +20,11 @@ use rorqual_image::{
 use rorqual_proto::wire;
 use tokio::sync::watch;
 
+pub(crate) use self::asker::{Asker, read as read_credentials};
+pub(crate) use self::error::ImageError;
+
+use self::asker::ServiceAuths;
+use self::error::nowhere;
 use crate::error::one_line;
 use crate::gc::ServiceImage;
 use crate::peer::{ClusterLink, Swarm};
@@ -34,33 +41,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const TABLE: Duration = Duration::from_secs(30);
 const TABLE_AT_MOST: Duration = Duration::from_secs(3);
 
-/// Why an image is not to be had; each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ImageError {
-    #[error(transparent)]
-    Store(#[from] rorqual_image::Error),
-    #[error("{field} `{text}` can't be read")]
-    Name {
-        field: &'static str,
-        text: String,
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    #[error(
-        "it is on no node of the cluster, and its registry did not give it ({reason}): check the name, load it \
-         on a node with `rctl image load`, or make the registry reachable"
-    )]
-    Nowhere {
-        reason: String,
-        /// Asking again will not help: the registry has no such image, or does not let us have it.
-        is_permanent: bool,
-    },
-    #[error("the cluster's registry does not take it")]
-    Own(#[source] Box<rorqual_image::serve::KeepError>),
-    #[error("the agent is shutting down")]
-    Interrupted,
-}
-
 /// The node's images. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Images {
@@ -69,6 +49,8 @@ pub(crate) struct Images {
     cluster: Arc<RwLock<Option<ClusterLink>>>,
     /// The cluster's own.
     own: Arc<OnceLock<Registry>>,
+    /// What the services that run here show to registries.
+    auths: ServiceAuths,
     /// Counts the changes of what is here.
     changed: watch::Sender<u64>,
     /// What is in use just now, so that ten replicas of an image read its documents once.
@@ -91,6 +73,7 @@ impl Images {
             registry,
             cluster: Arc::default(),
             own: Arc::default(),
+            auths: ServiceAuths::default(),
             changed,
             prepared: Arc::default(),
             preparing: Arc::default(),
@@ -105,6 +88,11 @@ impl Images {
     /// The client that asks registries.
     pub(crate) fn registry(&self) -> &RegistryClient {
         &self.registry
+    }
+
+    /// What the services that run here show to registries.
+    pub(crate) fn auths(&self) -> &ServiceAuths {
+        &self.auths
     }
 
     /// Says who can be asked for images from now on.
@@ -145,25 +133,32 @@ impl Images {
     pub(crate) fn report(&self) -> wire::Images {
         let mut images = Vec::new();
         for record in self.store.list() {
-            let reference = record.reference.map(|reference| reference.to_string()).unwrap_or_default();
-            images.push(wire::ImageHave { reference, digest: record.digest.to_string() });
-            if let Some(index) = record.index_digest {
-                images.push(wire::ImageHave { reference: String::new(), digest: index.to_string() });
-            }
+            images.push(wire::ImageHave {
+                reference: record.reference.map(|reference| reference.to_string()).unwrap_or_default(),
+                digest: record.digest.to_string(),
+                size_bytes: record.size_bytes,
+                created: record.created.unwrap_or_default(),
+                index_digest: record.index_digest.as_ref().map(ToString::to_string).unwrap_or_default(),
+                is_part: false,
+            });
+            images.extend(record.index_digest.as_ref().map(part));
         }
-        for digest in self.own.get().map(Registry::held).unwrap_or_default() {
-            images.push(wire::ImageHave { reference: String::new(), digest: digest.to_string() });
-        }
+        images.extend(self.own.get().map(Registry::held).unwrap_or_default().iter().map(part));
         wire::Images { images }
     }
 
-    /// The image, ready to be mounted; fetched if it is not here.
+    /// The image, ready to be mounted; fetched if it is not here, for a service with what that shows to registries.
     pub(crate) async fn prepare(
         &self,
         reference: &str,
         digest: Option<&str>,
+        service: Option<&str>,
     ) -> Result<Arc<Prepared>, ImageError> {
-        let digest = self.ensure(reference, digest, |_| {}).await?;
+        let asker = match service {
+            Some(service) => self.auths.asker(service, parse(reference, digest)?.registry()),
+            None => Asker::caller(None),
+        };
+        let digest = self.ensure(reference, digest, &asker, |_| {}).await?;
         let turn = self.turn(&digest);
         let _held = turn.lock().await;
         if let Some(prepared) = self.lock_prepared().get(&digest).and_then(Weak::upgrade) {
@@ -214,6 +209,7 @@ impl Images {
         &self,
         reference: &str,
         digest: Option<&str>,
+        asker: &Asker,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
         let reference = parse(reference, digest)?;
@@ -226,10 +222,10 @@ impl Images {
         {
             let wanted = reference.with_digest(digest);
             let sources = self.holders(&wanted).await;
-            return self.fetch(&reference, &wanted, (&sources, &self.registry), progress).await;
+            return self.fetch(&reference, &wanted, &sources, asker, progress).await;
         }
         let wanted = located.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
-        self.fetch(&reference, &wanted, (&sources, &self.registry), progress).await
+        self.fetch(&reference, &wanted, &sources, asker, progress).await
     }
 
     /// The client for one who has `credentials` for `registry`, or for anybody.
@@ -300,16 +296,17 @@ impl Images {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
         let reference = parse(reference, None)?;
-        let registry = self.client_for(reference.registry(), credentials);
+        let asker = Asker::caller(credentials.clone());
         if let Some(digest) = self.published(&reference).await? {
             let wanted = reference.with_digest(digest);
             let sources = self.holders(&wanted).await;
-            return self.fetch(&reference, &wanted, (&sources, &registry), progress).await;
+            return self.fetch(&reference, &wanted, &sources, &asker, progress).await;
         }
+        let registry = self.client_for(reference.registry(), credentials);
         let digest = registry.resolve(&reference).await?;
         let wanted = reference.with_digest(digest);
         let (_, sources) = self.locate(&wanted).await;
-        self.fetch(&reference, &wanted, (&sources, &registry), progress).await
+        self.fetch(&reference, &wanted, &sources, &asker, progress).await
     }
 
     /// Pushes an image of this node to the registry that its name says; one that says none goes to the cluster's
@@ -344,7 +341,11 @@ impl Images {
     }
 
     /// A reference's digest: of this node, else of the cluster, else of the registry.
-    pub(crate) async fn resolve(&self, reference: &str) -> Result<(Reference, Digest), ImageError> {
+    pub(crate) async fn resolve(
+        &self,
+        reference: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<(Reference, Digest), ImageError> {
         let reference = parse(reference, None)?;
         // What was pushed last counts, whatever this node has under the name.
         if self.is_explicit(&reference)
@@ -362,9 +363,10 @@ impl Images {
         if let Some(digest) = self.published(&reference).await? {
             return Ok((reference, digest));
         }
-        match self.registry.resolve(&reference).await {
+        let asker = Asker::caller(credentials.clone());
+        match self.client_for(reference.registry(), credentials).resolve(&reference).await {
             Ok(digest) => Ok((reference, digest)),
-            Err(error) => Err(nowhere(&error)),
+            Err(error) => Err(nowhere(&error, &asker)),
         }
     }
 
@@ -388,14 +390,19 @@ impl Images {
         &self,
         reference: &Reference,
         wanted: &Reference,
-        (sources, registry): (&[Arc<dyn BlobSource>], &RegistryClient),
+        sources: &[Arc<dyn BlobSource>],
+        asker: &Asker,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Digest, ImageError> {
+        let client = self.client_for(wanted.registry(), asker.credentials.clone());
         // The cluster's own registry has nothing that its nodes don't have.
-        let registry = (!self.is_explicit(wanted)).then_some(registry);
+        let registry = (!self.is_explicit(wanted)).then_some(&client);
         let pulled = pull(&self.store, wanted, sources, registry, progress).await;
+        self.auths.note_renewed(asker, wanted.registry(), &client, self.cluster());
         let digest = pulled.map_err(|error| match error {
-            rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => nowhere(&error),
+            rorqual_image::Error::Registry { .. } | rorqual_image::Error::Fetch { .. } => {
+                nowhere(&error, asker)
+            }
             error => error.into(),
         })?;
         if let Err(error) = self.store.mark_fetched(&digest, wanted) {
@@ -421,40 +428,9 @@ impl Images {
     }
 }
 
-impl ImageError {
-    /// Trying again on this node can't help. What may pass by itself is not permanent: peers that are away, a
-    /// registry that does not answer, a full disk.
-    pub(crate) fn is_permanent(&self) -> bool {
-        use rorqual_image::Error;
-        match self {
-            ImageError::Name { .. } => true,
-            ImageError::Nowhere { is_permanent, .. } => *is_permanent,
-            ImageError::Interrupted | ImageError::Own(_) => false,
-            ImageError::Store(error) => !matches!(
-                error,
-                Error::Io { .. } | Error::DiskFull { .. } | Error::BlobMissing { .. } | Error::Interrupted(_)
-            ),
-        }
-    }
-}
-
-fn nowhere(error: &rorqual_image::Error) -> ImageError {
-    use rorqual_image::{Error, RegistryError};
-    let is_permanent = match error {
-        Error::Registry { source, .. } => match source {
-            RegistryError::Status { status, .. } => {
-                !status.is_server_error() && !matches!(status.as_u16(), 408 | 425 | 429)
-            }
-            RegistryError::Connect { .. }
-            | RegistryError::Timeout { .. }
-            | RegistryError::Http(_)
-            | RegistryError::Busy { .. } => false,
-            _ => true,
-        },
-        // A node was said to have it: it may have it again.
-        _ => false,
-    };
-    ImageError::Nowhere { reason: one_line(error), is_permanent }
+/// What others may fetch from this node although it is no image of it.
+fn part(digest: &Digest) -> wire::ImageHave {
+    wire::ImageHave { digest: digest.to_string(), is_part: true, ..wire::ImageHave::default() }
 }
 
 fn parse(reference: &str, digest: Option<&str>) -> Result<Reference, ImageError> {
@@ -482,9 +458,9 @@ mod tests {
     async fn a_malformed_name_is_refused_with_its_text() {
         let folder = tempfile::tempdir().unwrap();
         let images = Images::new(Store::open(folder.path()).unwrap(), Vec::new(), HashMap::new());
-        let error = images.prepare("http://x/y", None).await.unwrap_err();
+        let error = images.prepare("http://x/y", None, None).await.unwrap_err();
         assert!(error.to_string().contains("http://x/y"), "{error}");
-        let error = images.prepare("web", Some("sha256:short")).await.unwrap_err();
+        let error = images.prepare("web", Some("sha256:short"), None).await.unwrap_err();
         assert!(error.to_string().contains("sha256:short"), "{error}");
         assert!(images.report().images.is_empty());
         assert!(error.is_permanent());
@@ -514,12 +490,12 @@ mod tests {
             [("404 Not Found", true), ("403 Forbidden", true), ("400 Bad Request", true)]
         {
             let name = format!("{}/app:1", registry(status).await);
-            let error = images.prepare(&name, None).await.unwrap_err();
+            let error = images.prepare(&name, None, None).await.unwrap_err();
             assert_eq!(error.is_permanent(), expected, "{status}: {error}");
         }
         // Nobody listens there: it may be there later.
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = images.prepare(&format!("{closed}/app:1"), None).await.unwrap_err();
+        let error = images.prepare(&format!("{closed}/app:1"), None, None).await.unwrap_err();
         assert!(!error.is_permanent(), "{error}");
     }
 }
