@@ -98,25 +98,3 @@ async fn search_and_tags_ask_the_registry_that_is_named() {
     let ended = rctl(&daemon, folder.path(), &["image", "tags", "r.example/app"], "").await;
     assert_eq!((ended.code, ended.out.as_str()), (Some(0), "1\n2\n"));
 }
-
-#[tokio::test]
-async fn a_service_gets_what_login_keeps_for_its_registry() {
-    let (daemon, folder) = (Daemon::with(Script::default()).await, tempfile::tempdir().unwrap());
-    let config = folder.path().join("docker");
-    let create = |more: &[&'static str]| {
-        let base = ["service", "create", "--detach", "--name", "web"];
-        let words: Vec<&str> = [&base[..], more, &["nginx"]].concat();
-        words
-    };
-    // The made-up daemon finds every image on Docker Hub.
-    rctl(&daemon, &config, &create(&[]), "").await;
-    let ended = rctl(&daemon, &config, &create(&["--with-registry-auth"]), "").await;
-    assert_eq!(ended.code, Some(0), "a registry that wants nothing is fine: {}", ended.err);
-    assert!(ended.err.contains("no credentials for docker.io"), "{}", ended.err);
-    rctl(&daemon, &config, &["login", "-u", "me", "--password-stdin"], "right\n").await;
-    rctl(&daemon, &config, &create(&["--with-registry-auth=false"]), "").await;
-    assert!(!daemon.asked("auth me docker.io"));
-    let ended = rctl(&daemon, &config, &create(&[]), "").await;
-    assert!(daemon.asked("auth me docker.io"), "{}", ended.err);
-    assert!(!daemon.asked("forget auths"));
-}

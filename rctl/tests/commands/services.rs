@@ -247,3 +247,41 @@ async fn self_is_the_node_that_is_asked() {
     assert_eq!(ended.code, Some(0), "{}", ended.err);
     assert!(daemon.asked("update n Drain"));
 }
+
+#[tokio::test]
+async fn a_service_gets_what_login_keeps_for_its_registry() {
+    let (daemon, folder) = (daemon(vec![]).await, tempfile::tempdir().unwrap());
+    let socket = daemon.socket();
+    let run = async |words: &[&str]| {
+        let mut command = command(&socket, words);
+        let output = command.env("DOCKER_CONFIG", folder.path()).output().await.unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{words:?}: {err}");
+        err
+    };
+    let create = ["service", "create", "--detach", "--name", "web", "nginx"];
+    let asking = ["service", "create", "--with-registry-auth", "--detach", "--name", "web", "nginx"];
+    // The made-up daemon finds every image on Docker Hub.
+    assert_eq!(run(&create).await, "");
+    let note = run(&asking).await;
+    assert!(note.contains("no credentials for docker.io"), "a registry that wants nothing is fine: {note}");
+    // me:word
+    let kept = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"bWU6d29yZA=="}}}"#;
+    std::fs::write(folder.path().join("config.json"), kept).unwrap();
+    run(&["service", "create", "--with-registry-auth=false", "--detach", "--name", "web", "nginx"]).await;
+    run(&["service", "update", "--detach", "--replicas", "2", "web"]).await;
+    assert!(!daemon.asked("auth me docker.io"), "it was not asked for");
+    for words in [
+        &create[..],
+        &["service", "update", "--detach", "--image", "nginx:2", "web"],
+        &["service", "update", "--detach", "--with-registry-auth", "web"],
+    ] {
+        daemon.script(|script| script.asked.clear());
+        run(words).await;
+        assert!(daemon.asked("auth me docker.io") && !daemon.asked("forget auths"), "{words:?}");
+    }
+    run(&["service", "update", "--detach", "--with-registry-auth=false", "web"]).await;
+    assert!(daemon.asked("forget auths"));
+    run(&["service", "rollback", "--detach", "web"]).await;
+    assert!(daemon.asked("roll back web"));
+}
