@@ -14,8 +14,8 @@ use tonic::Status;
 use super::Sender;
 use super::context::{Answers, ClientFiles};
 use super::steps::{Client, Remote};
-use crate::engine::credentials_of;
 use crate::images::Images;
+use crate::images::read_credentials;
 
 /// A build that can begin.
 pub(super) struct Start {
@@ -49,7 +49,7 @@ impl Around {
             images: self.images.clone(),
             runtime: self.runtime.clone(),
             reference,
-            credentials: credentials.and_then(credentials_of),
+            credentials: credentials.and_then(read_credentials),
             name,
             found: Mutex::default(),
         }

@@ -14,8 +14,6 @@ mod select;
 mod streams;
 mod usage;
 
-pub(crate) use self::distribute::read as credentials_of;
-
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rorqual_proto::wire::{BuildCacheFrom, BuildCacheTo};
 
 use super::context::Context;
-use crate::commands::registry::credentials;
+use crate::docker::kept as credentials;
 use crate::docker::registry_in;
 use crate::failure::{Failure, Result};
 use crate::output;
