@@ -9,7 +9,7 @@ use super::{SPECIFICATION, write_out};
 use crate::plan::capabilities;
 
 /// Options of mounts that are not the file system's.
-const MOUNT_OPTIONS: [&str; 59] = [
+const MOUNT_OPTIONS: [&str; 60] = [
     "async",
     "atime",
     "bind",
@@ -45,6 +45,7 @@ const MOUNT_OPTIONS: [&str; 59] = [
     "rnodev",
     "rnodiratime",
     "rnoexec",
+    "rnorelatime",
     "rnostrictatime",
     "rnosuid",
     "rnosymfollow",

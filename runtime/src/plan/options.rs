@@ -18,7 +18,8 @@ const ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
 
 /// Options of a file system as a whole. On a bind mount the kernel lets them be without a word, since they would change
 /// the file system for the host as well; so do we.
-const OF_THE_FILESYSTEM: [&str; 7] = ["sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"];
+const OF_THE_FILESYSTEM: [&str; 9] =
+    ["sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime", "iversion", "noiversion"];
 
 /// One change of a mount, or of all in a tree of mounts; see mount_setattr(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

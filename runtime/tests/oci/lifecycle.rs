@@ -244,3 +244,36 @@ fn descriptors_are_passed_on_and_no_others() {
     let done = cli.run(&["run", "--preserve-fds", "7", "-b", bundle.to_str().unwrap(), "fds"]);
     done.fails(1, "is not open");
 }
+
+/// It is set up outside of that namespace (`plan/unseen.rs`), and is no other container for that.
+#[test]
+fn a_container_joins_the_processes_of_another() {
+    let cli = Cli::new();
+    assert_eq!(cli.create("first", &cli.spec("first", &["sleep", "1000"])).err, "");
+    cli.ok(&["start", "first"]);
+    let pid = cli.state("first")["pid"].as_i64().unwrap();
+    // The program is found in /proc, which shows the namespace that is joined.
+    let script = "tr '\\0' ' ' </proc/1/cmdline; echo; echo $$; readlink /proc/self/ns/pid; sleep 1000";
+    let mut spec = cli.spec("second", &["/proc/1/root/bin/sh", "-c", script]);
+    spec["linux"]["namespaces"][0] = json!({ "type": "pid", "path": format!("/proc/{pid}/ns/pid") });
+    // So that it may look at what is the first one's.
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set].as_array_mut().unwrap().push("CAP_SYS_PTRACE".into());
+    }
+    assert_eq!(cli.create("second", &spec).err, "");
+    assert_eq!(cli.status("second"), "created");
+    let made = cli.state("second")["pid"].as_i64().unwrap();
+    let namespace = |pid: i64| fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    assert_eq!(namespace(made), namespace(pid), "what waits is in there");
+    cli.ok(&["start", "second"]);
+    let said = || fs::read_to_string(cli.output("second")).unwrap();
+    eventually("it has said all", || said().contains("pid:["));
+    let said = said();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("sleep 1000 ", namespace(pid).to_str().unwrap()), "{said}");
+    assert_eq!(cli.state("second")["pid"], made, "the process that was told is the container's");
+    assert_eq!(cli.ok(&["exec", "second", "cat", "/proc/1/comm"]), "sleep\n");
+    cli.ok(&["delete", "--force", "second"]);
+    assert_eq!(cli.leftovers("second"), Vec::<String>::new());
+    assert_eq!(cli.status("first"), "running");
+}
