@@ -37,9 +37,10 @@ pub(super) fn open(join: &Join, count: usize, filter: &[Instruction], fds: &Fds)
             Ok(None) | Err(_) => break,
         }
     }
-    // Before it is waited for: it may be in the hands of somebody who lets it wait.
+    // Whoever has it in hand can let us wait, as with every process that they see, but not for more than was planned.
     drop(ours);
     if opened.len() < count {
+        // Unless it is ending already, and says why.
         let _ = sys::kill(helper, libc::SIGKILL);
     }
     let status = sys::wait_for(helper)?;

@@ -84,8 +84,10 @@ fn a_container_without_a_class_gets_one_by_an_update() {
     assert!(!resctrl(&place, "one").exists(), "nothing is touched unless it is asked for");
     // A kernel that refuses: nothing stays.
     fs::create_dir_all(resctrl(&place, "info")).unwrap();
-    let failed = place.run("rdt:2", &["update", "--l3-cache-schema", "L3:0=f", "one"]);
-    assert!(failed.failed() && !resctrl(&place, "one").exists(), "{failed:?}");
+    for fail_at in ["rdt:0", "rdt:2", "rdt:4"] {
+        let failed = place.run(fail_at, &["update", "--l3-cache-schema", "L3:0=f", "one"]);
+        assert!(failed.failed() && !resctrl(&place, "one").exists(), "{fail_at}: {failed:?}");
+    }
     works(&place, &["update", "--l3-cache-schema", "L3:0=f", "one"]);
     assert_eq!(text(&place, "one/schemata"), "L3:0=f\n");
     assert!(place.run("", &["state", "one"]).text.contains(&text(&place, "one/tasks")));

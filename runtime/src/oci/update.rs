@@ -64,12 +64,17 @@ fn update_class(place: &Place, record: &mut Record, lines: Vec<String>) -> Resul
     let groups = making.groups().clone();
     record.rdt = Some(groups.clone());
     place.write(record)?;
-    let entering = Error::system("entering the class of linux.intelRdt");
-    let made = making.make().map_err(Error::from);
-    let entered = made.and_then(|entry| entry.enter_all(|| record.group.pids()).map_err(entering));
+    let entered = making.make().map_err(Error::from).and_then(|entry| {
+        let entered = entry.enter_all(|| record.group.pids());
+        // With the lock, which removing takes as well.
+        drop(entry);
+        entered.map_err(|error| {
+            // The failure that counts is the one that is returned.
+            let _ = groups.remove();
+            Error::system("entering the class of linux.intelRdt")(error)
+        })
+    });
     if entered.is_err() {
-        // The failure that counts is the one that is returned.
-        let _ = groups.remove();
         record.rdt = None;
         place.write(record)?;
     }

@@ -97,7 +97,7 @@ impl Making {
         Ok(Making { plan, groups, lock })
     }
 
-    /// What is going to be there, to be written down before it is.
+    /// What there is going to be, to be written down before it is made.
     pub(crate) fn groups(&self) -> &Groups {
         &self.groups
     }
@@ -105,8 +105,8 @@ impl Making {
     /// Makes class and group, and sets what the class may use. After an error nothing is left.
     pub(crate) fn make(self) -> Result<Entry> {
         let Making { plan, groups, lock } = self;
-        let made = groups.make(&plan);
-        if let Err(error) = made {
+        groups.make_class()?;
+        if let Err(error) = groups.fill(&plan) {
             // The failure that counts is the one that led here.
             let _ = groups.take_away();
             return Err(error);
@@ -116,11 +116,16 @@ impl Making {
 }
 
 impl Groups {
-    fn make(&self, plan: &RdtPlan) -> Result<()> {
+    /// After an error it is not ours: somebody may have made it who does not heed the lock.
+    fn make_class(&self) -> Result<()> {
+        fault::at("rdt", 0).map_err(file("create", &self.class))?;
         if self.made {
-            fault::at("rdt", 0).map_err(file("create", &self.class))?;
             fs::create_dir(&self.class).map_err(|error| self.not_made(error))?;
         }
+        Ok(())
+    }
+
+    fn fill(&self, plan: &RdtPlan) -> Result<()> {
         fault::at("rdt", 1).map_err(file("write", &self.class))?;
         self.set(FIELD, &plan.schema)?;
         self.set("linux.intelRdt.schemata", &plan.schemata)?;

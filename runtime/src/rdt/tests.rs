@@ -148,6 +148,17 @@ fn what_the_machine_cannot_count_or_do_is_told() {
 }
 
 #[test]
+fn a_class_of_somebody_who_heeds_no_lock_stays() {
+    let machine = machine();
+    let root = machine.path();
+    let making = Making::below(root.to_owned(), plan("gold", false, &["L3:0=f"])).unwrap();
+    fs::create_dir(root.join("gold")).unwrap();
+    let error = making.make().unwrap_err().to_string();
+    assert!(error.contains("gold"), "{error}");
+    assert!(root.join("gold").exists());
+}
+
+#[test]
 fn two_that_make_the_same_class_wait_for_each_other() {
     let machine = machine();
     let root = machine.path();
