@@ -16,6 +16,7 @@ use rorqual_runtime::spec::{ContainerSettings, bind_mount, default_spec};
 use rorqual_runtime::{ExitStatus, Launch, LaunchError, LogPolicy, Rootfs};
 use tokio::runtime::Handle;
 
+use super::relay::Relays;
 use super::secrets::Secrets;
 use crate::agent::Agent;
 use crate::error::one_line;
@@ -82,7 +83,8 @@ impl Container<'_> {
     ) -> Result<i32, Error> {
         private_folder(&self.folder)?;
         let netns = self.identity(command)?;
-        let mounts = self.mounts(command)?;
+        let mut relays = Relays::default();
+        let mounts = self.mounts(command, &mut relays)?;
         let launch = Launch {
             id: self.id.to_owned(),
             dir: self.folder.clone(),
@@ -138,7 +140,7 @@ impl Container<'_> {
         Ok(netns)
     }
 
-    fn mounts(&self, command: &RunCommand) -> Result<Vec<Mount>, Error> {
+    fn mounts(&self, command: &RunCommand, relays: &mut Relays) -> Result<Vec<Mount>, Error> {
         let mut mounts = Vec::new();
         for name in ["hosts", "resolv.conf"] {
             mounts.push(bind_mount(self.folder.join(name), format!("/etc/{name}"), false));
@@ -159,6 +161,14 @@ impl Container<'_> {
                         target,
                         true,
                     )
+                }
+                CommandMountKind::Agent { socket, access } => {
+                    let made = self.secrets.listen(number, *access).and_then(|(path, listener)| {
+                        relays.add(self.runtime, listener, socket.clone())?;
+                        Ok(path)
+                    });
+                    let path = made.map_err(failed_at("make a socket in", self.secrets.folder()))?;
+                    bind_mount(path, target, false)
                 }
             });
         }

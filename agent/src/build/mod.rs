@@ -12,6 +12,7 @@
 mod container;
 mod context;
 mod node;
+mod relay;
 mod secrets;
 mod start;
 mod steps;

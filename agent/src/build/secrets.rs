@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -36,6 +37,20 @@ impl Secrets {
         chown(&path, Some(uid), Some(gid))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         Ok(path)
+    }
+
+    /// Makes a socket, and answers where it is.
+    pub(super) fn listen(
+        &self,
+        number: usize,
+        (mode, uid, gid): (u32, u32, u32),
+    ) -> io::Result<(PathBuf, UnixListener)> {
+        self.make_folder()?;
+        let path = self.folder.join(number.to_string());
+        let listener = UnixListener::bind(&path)?;
+        chown(&path, Some(uid), Some(gid))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        Ok((path, listener))
     }
 
     /// In the run folder's own file system where that is in memory, else on one that is made for it.

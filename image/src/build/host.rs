@@ -82,6 +82,13 @@ pub enum CommandMountKind {
         /// Mode, owner and group.
         access: (u32, u32, u32),
     },
+    /// A socket whose connections go to an SSH agent of this machine.
+    Agent {
+        /// The agent's own.
+        socket: PathBuf,
+        /// Mode, owner and group of what the command sees.
+        access: (u32, u32, u32),
+    },
 }
 
 impl std::fmt::Debug for CommandMountKind {
@@ -92,6 +99,7 @@ impl std::fmt::Debug for CommandMountKind {
             }
             CommandMountKind::Tmpfs { size_bytes } => write!(f, "Tmpfs({size_bytes:?})"),
             CommandMountKind::Secret { .. } => f.write_str("Secret"),
+            CommandMountKind::Agent { socket, .. } => write!(f, "Agent({})", socket.display()),
         }
     }
 }

@@ -4,6 +4,7 @@
 mod cases;
 mod compare;
 mod content;
+mod options;
 mod refusals;
 mod steps;
 mod textbook;

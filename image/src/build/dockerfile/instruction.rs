@@ -107,6 +107,8 @@ pub struct Copy {
     pub checksum: Option<String>,
     /// `--unpack=`: whether archives are unpacked. ADD only.
     pub unpack: Option<bool>,
+    /// `--keep-git-dir=`: whether the folder `.git` of a repository stays. ADD only.
+    pub keep_git: bool,
     /// Paths and URLs.
     pub sources: Vec<String>,
     /// Files whose content stands in the Dockerfile.

@@ -63,6 +63,8 @@ pub enum MountKind {
         id: String,
         /// Whether the build fails without it.
         required: bool,
+        /// Mode, owner and group of the socket.
+        access: (u32, u32, u32),
     },
 }
 
@@ -103,8 +105,9 @@ impl Mount {
             "ssh" => {
                 let id = keys.text(&["id"]).unwrap_or_else(|| "default".to_owned());
                 let required = keys.flag(&["required"])?.unwrap_or(false);
+                let access = keys.access(0o600)?;
                 let place = target.unwrap_or_else(|| format!("/run/buildkit/ssh_agent.{}", clean(&id)));
-                Mount { target: place, kind: MountKind::Ssh { id, required } }
+                Mount { target: place, kind: MountKind::Ssh { id, required, access } }
             }
             other => {
                 return Err(format!(

@@ -260,6 +260,7 @@ impl Parser<'_> {
         if is_add {
             copy.checksum = flags.value("checksum")?;
             copy.unpack = flags.switch("unpack")?;
+            copy.keep_git = flags.switch("keep-git-dir")?.unwrap_or(false);
         } else {
             copy.from = flags.value("from")?;
             copy.parents = flags.switch("parents")?.unwrap_or(false);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::Build;
+use super::git::is_git;
 use crate::build::dockerfile::Copy;
 use crate::build::error::StepError;
 use crate::build::tree::files::{Entry, EntryKind, Files};
@@ -22,20 +23,9 @@ const FETCH_MAX_BYTES: u64 = 16 << 30;
 /// So much of a file tells whether it is an archive.
 const HEAD_BYTES: usize = 512;
 
-/// Whether a source of ADD is a URL.
+/// Whether a source of ADD is the URL of a file.
 pub(super) fn is_remote(source: &str) -> bool {
-    source.starts_with("http://") || source.starts_with("https://")
-}
-
-/// Refuses what would be cloned elsewhere, rather than to fetch its address as a file.
-pub(super) fn refuse_git(source: &str) -> Result<(), StepError> {
-    let place = source.split('#').next().unwrap_or(source);
-    let is_git = ["git://", "git@", "ssh://"].iter().any(|scheme| source.starts_with(scheme))
-        || (is_remote(source) && place.ends_with(".git"));
-    match is_git {
-        true => Err(format!("`{source}` is a Git repository, which ADD does not fetch here: clone it in a RUN, or before the build").into()),
-        false => Ok(()),
-    }
+    (source.starts_with("http://") || source.starts_with("https://")) && !is_git(source)
 }
 
 /// A file that is in no tree.

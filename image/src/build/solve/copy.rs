@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::add::Extra;
+use super::git::is_git;
 use super::stage::{StageBuilder, State};
 use super::step::{Done, Key, chain};
 use super::{Build, excludes};
@@ -66,13 +67,14 @@ impl<'b> StageBuilder<'_, 'b> {
     pub(super) fn copy(&mut self, copy: &Copy, is_add: bool) -> Result<Done, StepError> {
         let Wanted { destination, sources, chown, mode, exclude, mut key } = self.wanted(copy, is_add)?;
         let meant = self.meant(copy.from.as_deref())?;
-        if is_add {
-            sources.iter().try_for_each(|source| super::add::refuse_git(source))?;
-        }
+        let repositories = self.repositories(copy, &sources, is_add)?;
         let extras = self.extras(copy, &sources, is_add)?;
-        let local: Vec<&String> =
-            sources.iter().filter(|source| !is_add || !super::add::is_remote(source)).collect();
+        let local: Vec<&String> = sources
+            .iter()
+            .filter(|source| !is_add || !(super::add::is_remote(source) || is_git(source)))
+            .collect();
         key.add_all(extras.iter().map(|extra| extra.key.clone()));
+        repositories.iter().for_each(|one| one.add_to(&mut key));
         // What a stage holds is named by its layers: when those are the same nobody has to look at the files.
         let quick = match &meant {
             Meant::Layers(layers) => {
@@ -114,6 +116,11 @@ impl<'b> StageBuilder<'_, 'b> {
             place(&root, origin.files(), &plain, &destination, &changed)?;
             for (files, picked) in &archives {
                 place(&root, files, picked, &format!("{}/", destination.trim_end_matches('/')), &changed)?;
+            }
+            for (number, one) in repositories.iter().enumerate() {
+                let (folder, part) = self.build.git_files(one, number, scratch)?;
+                let (files, picked) = part_of(&folder, part, &exclude)?;
+                place(&root, &files, &picked, &destination, &changed)?;
             }
             for extra in &extras {
                 place(&root, &extra.root, std::slice::from_ref(&extra.picked), &destination, &changed)?;
@@ -251,6 +258,25 @@ impl<'b> StageBuilder<'_, 'b> {
         Ok((archives, plain))
     }
 
+    /// Of ADD: the repositories, and which commit of each.
+    fn repositories(
+        &self,
+        copy: &Copy,
+        sources: &[String],
+        is_add: bool,
+    ) -> Result<Vec<super::git::Wanted>, StepError> {
+        let repositories: Vec<&String> = sources.iter().filter(|source| is_add && is_git(source)).collect();
+        if copy.keep_git && repositories.is_empty() {
+            return Err("`--keep-git-dir` is for Git repositories".into());
+        }
+        let checksum = self.expand_some(copy.checksum.as_ref())?;
+        if checksum.is_some() && !repositories.is_empty() && sources.len() + copy.heredocs.len() > 1 {
+            return Err("`--checksum` is for exactly one repository or URL".into());
+        }
+        let commit = |source: &&String| self.build.git_commit(source, checksum.as_deref(), copy.keep_git);
+        repositories.iter().map(commit).collect()
+    }
+
     /// Files that are in no tree: here-documents and what URLs give.
     fn extras(&self, copy: &Copy, sources: &[String], is_add: bool) -> Result<Vec<Extra>, StepError> {
         let mut extras = Vec::new();
@@ -267,8 +293,9 @@ impl<'b> StageBuilder<'_, 'b> {
             for source in sources.iter().filter(|source| super::add::is_remote(source)) {
                 extras.push(Extra::url(self.build, source, checksum.as_deref(), copy)?);
             }
-            if checksum.is_some() && extras.len() != 1 {
-                return Err("`--checksum` is for exactly one URL".into());
+            let is_repository = sources.len() == 1 && is_git(&sources[0]);
+            if checksum.is_some() && !is_repository && extras.len() != 1 {
+                return Err("`--checksum` is for exactly one repository or URL".into());
             }
         }
         Ok(extras)
@@ -277,9 +304,16 @@ impl<'b> StageBuilder<'_, 'b> {
 
 /// All of a folder of this machine.
 fn whole(folder: &Path) -> Result<Unpacked, StepError> {
+    part_of(folder, "", &Ignore::default())
+}
+
+/// What lies at a path in a folder of this machine; links do not lead out of that.
+fn part_of(folder: &Path, path: &str, exclude: &Ignore) -> Result<Unpacked, StepError> {
     let root = view::folder(folder)?;
-    let exclude = Ignore::default();
-    let picked = Selector { files: &root, exclude: &exclude, parents: false }.pick("")?;
+    let selector = Selector { files: &root, exclude, parents: false };
+    let (real, entry) =
+        selector.resolve(path)?.ok_or_else(|| format!("the repository has no folder `{path}`"))?;
+    let picked = vec![selector.pick_resolved(real, entry)?];
     Ok((root, picked))
 }
 

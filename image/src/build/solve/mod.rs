@@ -13,6 +13,7 @@
 mod add;
 mod copy;
 mod finish;
+mod git;
 mod import;
 mod run;
 mod stage;

@@ -160,7 +160,7 @@ impl<'b> StageBuilder<'_, 'b> {
                         mounts.push(Prepared { target: place, kind: PreparedKind::Ready(kind) });
                     }
                 }
-                MountKind::Ssh { id, required } => {
+                MountKind::Ssh { id, required, access } => {
                     let Some(socket) = self.build.options.ssh.get(&id) else {
                         if required {
                             return Err(
@@ -170,7 +170,7 @@ impl<'b> StageBuilder<'_, 'b> {
                         continue;
                     };
                     env.push(format!("SSH_AUTH_SOCK={place}"));
-                    let kind = CommandMountKind::Bind { source: socket.clone(), read_only: false };
+                    let kind = CommandMountKind::Agent { socket: socket.clone(), access };
                     mounts.push(Prepared { target: place, kind: PreparedKind::Ready(kind) });
                 }
             }
@@ -326,7 +326,7 @@ fn with_mount_points(
         let is_file = match &mount.kind {
             CommandMountKind::Bind { source, .. } => !source.is_dir(),
             CommandMountKind::Tmpfs { .. } => false,
-            CommandMountKind::Secret { .. } => true,
+            CommandMountKind::Secret { .. } | CommandMountKind::Agent { .. } => true,
         };
         (mount.target.as_str(), is_file)
     });
