@@ -11,6 +11,9 @@
 //! was. If anything fails, begin as usual.
 //!
 //! Linked by `build.rs` as the program's entry.
+//!
+//! From libc this program goes on in a `main` of its own: Rust's also sets up a handler for overflows of the stack, for
+//! which it reads all mappings of the process.
 
 core::arch::global_asm!(
     r#"
@@ -98,3 +101,20 @@ rorqual_entry:
     .popsection
     "#
 );
+
+#[cfg(all(target_env = "gnu", not(test)))]
+core::arch::global_asm!(
+    ".pushsection .text.rorqual_main, \"ax\", @progbits",
+    ".globl main",
+    ".type main, @function",
+    "main:",
+    "jmp {main}",
+    ".size main, . - main",
+    ".popsection",
+    main = sym main,
+);
+
+#[cfg(all(target_env = "gnu", not(test)))]
+extern "C" fn main() -> std::ffi::c_int {
+    rorqual_runtime::begin(super::run).into()
+}

@@ -106,6 +106,7 @@ pub(crate) fn start(
         privileged: facts.privileged,
         stdio: exec.stdio,
         start: None,
+        begun: None,
         target: Some(target),
         listener: plan.listener.as_ref().map(asked),
     };

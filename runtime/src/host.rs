@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::cgroup::Layout;
@@ -11,18 +12,32 @@ use crate::sys;
 
 const CAP_SYS_ADMIN: u32 = 21;
 
+/// CAP_CHECKPOINT_RESTORE, since Linux 5.9.
+const NEWEST_CAPABILITY: u32 = 40;
+
+/// The number of the machine's first user namespace (PROC_USER_INIT_INO; include/uapi/linux/nsfs.h).
+const FIRST_USER_NAMESPACE: u64 = 0xefff_fffd;
+
 /// More than any file that is read here has.
 const LIMIT_BYTES: u64 = 64 << 20;
 
 /// Looks at the machine.
 pub(crate) fn facts(layout: Layout) -> Result<Facts> {
-    let last_capability = file("/proc/sys/kernel/cap_last_cap")?.trim().parse().unwrap_or(40);
-    let whole = "0 0 4294967295";
-    let user_namespace =
-        file("/proc/self/uid_map")?.split_ascii_whitespace().collect::<Vec<_>>().join(" ") != whole;
+    let last_capability = match sys::is_last_capability(NEWEST_CAPABILITY) {
+        true => NEWEST_CAPABILITY,
+        false => file("/proc/sys/kernel/cap_last_cap")?.trim().parse().unwrap_or(NEWEST_CAPABILITY),
+    };
+    let user_namespace = !is_first_user_namespace() && {
+        let map = file("/proc/self/uid_map")?;
+        map.split_ascii_whitespace().collect::<Vec<_>>().join(" ") != "0 0 4294967295"
+    };
     let setgroups = !user_namespace || file("/proc/self/setgroups")?.trim() != "deny";
     let privileged = sys::effective_capabilities().map(|set| set & 1 << CAP_SYS_ADMIN != 0).unwrap_or(false);
     Ok(Facts { layout, last_capability, privileged, user_namespace, setgroups })
+}
+
+fn is_first_user_namespace() -> bool {
+    std::fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() == FIRST_USER_NAMESPACE)
 }
 
 fn file(path: &str) -> Result<String> {

@@ -17,6 +17,7 @@
 
 mod api;
 pub mod attach;
+mod begin;
 mod cgroup;
 mod error;
 mod exec;
@@ -44,6 +45,8 @@ pub use api::{
     CgroupVersion, ContainerState, Exec, ExitStatus, HostFacts, Launch, LogPolicy, Rootfs, RuntimeOptions,
     Started, Stats,
 };
+#[doc(hidden)]
+pub use begin::begin;
 pub use error::{Error, LaunchError, Result};
 pub use oci_spec;
 pub use runtime::Runtime;

@@ -117,11 +117,6 @@ pub(crate) fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> 
     Ok(())
 }
 
-/// Writes a file that is not there yet; only its owner may read it.
-pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(bytes)
-}
-
 /// An exit status as it is written and sent. By hand, so that the monitor needs no JSON library while it serves.
 pub(crate) fn exit_line(status: &ExitStatus) -> String {
     let signal = status.signal.map_or("null".to_owned(), |signal| signal.to_string());

@@ -4,6 +4,7 @@
 //! The new mount interface (fsopen, open_tree, move_mount, mount_setattr) is used throughout, because it mounts on a
 //! descriptor: nobody can put a link between the check of a target and its use.
 
+mod ahead;
 mod bpf;
 mod mount;
 mod process;
@@ -17,6 +18,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+pub(crate) use ahead::{NETWORK, send_new_network, wait_until_network_is_sent};
 pub(crate) use bpf::*;
 pub(crate) use mount::*;
 pub(crate) use process::*;
@@ -158,7 +160,8 @@ struct CloneArgs {
 }
 
 /// Makes a child process with the new namespaces of `flags`, in `cgroup` (a cgroup2 directory) if one is given. Returns
-/// the child's pid, and `None` in the child. The caller has to be single-threaded.
+/// the child's pid, and `None` in the child. The caller has to be single-threaded, but for a thread of
+/// [`send_new_network`].
 ///
 /// With CLONE_PARENT in `flags` the new process is a child of our parent, which is told of its end as of ours.
 pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<i32>> {
@@ -168,8 +171,8 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<O
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = fd.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM and a stack this is a fork: the child goes on with a copy of our memory. We are
-    // single-threaded, so no lock is held by a thread that the copy does not have.
+    // SAFETY: without CLONE_VM and a stack this is a fork: the child goes on with a copy of our memory. No lock is held by
+    // a thread that the copy does not have: the only other thread there may be takes none.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, mem::size_of::<CloneArgs>()) })
         .map_err(since("clone3", "5.7"))?;
     Ok(if pid == 0 { None } else { Some(pid as i32) })
@@ -304,6 +307,18 @@ pub(crate) fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<usiz
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
         Err(error) => Err(error),
     }
+}
+
+/// Has standard input, output and error open: the null device in place of what is not.
+pub(crate) fn open_standard() -> io::Result<()> {
+    let mut fds = [0, 1, 2].map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
+    poll(&mut fds, 0)?;
+    for _ in fds.iter().filter(|fd| fd.revents & libc::POLLNVAL != 0) {
+        // The lowest number that is free is the next one of those.
+        // SAFETY: the path lives through the call.
+        check(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) }.into())?;
+    }
+    Ok(())
 }
 
 /// Starts this process' own program anew, with no environment: what the old one had in memory is gone.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Fds, files};
 use crate::plan::Join;
+use crate::spawn;
 use crate::sys::{self, SharedWord};
 
 pub(super) fn open(join: &Join, fds: &Fds) -> io::Result<OwnedFd> {
@@ -20,6 +21,17 @@ pub(super) fn open(join: &Join, fds: &Fds) -> io::Result<OwnedFd> {
 /// Joins a namespace that counts for this process at once.
 pub(super) fn join(join: &Join, fds: &Fds) -> io::Result<()> {
     sys::setns(open(join, fds)?.as_fd(), join.kinds())
+}
+
+/// Gets into a new network namespace: one that was made for this process, or else one that it makes by itself.
+pub(super) fn network(made: Option<OwnedFd>) -> io::Result<()> {
+    if let Some(namespace) = made {
+        return sys::setns(namespace.as_fd(), libc::CLONE_NEWNET);
+    }
+    sys::unshare(libc::CLONE_NEWNET).map_err(|error| {
+        spawn::refused::explain(libc::CLONE_NEWNET as u64, &error).map_or(error, io::Error::other)
+    })?;
+    sys::loopback_up()
 }
 
 /// Enters namespaces that exist, those of user and pid among them.

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::ExitCode;
 
 use oci_spec::runtime::{BoxBuilder, Process, Spec};
 
@@ -18,10 +17,10 @@ use crate::record::{self, Files, Record, State};
 use crate::spawn::{Ask, Channel};
 
 /// `args`: the container's folder in the runtime directory, the channel, where to read the request.
-pub(super) fn run(args: &[String]) -> ExitCode {
-    let [dir, channel, request] = args else { return ExitCode::from(2) };
+pub(super) fn run(args: &[String]) -> u8 {
+    let [dir, channel, request] = args else { return 2 };
     let (Some(channel), Some(request)) = (handed_over(channel), handed_over(request)) else {
-        return ExitCode::from(2);
+        return 2;
     };
     let channel = Channel::from_fd(channel);
     let told = match execute(Path::new(dir), File::from(request), &channel) {
@@ -29,7 +28,7 @@ pub(super) fn run(args: &[String]) -> ExitCode {
         Err(failure) => channel.tell(&Ask::Failed(failure)),
     };
     // Nobody to tell: the monitor has died, and the container with it.
-    if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if told.is_ok() { 0 } else { 1 }
 }
 
 fn execute(dir: &Path, mut request: File, channel: &Channel) -> Result<i32, Failure> {

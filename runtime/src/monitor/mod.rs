@@ -16,17 +16,16 @@ mod setup;
 mod stdio;
 
 use std::path::Path;
-use std::process::ExitCode;
 
 /// Runs `rorqual-runtime monitor`: `args` are the arguments behind that word. Standard output carries the report to
-/// the launcher.
+/// the launcher. Returns the exit code.
 #[must_use]
-pub fn main(args: &[String]) -> ExitCode {
+pub fn main(args: &[String]) -> u8 {
     match args {
         [dir] => setup::run(Path::new(dir)),
         [word, rest @ ..] if word == SERVE => serve::run(rest),
         [word, rest @ ..] if word == HELPER => helper::run(rest),
-        _ => ExitCode::from(2),
+        _ => 2,
     }
 }
 

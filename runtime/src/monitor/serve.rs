@@ -7,7 +7,6 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::clients::{ClientId, Clients};
@@ -53,11 +52,11 @@ struct Server {
 }
 
 /// Serves until the container has ended.
-pub(super) fn run(args: &[String]) -> ExitCode {
-    let Some(mut server) = Server::from_args(args) else { return ExitCode::from(2) };
+pub(super) fn run(args: &[String]) -> u8 {
+    let Some(mut server) = Server::from_args(args) else { return 2 };
     let status = server.until_the_end();
     server.record_end(&status);
-    ExitCode::SUCCESS
+    0
 }
 
 impl Server {

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
@@ -31,7 +30,7 @@ struct Container {
 }
 
 /// Sets up, reports, serves.
-pub(super) fn run(dir: &Path) -> ExitCode {
+pub(super) fn run(dir: &Path) -> u8 {
     let files = Files(dir.to_owned());
     let loaded = sys::close_range(3, u32::MAX, false)
         .map_err(|error| Failure::step("closing what was inherited", &error));
@@ -43,14 +42,14 @@ pub(super) fn run(dir: &Path) -> ExitCode {
         Ok(container) => container,
         Err(failure) => {
             report(&Report::Failed(failure));
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
     report(&Report::Started(container.state));
     let error = serve_anew(&files, container);
     // Our end takes the container with it, and the next look at it finds it lost; this says why.
     let _ = fs::write(dir.join("monitor.err"), format!("executing the monitor anew: {error}\n"));
-    ExitCode::FAILURE
+    1
 }
 
 /// Cuts the ties to whoever started us: goes on in a process of its own parentage and session, in the monitors' control
@@ -171,6 +170,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         privileged: record.facts.privileged,
         stdio,
         start: None,
+        begun: None,
         target: None,
         listener: plan.listener.as_ref().map(asked),
     };

@@ -55,7 +55,7 @@ pub(super) fn hand_over(
     slot: Option<&mut Option<OwnedFd>>,
 ) -> Result<(), Failure> {
     match (socket, slot) {
-        (Some(socket), _) => spawn::send(socket.0.as_fd(), b"/dev/ptmx", Some(master.as_fd()))
+        (Some(socket), _) => spawn::send(socket.0.as_fd(), b"/dev/ptmx", &[master.as_fd()])
             .map_err(|error| Failure::step("sending the terminal to the console socket", &error)),
         (None, Some(slot)) => {
             *slot = Some(master);

@@ -28,7 +28,7 @@ use crate::plan::{self, Facts, Keeper, LISTEN_PID, Plan, Request};
 use crate::rdt;
 use crate::record;
 use crate::seccomp::Asked;
-use crate::spawn::{self, Ask, Child, Flow};
+use crate::spawn::{self, Ask, Begun, Child, Flow};
 use crate::sys;
 
 /// What the options of `create` and `run` ask for.
@@ -95,6 +95,8 @@ pub(super) struct Making<'a> {
     rdt: Option<rdt::Making>,
     has_rdt: bool,
     lock: Option<Lock>,
+    /// Until the first process is made.
+    begun: Option<Begun>,
 }
 
 /// `create`.
@@ -125,6 +127,8 @@ impl<'a> Making<'a> {
             config::load(matches.value("bundle").unwrap_or("."), matches.value("config"))?;
         let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
         console::check(terminal, options.console.is_some(), attached)?;
+        // So that the kernel can make its network namespace while we think about all else.
+        let begun = Begun::new(plan::makes_network(&spec)).map_err(Error::system("making a channel"))?;
         warnings.iter().for_each(|warning| context.log.warn(warning));
         let lock = place.create()?;
         let fault = |source| Error::System { operation: "making the container".to_owned(), source };
@@ -157,16 +161,12 @@ impl<'a> Making<'a> {
                 rdt: rdt.as_ref().map(|making| making.groups().clone()),
             };
             fault::at("parent", 0).map_err(fault)?;
-            place.write(&record)?;
+            place.write(&record, &text)?;
             fault::at("parent", 1).map_err(fault)?;
-            let config = place.config();
-            // Nobody reads it before there is a process, so it need not get its name when it is whole.
-            record::write_new(&config, &text).map_err(Error::file("write", &config))?;
-            fault::at("parent", 2).map_err(fault)?;
             let place = place.clone();
-            let lock = Some(lock);
-            let has_groups = false;
-            Ok(Making { context, place, record, spec, facts, options, has_groups, rdt, has_rdt: false, lock })
+            let (lock, begun) = (Some(lock), Some(begun));
+            let (has_groups, has_rdt) = (false, false);
+            Ok(Making { context, place, record, spec, facts, options, has_groups, rdt, has_rdt, lock, begun })
         };
         making().inspect_err(|_| {
             // The failure that counts is the one that is returned.
@@ -184,6 +184,7 @@ impl<'a> Making<'a> {
     ) -> Result<()> {
         let leave = listener.is_some();
         let plan = self.plan(leave)?;
+        let begun = self.begun.take();
         let group = self.record.group.clone();
         let rdt = self.rdt.take().map(rdt::Making::make).transpose()?;
         self.has_rdt = rdt.is_some();
@@ -204,6 +205,7 @@ impl<'a> Making<'a> {
             privileged: self.facts.privileged,
             stdio: Stdio::Inherited,
             start: listener,
+            begun,
             target: None,
             listener: asked,
         };
@@ -286,13 +288,13 @@ impl<'a> Making<'a> {
         // It is our child and not reaped, so it is there, even if it has ended already.
         self.record.start_ticks = record::start_ticks(pid).unwrap_or(0);
         let failed = |error: String| Failure::step("writing the container's state", &io::Error::other(error));
-        fault::at("parent", 5).map_err(|error| failed(error.to_string()))?;
+        fault::at("parent", 4).map_err(|error| failed(error.to_string()))?;
         self.place.write_process(pid, self.record.start_ticks).map_err(|error| failed(error.to_string()))?;
-        fault::at("parent", 6).map_err(|error| failed(error.to_string()))
+        fault::at("parent", 5).map_err(|error| failed(error.to_string()))
     }
 
     pub(super) fn write_pid_file(&self) -> Result<()> {
-        fault::at("parent", 7).map_err(Error::system("writing the pid file"))?;
+        fault::at("parent", 6).map_err(Error::system("writing the pid file"))?;
         match &self.options.pid_file {
             Some(path) => write_pid_file(path, self.record.pid),
             None => Ok(()),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::victim::{Place, groups, leftovers};
 
 /// How many places there are where a parent fails.
-const PARENT: std::ops::Range<usize> = 0..9;
+const PARENT: std::ops::Range<usize> = 0..8;
 const EXEC: std::ops::Range<usize> = 0..6;
 const RDT: std::ops::Range<usize> = 0..6;
 
@@ -156,8 +156,8 @@ fn whatever_step_of_exec_fails_the_container_runs_on_and_nothing_else() {
         let state = place.run("", &["state", "one"]);
         assert!(state.text.contains("\"status\": \"running\""), "{fail_at}: {state:?}");
     };
-    // Making the groups (parent 3, 4) is what an exec has in common with a launch.
-    for (kind, places) in [("exec", EXEC), ("parent", 3..5), ("rdt", 4..6)] {
+    // Making the groups (parent 2, 3) is what an exec has in common with a launch.
+    for (kind, places) in [("exec", EXEC), ("parent", 2..4), ("rdt", 4..6)] {
         let count = places.len();
         assert_eq!(fail(&place, &command, kind, places, &runs_on), count, "places of {kind}");
     }

@@ -2,7 +2,7 @@
 //! options, output and exit codes.
 //!
 //! Start reading at [`main`]; `commands` is the table of what there is. Each command is a process of its own that ends;
-//! what is known between two of them lies on disk (`state`). A container waits for its start on a socket of its own:
+//! what is known between two of them lies on disk (`place`). A container waits for its start on a socket of its own:
 //!
 //! ```text
 //! create ── spawn::first_process ──> init: steps … Step::Created ──> waits on start.sock
@@ -30,6 +30,7 @@ mod list;
 mod log;
 mod notify;
 mod pause;
+mod place;
 mod ps;
 #[cfg(test)]
 mod rdt_tests;
@@ -44,16 +45,15 @@ mod update;
 mod victim;
 
 use std::io::Write as _;
-use std::process::ExitCode;
 
 use args::Words;
 use commands::{Command, Enters, GLOBAL};
 use context::Context;
 use error::{Error, Result};
 
-/// Runs one command: `args` are those behind the program's name.
+/// Runs one command: `args` are those behind the program's name. Returns the exit code.
 #[must_use]
-pub fn main(args: &[String]) -> ExitCode {
+pub fn main(args: &[String]) -> u8 {
     let global = match args::parse(args, &GLOBAL, true) {
         Ok(global) => global,
         Err(error) => return wrong(None, &log::Log::default(), &error),
@@ -73,7 +73,7 @@ pub fn main(args: &[String]) -> ExitCode {
     };
     let Some(command) = commands::find(name) else {
         context.log.error(&format!("No help topic for '{name}'"));
-        return ExitCode::from(3);
+        return 3;
     };
     let matches = match args::parse(rest, command.flags, command.words == Words::Command) {
         Ok(matches) => matches,
@@ -96,11 +96,11 @@ pub fn main(args: &[String]) -> ExitCode {
         (command.run)(&context, &matches)
     };
     match sealed.and_then(run) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             let prefix = command.prefix;
             context.log.error(&format!("{prefix}{error}"));
-            ExitCode::from(command.failure)
+            command.failure
         }
     }
 }
@@ -122,12 +122,12 @@ fn count(command: &Command, words: usize) -> Result<()> {
 }
 
 /// Wrong usage: says how it goes, and what was wrong.
-fn wrong(command: Option<&Command>, log: &log::Log, error: &Error) -> ExitCode {
+fn wrong(command: Option<&Command>, log: &log::Log, error: &Error) -> u8 {
     let help = command.map_or_else(commands::help, Command::help);
     // To standard error, where a person sees it who typed it.
     let _ = std::io::stderr().write_all(format!("Incorrect Usage.\n\n{help}").as_bytes());
     log.error(&error.to_string());
-    ExitCode::FAILURE
+    1
 }
 
 const PROGRAM: &str = "rorqual-runtime";
@@ -140,10 +140,10 @@ fn version() -> String {
 const SPECIFICATION: &str = "1.3.0";
 
 /// Standard output, whole or with an exit code that says that it is not.
-fn print(text: &str) -> ExitCode {
+fn print(text: &str) -> u8 {
     match write_out(text) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Ok(()) => 0,
+        Err(_) => 1,
     }
 }
 

@@ -137,7 +137,7 @@ impl Notify {
     /// Waits until all that was told has been read: the manager then closes a descriptor that came last.
     fn barrier(&self) -> io::Result<()> {
         let (ours, theirs) = sys::pipe()?;
-        if spawn::send(self.manager.as_fd(), b"BARRIER=1", Some(theirs.as_fd())).is_err() {
+        if spawn::send(self.manager.as_fd(), b"BARRIER=1", &[theirs.as_fd()]).is_err() {
             return Ok(());
         }
         drop(theirs);

@@ -38,6 +38,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     };
     // The kernel waits until nobody can be in the mount any more: now, when we wait anyway, and not at our end.
     drop(context.program.take());
+    making.place.prepare_next();
     let relay = terminal.map(Relay::new).transpose();
     let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay, notify));
     if code.is_err() || !matches.is_set("keep") {

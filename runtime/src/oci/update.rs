@@ -63,7 +63,7 @@ fn update_class(place: &Place, record: &mut Record, lines: Vec<String>) -> Resul
     let making = rdt::Making::begin(RdtPlan::own(&record.id, lines))?;
     let groups = making.groups().clone();
     record.rdt = Some(groups.clone());
-    place.write(record)?;
+    place.rewrite(record)?;
     let entered = making.make().map_err(Error::from).and_then(|entry| {
         let entered = entry.enter_all(|| record.group.pids());
         // With the lock, which removing takes as well.
@@ -76,7 +76,7 @@ fn update_class(place: &Place, record: &mut Record, lines: Vec<String>) -> Resul
     });
     if entered.is_err() {
         record.rdt = None;
-        place.write(record)?;
+        place.rewrite(record)?;
     }
     entered
 }

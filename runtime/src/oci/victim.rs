@@ -20,7 +20,7 @@ fn command_line() {
     let (Ok(arguments), Ok(outcome)) = (std::env::var(ARGUMENTS), std::env::var(OUTCOME)) else { return };
     let arguments: Vec<String> = arguments.lines().map(str::to_owned).collect();
     let code = super::main(&arguments);
-    fs::write(outcome, format!("{code:?}")).unwrap();
+    fs::write(outcome, code.to_string()).unwrap();
 }
 
 /// How a command ended.
@@ -33,7 +33,7 @@ pub(super) struct Victim {
 
 impl Victim {
     pub(super) fn worked(&self) -> bool {
-        self.outcome.contains("(0)") || self.outcome.contains("unix_exit_status(0")
+        self.outcome == "0"
     }
 
     /// Ended by itself, and not well.
@@ -113,6 +113,12 @@ pub(super) fn groups(name: &str) -> Vec<PathBuf> {
     dirs.filter(|dir| dir.exists()).collect()
 }
 
+/// The folder that is kept for the next container: what was in it is gone.
+fn is_spare(path: &Path) -> bool {
+    let mut files = fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().metadata().unwrap());
+    path.ends_with("~spare") && files.all(|file| file.is_file() && file.len() == 0)
+}
+
 /// Mounts, groups, classes of service and state of the container that are there.
 pub(super) fn leftovers(base: &Path, name: &str) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -123,9 +129,8 @@ pub(super) fn leftovers(base: &Path, name: &str) -> Vec<String> {
     for dir in ["state", "resctrl"] {
         let entries = fs::read_dir(base.join(dir)).into_iter().flatten();
         let entries = entries.map(|entry| entry.unwrap());
-        found.extend(
-            entries.filter(|entry| entry.file_name() != "info").map(|entry| format!("{:?}", entry.path())),
-        );
+        let left = entries.filter(|entry| entry.file_name() != "info" && !is_spare(&entry.path()));
+        found.extend(left.map(|entry| format!("{:?}", entry.path())));
     }
     found
 }

@@ -5,6 +5,7 @@
 //! Everything that a specification can ask for and this runtime does not do is refused here, with the field's name.
 
 pub(crate) mod amend;
+mod beside;
 pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 mod check;
@@ -38,6 +39,7 @@ pub(crate) use identity::{IdMaps, Range};
 pub(crate) use keeper::{Keeper, of_the_host};
 use mounts::{Dev, Found, Mounts};
 pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source, Tree};
+pub(crate) use namespaces::makes_network;
 use namespaces::{Namespaces, Propagation};
 pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
 pub(crate) use step::{Device, Execute, Join, NetDevice, RootSource, Step, Terminal, User};
@@ -133,7 +135,6 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
         listener: None,
     };
     enter_namespaces(request, linux, process, facts, &namespaces, &mut plan)?;
-    beside_the_parent(&namespaces, &mut plan.steps);
     if namespaces.needs_enter() {
         plan.steps.push(Step::Second { new: namespaces.at_birth() });
     }
@@ -174,6 +175,7 @@ pub(crate) fn launch_plan(request: &Request<'_>, facts: &Facts) -> Result<Plan> 
     }
     let steps = &mut plan.steps;
     plan.schedule = process::scheduler_of_the_second(steps);
+    beside::place(&namespaces, steps);
     Ok(plan)
 }
 
@@ -208,14 +210,6 @@ fn enter_namespaces(
         steps.extend(joins.into_iter().map(Step::JoinNamespace));
     }
     Ok(())
-}
-
-/// What is done while the parent makes the control groups: as soon as nobody can look into the process.
-fn beside_the_parent(namespaces: &Namespaces, steps: &mut Vec<Step>) {
-    let at = usize::from(matches!(steps.first(), Some(Step::Undumpable)));
-    let network =
-        if namespaces.makes_network() { vec![Step::NewNetwork, Step::LoopbackUp] } else { Vec::new() };
-    steps.splice(at..at, network.into_iter().chain([Step::Await]));
 }
 
 /// Everything that is mounted and made below the root, until the process is in it. Returns whether some of it waits to

@@ -10,7 +10,7 @@
 //! cgroup, time             unshared once their contents are settled: the group joined, the offsets written
 //! ```
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::cgroup::numbers::sorted;
 use super::identity::IdMaps;
@@ -19,6 +19,24 @@ use super::step::Join;
 use super::{Facts, Result, invalid, path};
 
 const FIELD: &str = "linux.namespaces";
+
+/// Whether a container makes a network namespace that can be made before all else is planned ([`Step::NewNetwork`]).
+///
+/// [`Step::NewNetwork`]: super::Step::NewNetwork
+pub(crate) fn makes_network(spec: &Spec) -> bool {
+    let list = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let new = |typ| list.iter().any(|one| one.typ() == typ && !is_joined(one));
+    let needs_enter = list.iter().any(|namespace| match namespace.typ() {
+        LinuxNamespaceType::User => true,
+        LinuxNamespaceType::Pid => is_joined(namespace),
+        _ => false,
+    });
+    new(LinuxNamespaceType::Network) && !needs_enter
+}
+
+fn is_joined(namespace: &LinuxNamespace) -> bool {
+    namespace.path().as_ref().is_some_and(|file| !file.as_os_str().is_empty())
+}
 
 /// The namespaces of a container, as CLONE_NEW* flags.
 #[derive(Debug, Default)]

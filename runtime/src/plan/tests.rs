@@ -96,18 +96,17 @@ fn labels_of_selinux_go_where_it_looks_for_them() {
 fn a_default_launch_goes_in_this_order() {
     let expected = "\
 protecting the process against tracing
-making a network namespace
-bringing the loopback device up
-waiting for the control groups
 making a session
 detaching mounts from the host's
 mounting root /images/web
-making a cgroup namespace
 making a session keyring
 mounting proc on /proc
 mounting tmpfs on /dev
 mounting devpts on /dev/pts
+making a network namespace
 mounting sysfs on /sys
+waiting for the control groups
+making a cgroup namespace
 mounting /sys/fs/cgroup/node/web on /sys/fs/cgroup
 mounting mqueue on /dev/mqueue
 mounting tmpfs on /dev/shm
@@ -154,7 +153,9 @@ executing nginx";
 #[test]
 fn on_v1_the_process_joins_by_itself_and_sees_a_folder_per_controller() {
     let steps = steps(&settings(), true);
-    assert_eq!(steps[3..5], ["waiting for the control groups", "joining the control groups"]);
+    let joins = steps.iter().position(|step| step == "joining the control groups").unwrap();
+    assert_eq!(steps[joins - 1], "waiting for the control groups");
+    assert_eq!(steps[joins + 1], "making a cgroup namespace");
     let cgroups: Vec<&String> = steps
         .iter()
         .filter(|step| step.contains("/sys/fs/cgroup") || step.contains("mounts read-only"))
@@ -192,6 +193,98 @@ fn behind_the_filter_there_is_only_the_program() {
     let filter = plan.steps.iter().position(|step| matches!(step, Step::Seccomp { .. })).unwrap();
     assert!(matches!(plan.steps[filter - 1], Step::CloseOnExec { first: 3 }));
     assert!(matches!(plan.steps[filter + 1..], [Step::Execute(_)]), "{:?}", &plan.steps[filter..]);
+}
+
+#[test]
+fn what_needs_neither_groups_nor_network_is_done_before_they_are_waited_for() {
+    let order = |change: &dyn Fn(&mut Spec)| {
+        let mut spec = default_spec(&settings()).unwrap();
+        change(&mut spec);
+        let steps = plan_of(&spec, true).unwrap().steps;
+        let at = |wanted: &str| steps.iter().position(|step| step.to_string().starts_with(wanted));
+        [
+            "mounting proc",
+            "making a network",
+            "mounting sysfs",
+            "pivoting",
+            "masking",
+            "waiting",
+            "joining",
+            "looking",
+        ]
+        .into_iter()
+        .filter_map(|wanted| Some((at(wanted)?, wanted)))
+        .collect::<std::collections::BTreeMap<_, _>>()
+        .into_values()
+        .collect::<Vec<_>>()
+        .join(", ")
+    };
+    let keep = |spec: &mut Spec, wanted: &dyn Fn(&oci_spec::runtime::Mount) -> bool| {
+        let mut mounts = spec.mounts().clone().unwrap();
+        mounts.retain(wanted);
+        spec.set_mounts(Some(mounts));
+    };
+    let without_groups = |spec: &mut Spec| {
+        keep(spec, &|mount| mount.typ().as_deref() != Some("cgroup"));
+        let linux = spec.linux_mut().as_mut().unwrap();
+        let mut list = linux.namespaces().clone().unwrap();
+        list.retain(|one| one.typ() != oci_spec::runtime::LinuxNamespaceType::Cgroup);
+        linux.set_namespaces(Some(list));
+    };
+    assert_eq!(
+        order(&without_groups),
+        "mounting proc, making a network, mounting sysfs, pivoting, masking, waiting, joining, looking"
+    );
+    // A file system that is filled takes memory, which is to be the container's.
+    let filled = |spec: &mut Spec| {
+        without_groups(spec);
+        let mut mounts = spec.mounts().clone().unwrap();
+        mounts.insert(0, tmpfs_mount("/data", None));
+        mounts[0].set_options(Some(vec!["tmpcopyup".to_owned()]));
+        spec.set_mounts(Some(mounts));
+    };
+    assert!(
+        order(&filled).starts_with("making a network, waiting, joining, mounting proc"),
+        "{}",
+        order(&filled)
+    );
+    // Behind a namespace that is joined, a path may lead elsewhere.
+    let joined = |spec: &mut Spec| {
+        without_groups(spec);
+        let linux = spec.linux_mut().as_mut().unwrap();
+        let mut list = linux.namespaces().clone().unwrap();
+        let ipc =
+            list.iter_mut().find(|one| one.typ() == oci_spec::runtime::LinuxNamespaceType::Ipc).unwrap();
+        ipc.set_path(Some("/run/ipc/web".into()));
+        linux.set_namespaces(Some(list));
+    };
+    assert!(
+        order(&joined).starts_with("making a network, waiting, joining, mounting proc"),
+        "{}",
+        order(&joined)
+    );
+}
+
+#[test]
+fn a_network_namespace_is_begun_for_those_who_make_one() {
+    let agrees = |change: &dyn Fn(&mut Spec)| {
+        let mut spec = default_spec(&settings()).unwrap();
+        change(&mut spec);
+        let begun = makes_network(&spec);
+        let steps = plan_of(&spec, false).unwrap().steps;
+        assert_eq!(steps.iter().any(|step| matches!(step, Step::NewNetwork)), begun);
+        begun
+    };
+    let namespaces = |spec: &mut Spec, text: &str| {
+        let list = serde_json::from_str(text).unwrap();
+        spec.linux_mut().as_mut().unwrap().set_namespaces(Some(list));
+    };
+    assert!(agrees(&|_| {}));
+    assert!(!agrees(&|spec| namespaces(spec, r#"[{"type":"mount"},{"type":"pid"}]"#)));
+    let joined = r#"[{"type":"mount"},{"type":"network","path":"/run/netns/web"}]"#;
+    assert!(!agrees(&|spec| namespaces(spec, joined)));
+    let pod = r#"[{"type":"mount"},{"type":"network"},{"type":"pid","path":"/proc/1/ns/pid"}]"#;
+    assert!(!agrees(&|spec| namespaces(spec, pod)));
 }
 
 #[test]

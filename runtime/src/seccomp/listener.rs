@@ -127,7 +127,7 @@ pub(crate) fn hand_over(asked: &Asked, pid: i32, word: &SharedWord) -> Result<()
         )
     });
     let sent = |error: io::Error| Failure::step("sending the seccomp notify descriptor to its agent", &error);
-    spawn::send(agent?.as_fd(), &asked.message(pid), Some(listener.as_fd())).map_err(sent)?;
+    spawn::send(agent?.as_fd(), &asked.message(pid), &[listener.as_fd()]).map_err(sent)?;
     word.set(TAKEN);
     Ok(())
 }

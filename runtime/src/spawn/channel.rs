@@ -15,6 +15,9 @@ use crate::sys;
 /// No message is longer. A failure that would be loses the end of its text.
 const LIMIT_BYTES: usize = 16 * 1024;
 
+/// No message has more descriptors beside it: there are not so many v1 hierarchies.
+const FILES: usize = 32;
+
 /// What the first process cannot do for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
@@ -38,6 +41,15 @@ pub(crate) enum Ask {
     Created,
     /// The end: why the program does not run.
     Failed(Failure),
+}
+
+/// What the parent gives unasked.
+#[derive(Debug)]
+pub(crate) enum Gift {
+    /// The control groups are there: these files of theirs are to be written to.
+    Groups(Vec<OwnedFd>),
+    /// A network namespace; `None`: the process has to make it by itself.
+    Network(Option<OwnedFd>),
 }
 
 /// One end.
@@ -75,52 +87,74 @@ impl Channel {
     /// First process: asks and waits for the answer.
     pub(crate) fn ask(&self, ask: &Ask, fd: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::step("asking the runtime", &error);
-        self.send(&ask.to_bytes(), fd).map_err(failed)?;
-        self.wait()
+        self.send(&ask.to_bytes(), fd.as_slice()).map_err(failed)?;
+        match self.wait()? {
+            (OK, _) => Ok(()),
+            _ => Err(failed(io::ErrorKind::InvalidData.into())),
+        }
     }
 
-    /// First process: waits for an answer, also for the one that comes unasked ([`crate::plan::Step::Await`]).
-    pub(crate) fn wait(&self) -> Result<(), Failure> {
+    /// First process: waits for what comes unasked.
+    pub(crate) fn gift(&self) -> Result<Gift, Failure> {
+        match self.wait()? {
+            (sys::NETWORK, fds) => Ok(Gift::Network(fds.into_iter().next())),
+            (_, fds) => Ok(Gift::Groups(fds)),
+        }
+    }
+
+    /// What a word begins with that is no failure.
+    fn wait(&self) -> Result<(u8, Vec<OwnedFd>), Failure> {
         let failed = |error: io::Error| Failure::step("asking the runtime", &error);
-        match self.receive_bytes().map_err(failed)? {
-            (answer, _) if answer == [OK] => Ok(()),
+        let (answer, fds) = self.receive_bytes().map_err(failed)?;
+        match answer[..] {
+            [tag @ (OK | sys::NETWORK)] => Ok((tag, fds)),
             // It has died, or given us up.
-            (answer, _) if answer.is_empty() => {
-                Err(Failure::step("waiting for the runtime", &io::Error::other("it has ended")))
-            }
-            (answer, _) => Err(parse_failure(&answer)),
+            [] => Err(Failure::step("waiting for the runtime", &io::Error::other("it has ended"))),
+            _ => Err(parse_failure(&answer)),
         }
     }
 
     /// First process: tells something that needs no answer.
     pub(crate) fn tell(&self, ask: &Ask) -> io::Result<()> {
-        self.send(&ask.to_bytes(), None)
+        self.send(&ask.to_bytes(), &[])
+    }
+
+    /// Parent: says that the control groups are there. `files`: what is to be written to.
+    pub(crate) fn give_groups(&self, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send(&[OK], files)
+    }
+
+    /// Parent: has a network namespace made, beside whatever else is done, and given to the first process. To be kept
+    /// open until that has it.
+    pub(crate) fn give_network(&self) -> io::Result<()> {
+        if sys::send_new_network(self.0.as_fd()) { Ok(()) } else { self.send(&[sys::NETWORK], &[]) }
     }
 
     /// Hands a descriptor out.
     pub(crate) fn give(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        self.send(&[OK], Some(fd))
+        self.send(&[OK], &[fd])
     }
 
     /// Takes a descriptor that is handed out; `None` if there is none, or the other end is closed.
     pub(crate) fn take(&self) -> io::Result<Option<OwnedFd>> {
-        self.receive_bytes().map(|(_, fd)| fd)
+        self.receive_bytes().map(|(_, fds)| fds.into_iter().next())
     }
 
     /// Parent: the next question; `None` once the other end is closed.
     pub(crate) fn receive(&self) -> io::Result<Option<(Ask, Option<OwnedFd>)>> {
-        let (bytes, fd) = self.receive_bytes()?;
+        let (bytes, fds) = self.receive_bytes()?;
         if bytes.is_empty() {
             return Ok(None);
         }
+        let fd = fds.into_iter().next();
         Ask::from_bytes(&bytes).map(|ask| Some((ask, fd))).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Parent: answers a question.
     pub(crate) fn answer(&self, answer: Result<(), &Failure>) -> io::Result<()> {
         match answer {
-            Ok(()) => self.send(&[OK], None),
-            Err(failure) => self.send(&Ask::Failed(failure.clone()).to_bytes(), None),
+            Ok(()) => self.send(&[OK], &[]),
+            Err(failure) => self.send(&Ask::Failed(failure.clone()).to_bytes(), &[]),
         }
     }
 
@@ -131,28 +165,38 @@ impl Channel {
         Ok(fds[0].revents & (libc::POLLHUP | libc::POLLERR) != 0)
     }
 
-    fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        send(self.0.as_fd(), bytes, fd)
+    fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send(self.0.as_fd(), bytes, fds)
     }
 
-    fn receive_bytes(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-        let mut buffer = vec![0; LIMIT_BYTES];
-        let mut space = nix::cmsg_space!(RawFd);
+    /// How long the next message is; 0 at the end.
+    fn next_bytes(&self) -> io::Result<usize> {
+        loop {
+            match socket::recv(self.0.as_raw_fd(), &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC) {
+                // As below.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
+                other => return Ok(other?.min(LIMIT_BYTES)),
+            }
+        }
+    }
+
+    fn receive_bytes(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut buffer = vec![0; self.next_bytes()?];
+        let mut space = nix::cmsg_space!([RawFd; FILES]);
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = loop {
             match socket::recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
-                Err(Errno::EINTR) => {}
                 // Closed with something of ours unread, which is told once and first: the other's last words, if there
                 // are any, or the end come next.
-                Err(Errno::ECONNRESET) => {}
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 other => break other?,
             }
         };
-        let mut received = None;
+        let mut received = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(fds) = control {
-                received = fds.first().map(|fd| sys::adopt_fd(*fd)).transpose()?;
+                received = fds.into_iter().map(sys::adopt_fd).collect::<io::Result<_>>()?;
             }
         }
         let count = message.bytes;
@@ -161,10 +205,10 @@ impl Channel {
     }
 }
 
-/// Sends bytes, and a descriptor beside them, over a Unix socket.
-pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let raw = fd.map(|fd| [fd.as_raw_fd()]);
-    let rights = raw.as_ref().map(|raw| ControlMessage::ScmRights(raw));
+/// Sends bytes, and descriptors beside them, over a Unix socket.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = Some(ControlMessage::ScmRights(&raw)).filter(|_| !raw.is_empty());
     loop {
         let control = rights.as_slice();
         match socket::sendmsg::<()>(
@@ -275,6 +319,29 @@ mod tests {
         child.tell(&Ask::Failed(failure(100_000))).unwrap();
         let Some((Ask::Failed(received), _)) = parent.receive().unwrap() else { panic!() };
         assert_eq!((received.kind, received.errno), (Kind::UnknownUser, Some(2)));
+    }
+
+    #[test]
+    fn who_ends_with_something_unread_is_heard_all_the_same() {
+        let (parent, child) = channel().unwrap();
+        parent.give_groups(&[]).unwrap();
+        child.tell(&Ask::Failed(failure(1))).unwrap();
+        drop(child);
+        let (ask, _) = parent.receive().unwrap().unwrap();
+        assert_eq!(ask, Ask::Failed(failure(1)));
+        assert!(parent.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn gifts_come_in_any_order() {
+        let (parent, child) = channel().unwrap();
+        let (read, write) = sys::pipe().unwrap();
+        parent.give_groups(&[read.as_fd(), write.as_fd()]).unwrap();
+        parent.send(&[sys::NETWORK], &[]).unwrap();
+        assert!(matches!(child.gift(), Ok(Gift::Groups(files)) if files.len() == 2));
+        assert!(matches!(child.gift(), Ok(Gift::Network(None))));
+        drop(parent);
+        assert!(child.gift().unwrap_err().detail.contains("ended"));
     }
 
     #[test]

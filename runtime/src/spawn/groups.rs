@@ -1,15 +1,17 @@
 //! The container's control groups, made before its first process and beside it, and how that gets into them.
 
 use std::error::Error as _;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::cgroup::systemd::{self, Unit};
 use crate::cgroup::{self, Made};
 use crate::error::Error;
 use crate::fault;
 use crate::init::Failure;
+use crate::plan::Step;
 use crate::plan::cgroup::CgroupPlan;
 use crate::sys;
 
@@ -21,7 +23,14 @@ pub(super) fn begin(plan: &CgroupPlan) -> Result<Made<'_>, Failure> {
 /// Makes the other groups, and sets the limits.
 pub(super) fn finish(made: &mut Made<'_>) -> Result<(), Failure> {
     made.finish().map_err(failure)?;
-    fault::at("parent", 8).map_err(|error| Failure::step("making groups", &error))
+    fault::at("parent", 7).map_err(|error| Failure::step("making groups", &error))
+}
+
+/// Opens the files by which a process joins the groups.
+pub(super) fn open(step: &Step, files: &[CString]) -> Result<Vec<OwnedFd>, Failure> {
+    let flags = libc::O_WRONLY | libc::O_NOFOLLOW;
+    let open = |file: &CString| sys::openat2(sys::CWD, file, flags, 0, 0);
+    files.iter().map(open).collect::<io::Result<_>>().map_err(|error| Failure::step(step, &error))
 }
 
 fn failure(error: Error) -> Failure {

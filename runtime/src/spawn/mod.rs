@@ -4,7 +4,8 @@
 //! ```text
 //! parent                                       first process
 //!   first_process ── clone3 ─────────────────> init::run: the plan's steps, in order
-//!      makes the control groups                   makes its network namespace
+//!      makes the control groups                   mounts what it has by itself
+//!      (a thread: network namespace) ─────────>   enters it …
 //!      ──────────── groups are made ──────────>   joins the groups …
 //!      answers <──────── Ask (channel) ──────────  maps, hooks, terminal, notify, created …
 //!      ──────────────── answer ────────────────>
@@ -16,6 +17,7 @@
 //! (CLONE_PARENT), and ends. The kernel leaves the pid in memory that the two of us share and the new one does not have:
 //! processes of the container may have that one in their hands, and speak for it.
 
+mod begun;
 mod channel;
 pub(crate) mod groups;
 mod maps;
@@ -28,7 +30,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-pub(crate) use channel::{Ask, Channel, channel, send};
+pub(crate) use begun::Begun;
+pub(crate) use channel::{Ask, Channel, Gift, channel, send};
 
 use crate::cgroup::systemd::Unit;
 use crate::cgroup::{Made, explain_join};
@@ -67,6 +70,8 @@ pub(crate) struct Child<'a> {
     pub(crate) stdio: Stdio,
     /// A listening socket on which it waits until it is started.
     pub(crate) start: Option<OwnedFd>,
+    /// What has been begun already.
+    pub(crate) begun: Option<Begun>,
     /// A pidfd of the process whose namespaces it enters.
     pub(crate) target: Option<OwnedFd>,
     /// Who is asked about filtered system calls.
@@ -102,15 +107,20 @@ pub(crate) fn first_process(
 }
 
 fn in_groups(
-    child: Child<'_>,
+    mut child: Child<'_>,
     made: Option<&mut Made<'_>>,
     mut answer: impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
 ) -> Result<i32, Failure> {
-    fault::at("parent", 3).map_err(|error| Failure::step("making groups", &error))?;
-    let (ours, theirs) = channel().map_err(|error| Failure::step("making a channel", &error))?;
+    fault::at("parent", 2).map_err(|error| Failure::step("making groups", &error))?;
+    let network = child.steps.iter().any(|step| matches!(step, Step::NewNetwork));
+    let begun = child.begun.take().map_or_else(|| Begun::new(network), Ok);
+    let mut begun = begun.map_err(|error| Failure::step("making a channel", &error))?;
+    let (Some(ours), Some(theirs)) = (&begun.ours, begun.theirs.take()) else {
+        return Err(Failure::step("making a channel", &io::Error::other("it is in use")));
+    };
     let mounts = prepare::prepare(child.prepared)?;
     give_pipes_away(&child)?;
-    fault::at("parent", 4).map_err(|error| Failure::step("making the first process", &error))?;
+    fault::at("parent", 3).map_err(|error| Failure::step("making the first process", &error))?;
     let group = match child.unified {
         Some(dir) => {
             Some(File::open(dir).map_err(|error| Failure::step("opening the control group", &error))?)
@@ -135,7 +145,7 @@ fn in_groups(
     let mut pid = match born {
         Ok(None) => {
             // Else it would not see our end.
-            drop(ours);
+            drop(begun.ours.take());
             init::run(child.steps, fds)
         }
         Ok(Some(pid)) => pid,
@@ -171,8 +181,8 @@ fn in_groups(
         _ => answer(ask, pid, fd),
     };
     let told = if second.is_some() { Ok(Flow::Unanswered) } else { answer(&Ask::Born(pid), pid, None) };
-    let served = told.and_then(|_| beside(made, child.rdt, pid, child.steps, &ours));
-    match served.and_then(|()| serve(&ours, &mut pid, second.as_ref(), &mut answer)) {
+    let served = told.and_then(|_| beside(made, child.rdt, pid, child.steps, ours));
+    match served.and_then(|()| serve(ours, &mut pid, second.as_ref(), &mut answer)) {
         Ok(()) => Ok(pid),
         Err(failure) => {
             // Whatever it is doing, it is of no use any more; and it may be gone already.
@@ -198,7 +208,8 @@ fn give_pipes_away(child: &Child<'_>) -> Result<(), Failure> {
         .map_err(|error| Failure::step("giving the pipes away", &error))
 }
 
-/// What is left to do while the process makes its network namespace; then it may go on.
+/// What is left to do while the process mounts what it has by itself; then it may go on, with the files by which it joins
+/// the groups: it may be where it does not find them any more.
 fn beside(
     made: Option<&mut Made<'_>>,
     class: Option<rdt::Entry>,
@@ -211,8 +222,13 @@ fn beside(
         class.enter(pid).map_err(|error| Failure::step("entering the class of linux.intelRdt", &error))?;
     }
     if steps.iter().any(|step| matches!(step, Step::Await)) {
+        let files = steps.iter().find_map(|step| match step {
+            Step::JoinCgroups(files) => Some((step, files.as_slice())),
+            _ => None,
+        });
+        let files = files.map_or(Ok(Vec::new()), |(step, files)| groups::open(step, files))?;
         // One that has ended has said why, which is read next.
-        let _ = channel.answer(Ok(()));
+        let _ = channel.give_groups(&files.iter().map(AsFd::as_fd).collect::<Vec<_>>());
     }
     Ok(())
 }

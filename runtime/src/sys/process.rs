@@ -58,6 +58,12 @@ pub(crate) fn effective_capabilities() -> io::Result<u64> {
     Ok(u64::from(data[1][0]) << 32 | u64::from(data[0][0]))
 }
 
+/// Whether the kernel knows this capability, and none behind it.
+pub(crate) fn is_last_capability(capability: u32) -> bool {
+    let known = |capability: u32| prctl(libc::PR_CAPBSET_READ, capability.into(), 0).is_ok();
+    known(capability) && !known(capability + 1)
+}
+
 /// Sets this process' capabilities, as bit sets.
 pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     let header = CapHeader { version: 0x2008_0522, pid: 0 };

@@ -192,10 +192,12 @@ fn whatever_happens_to_create_nothing_is_in_the_way() {
     cli.ok(&["delete", "--force", "empty"]);
     assert!(!cli.root().join("empty").exists());
     cli.create("lost", &cli.spec("lost", &["sleep", "1000"]));
-    let path = cli.root().join("lost/process");
-    let text = fs::read_link(&path).unwrap().into_os_string().into_string().unwrap();
-    let pid = text.split(' ').next().unwrap();
-    fs::remove_file(&path).unwrap();
+    let path = cli.root().join("lost/state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let process = |text: &str| text.find(']').map(|end| text[..end].to_owned()).unwrap();
+    let pid = cli.state("lost")["pid"].to_string();
+    assert!(process(&text).contains(&pid), "{text}");
+    fs::write(&path, text.replacen(&pid, &format!("{:>1$}", 0, pid.len()), 1)).unwrap();
     assert_eq!(cli.status("lost"), "stopped");
     cli.ok(&["delete", "lost"]);
     eventually("its process is gone", || {
@@ -206,13 +208,11 @@ fn whatever_happens_to_create_nothing_is_in_the_way() {
     fs::write(cli.root().join("torn/state.json"), "{\"id\":").unwrap();
     cli.run(&["state", "torn"]).fails(1, "state.json");
     cli.create("odd", &cli.spec("odd", &["true"]));
-    let path = cli.root().join("odd/process");
-    let text = fs::read_link(&path).unwrap();
-    fs::remove_file(&path).unwrap();
-    std::os::unix::fs::symlink("elsewhere", &path).unwrap();
-    cli.run(&["state", "odd"]).fails(1, "odd/process");
-    fs::remove_file(&path).unwrap();
-    std::os::unix::fs::symlink(text, &path).unwrap();
+    let path = cli.root().join("odd/state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen(&process(&text), "{\"process\":[\"else\",\"where\"", 1)).unwrap();
+    cli.run(&["state", "odd"]).fails(1, "odd/state.json");
+    fs::write(&path, text).unwrap();
     cli.ok(&["delete", "odd"]);
     assert!(Path::new(&cli.root().join("torn")).exists());
 }
