@@ -47,29 +47,42 @@ pub(crate) fn set_xattr_of(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> R
 /// The extended attribute `name` of `entry` in the folder `parent`; `None` when it has none.
 pub(crate) fn get_xattr(parent: BorrowedFd<'_>, entry: &[u8], name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
     let path = proc_path(parent, entry)?;
-    let mut value = vec![0u8; 65536];
-    // SAFETY: as above; `value` is writable for the length that is given.
-    let result =
-        unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    match Errno::result(result) {
-        Ok(length) => {
-            value.truncate(usize::try_from(length).unwrap_or(0));
-            Ok(Some(value))
-        }
+    let value = in_room(|value| {
+        // SAFETY: as above; `value` is writable for the length that is given.
+        let result =
+            unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        Errno::result(result)
+    });
+    match value {
+        Ok(value) => Ok(Some(value)),
         Err(Errno::ENODATA | Errno::ENOTSUP) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
+/// What a call writes into a buffer: a small one, and where it is too small the largest that there can be (xattr(7)).
+fn in_room(mut call: impl FnMut(&mut [u8]) -> Result<isize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut room = vec![0u8; 256];
+    let length = match call(&mut room) {
+        Err(Errno::ERANGE | Errno::E2BIG) => {
+            room.resize(65536, 0);
+            call(&mut room)?
+        }
+        length => length?,
+    };
+    room.truncate(usize::try_from(length).unwrap_or(0));
+    Ok(room)
+}
+
 /// The names of all extended attributes of `entry` in the folder `parent`.
 pub(crate) fn list_xattrs(parent: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<CString>, Errno> {
     let path = proc_path(parent, entry)?;
-    let mut names = vec![0u8; 65536];
-    // SAFETY: as above; `names` is writable for the length that is given.
-    let result = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-    match Errno::result(result) {
-        Ok(length) => {
-            names.truncate(usize::try_from(length).unwrap_or(0));
+    let names = in_room(|names| {
+        // SAFETY: as above; `names` is writable for the length that is given.
+        Errno::result(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) })
+    });
+    match names {
+        Ok(names) => {
             let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
             Ok(names.filter_map(|name| CString::new(name).ok()).collect())
         }

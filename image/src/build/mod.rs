@@ -3,7 +3,7 @@
 //! ```text
 //! dockerfile/  text to instructions         graph.rs  which stages, in which order
 //! tree/        files on their way in        solve/    stage after stage, step after step
-//! layer.rs, gzip.rs  changes to layers      cache.rs  what can be used again
+//! layer.rs           changes to layers      cache.rs  what can be used again
 //! exchange.rs, layout.rs  steps from and for other nodes
 //! host.rs      what the node has to provide: images, containers, URLs
 //! ```
@@ -16,7 +16,6 @@ pub mod dockerfile;
 mod error;
 mod exchange;
 mod graph;
-pub(crate) mod gzip;
 mod host;
 pub mod ignore;
 mod image_config;

@@ -18,13 +18,13 @@ const ID_MAX: u64 = 0o7_777_777;
 const SIZE_MAX: u64 = 0o77_777_777_777;
 
 /// The archive that is being written.
-pub(super) struct Archive<W> {
+pub(crate) struct Archive<W> {
     out: W,
     /// Times after this one are set to it, so that a build gives the same bytes again; Unix seconds.
     newest: Option<i64>,
     /// Files with several names, by layer folder, device and inode: where they were written first.
     written: HashMap<(usize, u64, u64), Vec<u8>>,
-    pub(super) entries: u64,
+    pub(crate) entries: u64,
 }
 
 /// What stands in a header beside the name.
@@ -37,7 +37,7 @@ struct Meta<'a> {
 }
 
 impl<W: Write> Archive<W> {
-    pub(super) fn new(out: W, newest: Option<i64>) -> Self {
+    pub(crate) fn new(out: W, newest: Option<i64>) -> Self {
         Archive { out, newest, written: HashMap::new(), entries: 0 }
     }
 
@@ -65,22 +65,14 @@ impl<W: Write> Archive<W> {
     }
 
     /// A folder's own entry, by its full path; the root is `./`.
-    pub(super) fn root(&mut self, stat: &FileStat) -> Result<()> {
+    pub(crate) fn root(&mut self, stat: &FileStat) -> Result<()> {
         self.header(b"./", &Meta { flag: b'5', stat, size: 0, target: b"", xattrs: &[] })
     }
 
-    /// An empty file that means something by its name: a whiteout.
-    pub(super) fn mark(&mut self, path: &[u8], time: i64) -> Result<()> {
-        let entry = Header {
-            path,
-            flag: b'0',
-            mode: 0,
-            owner: (0, 0),
-            size: 0,
-            mtime: self.time(time),
-            target: b"",
-            device: None,
-        };
+    /// An empty file that means something by its name: a whiteout. It is of no time.
+    pub(super) fn mark(&mut self, path: &[u8]) -> Result<()> {
+        let entry =
+            Header { path, flag: b'0', mode: 0, owner: (0, 0), size: 0, mtime: 0, target: b"", device: None };
         self.put(&entry, &[])
     }
 
@@ -134,7 +126,8 @@ impl<W: Write> Archive<W> {
         self.out.write_all(padding(size))
     }
 
-    fn time(&self, seconds: i64) -> i64 {
+    /// The time that a file has in the archive.
+    pub(super) fn time(&self, seconds: i64) -> i64 {
         self.newest.map_or(seconds, |newest| seconds.min(newest))
     }
 
@@ -160,7 +153,7 @@ impl<W: Write> Archive<W> {
     }
 
     /// Ends the archive.
-    pub(super) fn finish(mut self) -> Result<W> {
+    pub(crate) fn finish(mut self) -> Result<W> {
         self.out.write_all(&[0; 2 * BLOCK]).and_then(|()| self.out.flush()).map_err(written)?;
         Ok(self.out)
     }

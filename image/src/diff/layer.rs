@@ -1,12 +1,13 @@
-//! A container's changes as a layer: its own files, and whiteouts for what it deleted (image-spec, layer.md).
+//! A container's changes as a layer.
 
 use std::collections::HashSet;
 use std::io::Write;
 
+use super::Folders;
 use super::archive::Archive;
-use super::changes::{ChangeKind, changes, too_deep};
-use super::merged::Merged;
-use super::{DEPTH_MAX, Folders};
+use super::changes::{ChangeKind, changes};
+use super::merged::{Merged, Seen};
+use super::walk::{self, Pick};
 use crate::error::Result;
 
 /// How a layer is written.
@@ -22,67 +23,41 @@ pub struct LayerOptions {
 /// The same changes give the same bytes. Hard links, extended attributes (`user.*` and capabilities), devices
 /// and opaque folders are kept.
 pub fn write_layer(folders: &Folders, options: &LayerOptions, out: impl Write) -> Result<u64> {
-    let wanted = changes(folders)?;
-    let wanted = wanted.into_iter().map(|change| (change.path, change.kind));
+    let wanted = changes(folders)?.into_iter().map(|change| (change.path, change.kind));
     let (deleted, kept): (Vec<_>, Vec<_>) = wanted.partition(|(_, kind)| *kind == ChangeKind::Deleted);
     let upper = Merged::root([folders.upper.as_path()])?;
-    let mut layer = Layer {
-        archive: Archive::new(out, options.newest),
+    let changed = Changed {
         kept: kept.into_iter().map(|(path, _)| path).collect(),
         deleted: deleted.into_iter().map(|(path, _)| path).collect(),
         without: &options.without,
     };
-    layer.folder(&upper, 0)?;
-    let entries = layer.archive.entries;
-    layer.archive.finish()?;
+    let mut archive = Archive::new(out, options.newest);
+    walk::write(&mut archive, &upper, &changed, 0)?;
+    let entries = archive.entries;
+    archive.finish()?;
     Ok(entries)
 }
 
-struct Layer<'a, W> {
-    archive: Archive<W>,
+/// What is not as the image has it; the container's folder stays as it is.
+struct Changed<'a> {
     kept: HashSet<Vec<u8>>,
     deleted: HashSet<Vec<u8>>,
     without: &'a HashSet<Vec<u8>>,
 }
 
-impl<W: Write> Layer<'_, W> {
-    fn folder(&mut self, folder: &Merged, depth: usize) -> Result<()> {
-        if depth > DEPTH_MAX {
-            return Err(too_deep(folder));
-        }
-        for (name, seen) in folder.list()? {
-            let path = folder.child(&name);
-            if self.without.contains(&path) {
-                continue;
-            }
-            let full = [b"/", path.as_slice()].concat();
-            if seen.is_whiteout() {
-                if self.deleted.contains(&full) {
-                    self.archive
-                        .mark(&folder.child(&[b".wh.", name.as_slice()].concat()), seen.stat.st_mtime)?;
-                }
-                continue;
-            }
-            if !self.kept.contains(&full) {
-                continue;
-            }
-            if name.starts_with(b".wh.") {
-                tracing::warn!(
-                    path = super::merged::shown(&path),
-                    "a name that begins with `.wh.` can't be in a layer; left out"
-                );
-                continue;
-            }
-            self.archive.entry(folder, &name, &seen)?;
-            if seen.is_folder()
-                && let Some(inner) = folder.enter(&name)?
-            {
-                if folder.hides_below(&name, &seen)? {
-                    self.archive.mark(&inner.child(b".wh..wh..opq"), seen.stat.st_mtime)?;
-                }
-                self.folder(&inner, depth + 1)?;
-            }
-        }
+impl Pick for Changed<'_> {
+    fn wants(&self, folder: &Merged, name: &[u8], seen: &Seen) -> Result<bool> {
+        let path = folder.child(name);
+        let full = [b"/", path.as_slice()].concat();
+        let changed = if seen.is_whiteout() { &self.deleted } else { &self.kept };
+        Ok(changed.contains(&full) && !self.without.contains(&path))
+    }
+
+    fn left_out(&self, _: &Merged, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn written(&self, _: &Merged, _: &[u8], _: &Seen, _: i64) -> Result<()> {
         Ok(())
     }
 }

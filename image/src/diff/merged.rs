@@ -21,29 +21,29 @@ const UNREADABLE: [&std::ffi::CStr; 2] = [c"trusted.overlay.redirect", c"trusted
 
 /// What a name is in the topmost layer folder that has it.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     /// Which part of the [`Merged`] has it.
     pub(super) part: usize,
-    pub(super) stat: FileStat,
+    pub(crate) stat: FileStat,
 }
 
 impl Seen {
-    pub(super) fn kind(&self) -> SFlag {
+    pub(crate) fn kind(&self) -> SFlag {
         kind(&self.stat)
     }
 
-    pub(super) fn is_folder(&self) -> bool {
+    pub(crate) fn is_folder(&self) -> bool {
         self.kind() == SFlag::S_IFDIR
     }
 
-    pub(super) fn is_whiteout(&self) -> bool {
+    pub(crate) fn is_whiteout(&self) -> bool {
         is_whiteout(&self.stat)
     }
 }
 
 /// One folder: its versions in the layer folders that contribute to it, topmost first.
 #[derive(Debug)]
-pub(super) struct Merged {
+pub(crate) struct Merged {
     /// With the number of the layer folder that it is of.
     parts: Vec<(usize, OwnedFd)>,
     /// From the root, for messages and for the archive; without a leading slash.
@@ -52,7 +52,7 @@ pub(super) struct Merged {
 
 impl Merged {
     /// The roots of the layer folders.
-    pub(super) fn root<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<Merged> {
+    pub(crate) fn root<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<Merged> {
         let open = |(number, folder): (usize, &Path)| {
             let file = File::open(folder).map_err(|error| Error::io("open", folder, error))?;
             Ok((number, OwnedFd::from(file)))
@@ -62,7 +62,7 @@ impl Merged {
     }
 
     /// The real path of `name` in it.
-    pub(super) fn child(&self, name: &[u8]) -> Vec<u8> {
+    pub(crate) fn child(&self, name: &[u8]) -> Vec<u8> {
         if self.path.is_empty() { name.to_vec() } else { [self.path.as_slice(), b"/", name].concat() }
     }
 
@@ -72,7 +72,7 @@ impl Merged {
     }
 
     /// Every name with its topmost version, whiteouts too.
-    pub(super) fn list(&self) -> Result<BTreeMap<Vec<u8>, Seen>> {
+    pub(crate) fn list(&self) -> Result<BTreeMap<Vec<u8>, Seen>> {
         let mut seen = BTreeMap::new();
         for (part, (_, fd)) in self.parts.iter().enumerate() {
             let fail = |error: Errno| self.fail(b"", "list", error);
@@ -108,7 +108,7 @@ impl Merged {
     }
 
     /// The folder `name` in it; `None` where it is none (any more).
-    pub(super) fn enter(&self, name: &[u8]) -> Result<Option<Merged>> {
+    pub(crate) fn enter(&self, name: &[u8]) -> Result<Option<Merged>> {
         let path = self.child(name);
         let mut parts = Vec::new();
         for (number, fd) in &self.parts {
@@ -132,7 +132,7 @@ impl Merged {
     }
 
     /// Whether the topmost version of the folder `name` hides what lies below it.
-    pub(super) fn hides_below(&self, name: &[u8], seen: &Seen) -> Result<bool> {
+    pub(crate) fn hides_below(&self, name: &[u8], seen: &Seen) -> Result<bool> {
         is_opaque(self.fd(seen), name).map_err(|error| self.fail(name, "read the attributes of", error))
     }
 
@@ -145,9 +145,9 @@ impl Merged {
         }
     }
 
-    /// Opens a regular file and gives its length; `None` where it is none any more.
+    /// Opens a regular file and gives its length; `None` where it is none any more. That its content is all here
+    /// [`xattrs`](Self::xattrs) has told.
     pub(super) fn file(&self, name: &[u8], seen: &Seen) -> Result<Option<(File, FileStat)>> {
-        self.check_readable(self.fd(seen), name)?;
         // Without O_NONBLOCK a pipe that has just taken the file's place would make us wait.
         let how = OpenHow::new()
             .flags(OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
@@ -161,7 +161,7 @@ impl Merged {
         Ok((kind(&stat) == SFlag::S_IFREG).then(|| (File::from(opened), stat)))
     }
 
-    /// The extended attributes that an image carries: `user.*` and file capabilities.
+    /// The extended attributes that an image carries; an error where overlayfs' own say that there is more than this.
     pub(super) fn xattrs(&self, name: &[u8], seen: &Seen) -> Result<Vec<(CString, Vec<u8>)>> {
         let fail = |error| self.fail(name, "read the attributes of", error);
         let mut kept = Vec::new();
@@ -170,12 +170,10 @@ impl Merged {
             Err(Errno::ENOENT) => return Ok(kept),
             Err(error) => return Err(fail(error)),
         };
-        for attribute in names {
-            let bytes = attribute.to_bytes();
-            let is_user = bytes.starts_with(b"user.") && !bytes.starts_with(b"user.overlay.");
-            if !is_user && bytes != b"security.capability" {
-                continue;
-            }
+        if names.iter().any(|attribute| UNREADABLE.contains(&attribute.as_c_str())) {
+            return Err(self.unreadable(name));
+        }
+        for attribute in names.into_iter().filter(|attribute| is_kept(attribute.to_bytes())) {
             if let Some(value) = sys::get_xattr(self.fd(seen), name, &attribute).map_err(fail)? {
                 kept.push((attribute, value));
             }
@@ -185,7 +183,7 @@ impl Merged {
     }
 
     /// The root's own state.
-    pub(super) fn own_stat(&self) -> Result<FileStat> {
+    pub(crate) fn own_stat(&self) -> Result<FileStat> {
         let Some((_, fd)) = self.parts.first() else {
             return Err(self.fail(b"", "look at", Errno::ENOENT));
         };
@@ -198,28 +196,39 @@ impl Merged {
         part.1.as_fd()
     }
 
+    /// The folder in the topmost layer folder that has it.
+    pub(crate) fn upper(&self) -> BorrowedFd<'_> {
+        self.parts[0].1.as_fd()
+    }
+
     fn check_readable(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         for mark in UNREADABLE {
             let found = sys::get_xattr(parent, name, mark);
             if found.map_err(|error| self.fail(name, "read the attributes of", error))?.is_some() {
-                let reason = io::Error::other(
-                    "overlayfs wrote it with redirect_dir or metacopy, which this version can't read: switch \
-                     them off (/sys/module/overlay/parameters) and make the container anew",
-                );
-                return Err(Error::Changes {
-                    path: shown(&self.child(name)),
-                    action: "read",
-                    source: reason,
-                });
+                return Err(self.unreadable(name));
             }
         }
         Ok(())
     }
 
-    pub(super) fn fail(&self, name: &[u8], action: &'static str, source: impl Into<io::Error>) -> Error {
+    fn unreadable(&self, name: &[u8]) -> Error {
+        let reason = io::Error::other(
+            "overlayfs wrote it with redirect_dir or metacopy, which this version can't read: switch them off \
+             (/sys/module/overlay/parameters) and make the container anew",
+        );
+        Error::Changes { path: shown(&self.child(name)), action: "read", source: reason }
+    }
+
+    pub(crate) fn fail(&self, name: &[u8], action: &'static str, source: impl Into<io::Error>) -> Error {
         let path = if name.is_empty() { self.path.clone() } else { self.child(name) };
         Error::Changes { path: shown(&path), action, source: source.into() }
     }
+}
+
+/// Whether an extended attribute belongs to the file rather than to the machine: `user.*` and file capabilities.
+pub(crate) fn is_kept(attribute: &[u8]) -> bool {
+    attribute == b"security.capability"
+        || (attribute.starts_with(b"user.") && !attribute.starts_with(b"user.overlay."))
 }
 
 /// A path as messages have it.

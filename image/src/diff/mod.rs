@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! layer folders ─► Merged (one folder at a time, as overlayfs shows it) ─► changes.rs  A, C, D
-//!                  merged.rs                                               layer.rs    whiteouts, tar
+//!                  merged.rs                                               walk.rs     whiteouts, tar (layer.rs; builds: build/layer.rs)
 //!                                                                          export.rs   everything, tar
 //! ```
 //!
@@ -14,7 +14,8 @@ pub(crate) mod archive;
 mod changes;
 mod export;
 mod layer;
-mod merged;
+pub(crate) mod merged;
+pub(crate) mod walk;
 
 pub use self::changes::{Change, ChangeKind, changes};
 pub use self::export::export;

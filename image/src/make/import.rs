@@ -90,16 +90,17 @@ impl Store {
         let (digest, pin) = writer.commit_pinned()?;
         let blob = self.blob(&digest)?;
         let blob = blob.ok_or_else(|| Error::BlobMissing { digest: digest.clone(), role: "layer" })?;
-        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let (mut hasher, mut size_bytes) = (Hasher::new(Algorithm::Sha256), 0);
         let content = decoder(BufReader::with_capacity(128 << 10, blob.file)).map_err(broken)?;
         copy(content, name, |bytes| {
             hasher.update(bytes);
+            size_bytes += bytes.len() as u64;
             Ok(())
         })?;
         let media_type =
             format!("application/vnd.oci.image.layer.v1.tar+{}", if is_gzip { "gzip" } else { "zstd" });
         let descriptor = Descriptor { media_type, digest, size, platform: None, annotations: None };
-        Ok(NewLayer { descriptor, diff_id: hasher.finish(), _pin: pin })
+        Ok(NewLayer { descriptor, diff_id: hasher.finish(), size_bytes, pin })
     }
 }
 

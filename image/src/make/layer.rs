@@ -2,13 +2,12 @@
 
 use std::io::{self, Write};
 
+use super::gzip::ParallelGzip;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::manifest::Descriptor;
 use crate::store::{BlobWriter, Pin, Store};
 
-/// The gzip level: twice as quick as the usual 6, and a few per cent larger.
-const GZIP_LEVEL: u32 = 4;
 const ZSTD_LEVEL: i32 = 3;
 
 /// How a layer's blob is compressed.
@@ -40,12 +39,14 @@ pub struct NewLayer {
     pub descriptor: Descriptor,
     /// Digest of the uncompressed archive.
     pub diff_id: Digest,
-    pub(super) _pin: Pin,
+    /// Length of the uncompressed archive.
+    pub(crate) size_bytes: u64,
+    pub(crate) pin: Pin,
 }
 
 enum Encoder {
     Plain(BlobWriter),
-    Gzip(flate2::write::GzEncoder<BlobWriter>),
+    Gzip(ParallelGzip<BlobWriter>),
     Zstd(zstd::Encoder<'static, BlobWriter>),
 }
 
@@ -53,6 +54,7 @@ enum Encoder {
 struct Measured {
     encoder: Encoder,
     hasher: Hasher,
+    size_bytes: u64,
 }
 
 impl Write for Measured {
@@ -63,6 +65,7 @@ impl Write for Measured {
             Encoder::Zstd(writer) => writer.write(bytes),
         }?;
         self.hasher.update(&bytes[..length]);
+        self.size_bytes += length as u64;
         Ok(length)
     }
 
@@ -81,16 +84,14 @@ impl Store {
         let writer = self.ingest_unnamed()?;
         let encoder = match compression {
             Compression::None => Encoder::Plain(writer),
-            Compression::Gzip => {
-                Encoder::Gzip(flate2::write::GzEncoder::new(writer, flate2::Compression::new(GZIP_LEVEL)))
-            }
+            Compression::Gzip => Encoder::Gzip(ParallelGzip::new(writer)),
             Compression::Zstd => {
                 Encoder::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL).map_err(|error| failed(self, error))?)
             }
         };
-        let mut measured = Measured { encoder, hasher: Hasher::new(Algorithm::Sha256) };
+        let mut measured = Measured { encoder, hasher: Hasher::new(Algorithm::Sha256), size_bytes: 0 };
         let answer = write(&mut measured)?;
-        let Measured { encoder, hasher } = measured;
+        let Measured { encoder, hasher, size_bytes } = measured;
         let writer = match encoder {
             Encoder::Plain(writer) => Ok(writer),
             Encoder::Gzip(encoder) => encoder.finish(),
@@ -101,7 +102,7 @@ impl Store {
         let (digest, pin) = writer.commit_pinned()?;
         let media_type = compression.media_type().to_owned();
         let descriptor = Descriptor { media_type, digest, size, platform: None, annotations: None };
-        Ok((NewLayer { descriptor, diff_id: hasher.finish(), _pin: pin }, answer))
+        Ok((NewLayer { descriptor, diff_id: hasher.finish(), size_bytes, pin }, answer))
     }
 
     /// Keeps a small document as a blob.

@@ -6,6 +6,7 @@
 
 mod change;
 mod commit;
+mod gzip;
 mod import;
 mod layer;
 

@@ -99,6 +99,21 @@ impl<B: Backend> Registry<B> {
         self.store.holds(MANIFESTS).iter().filter_map(|(name, _)| digest_of(name)).collect()
     }
 
+    /// Has a manifest of the registry here that another node has, with all that it names. `false`: no repository has
+    /// it (any more).
+    pub async fn keep_copy(&self, digest: &Digest) -> Result<bool, KeepError> {
+        for name in self.catalogue.readers(digest).await? {
+            let Some(known) = self.catalogue.manifest(&name, digest).await? else { continue };
+            self.bring(&name, digest, known).await?;
+            // Taken away meanwhile?
+            if self.catalogue.is_needed(digest).await? {
+                return Ok(true);
+            }
+            self.give_up(digest).await?;
+        }
+        Ok(false)
+    }
+
     /// What of the registry is on this node.
     pub async fn kept(&self) -> Result<Kept, KeepError> {
         let held = self.store.holds(MANIFESTS);

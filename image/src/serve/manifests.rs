@@ -225,7 +225,7 @@ impl<B: Backend> Registry<B> {
 
     /// Has a manifest of the repository here with all that it names, and all that is named by manifests in it:
     /// held as if it had been pushed here.
-    fn bring<'a>(
+    pub(super) fn bring<'a>(
         &'a self,
         name: &'a str,
         digest: &'a Digest,

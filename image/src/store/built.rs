@@ -1,19 +1,15 @@
 //! Layers that are made here: a folder that a build has filled becomes an archive and, as it is, an unpacked layer.
 
 use std::fs;
-use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use super::layers::LayerFacts;
 use super::{Inner, Pin, Store, lock, shared};
-use crate::build::gzip::ParallelGzip;
-use crate::build::layer::{Archiving, Written, archive};
+use crate::build::layer::{Archiving, archive};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::make::{Compression, NewLayer};
 use crate::manifest::Descriptor;
-
-/// What layers made here are.
-pub(crate) const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// A layer: its archive, and the digest of that when it is not compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,19 +75,11 @@ impl Store {
         if entries.next().is_none() && !how.root {
             return Ok(None);
         }
-        let mut blob = self.ingest_unnamed()?;
-        let mut gzip = ParallelGzip::new(BufWriter::with_capacity(1 << 20, &mut blob));
-        let written = archive(&upper, &mut gzip, how)?;
-        let failed = |error| Error::io("write the layer of", &upper, error);
-        let buffered = gzip.finish().map_err(failed)?;
-        buffered.into_inner().map_err(|error| failed(error.into_error()))?;
-        let size = blob.written_bytes();
-        let (digest, mut pin) = blob.commit_pinned()?;
-        pin.join(self.pin([written.diff_id.clone()]));
-        self.inner.adopt(&upper, &written)?;
-        let blob =
-            Descriptor { media_type: LAYER_TYPE.to_owned(), digest, size, platform: None, annotations: None };
-        Ok(Some((Layer { blob, diff_id: written.diff_id }, pin)))
+        let (new, entries) = self.make_layer(Compression::Gzip, |out| archive(&upper, out, how))?;
+        let NewLayer { descriptor, diff_id, size_bytes, mut pin } = new;
+        pin.join(self.pin([diff_id.clone()]));
+        self.inner.adopt(&upper, &diff_id, LayerFacts::made_here(entries, size_bytes, how.root))?;
+        Ok(Some((Layer { blob: descriptor, diff_id }, pin)))
     }
 
     /// The folders of a stack of layers, topmost first, unpacked where they are not.
@@ -121,22 +109,22 @@ impl Store {
 
 impl Inner {
     /// The folder becomes the unpacked layer, unless that is there already.
-    fn adopt(&self, upper: &Path, written: &Written) -> Result<()> {
-        let turn = shared(&self.unpacking, &written.diff_id);
+    fn adopt(&self, upper: &Path, diff_id: &Digest, facts: LayerFacts) -> Result<()> {
+        let turn = shared(&self.unpacking, diff_id);
         let _turn = lock(&turn);
-        if self.layer_path(&written.diff_id).exists() {
+        if self.layer_path(diff_id).exists() {
             return Ok(());
         }
-        self.make_layer(&written.diff_id, |fs_folder| {
+        self.make_layer(diff_id, |fs_folder| {
             // It is empty, so the rename replaces it.
             fs::rename(upper, fs_folder).map_err(|error| Error::io("move", upper, error))?;
-            if !written.has_root {
+            if facts.guesses_root() {
                 // As unpacking leaves it when the archive says nothing about `/`.
                 fs::set_permissions(fs_folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))
                     .and_then(|()| std::os::unix::fs::chown(fs_folder, Some(0), Some(0)))
                     .map_err(|error| Error::io("change the mode of", fs_folder, error))?;
             }
-            Ok(LayerFacts::made_here(written.entries, written.size_bytes, written.has_root))
+            Ok(facts)
         })
     }
 }

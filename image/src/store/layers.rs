@@ -60,6 +60,11 @@ impl LayerFacts {
         let implicit = if has_root { Vec::new() } else { vec![String::new()] };
         LayerFacts { entries, size_bytes, opaque_root: false, implicit }
     }
+
+    /// Whether nothing was said of `/`.
+    pub(super) fn guesses_root(&self) -> bool {
+        self.implicit.iter().any(String::is_empty)
+    }
 }
 
 impl From<Summary> for LayerFacts {

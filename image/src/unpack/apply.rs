@@ -19,6 +19,7 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, mkfifoat, symlinkat};
 use super::UnpackError;
 use super::tar::{Archive, Entry, Kind};
 use super::tree::{Folder, Found, Tree, time_spec};
+use crate::diff::merged::is_kept;
 use crate::sys;
 
 /// What the OCI image specification puts in front of a deleted file's name.
@@ -313,7 +314,7 @@ fn set_xattrs(folder: &Folder, name: &[u8], entry: &Entry) -> Result<(), UnpackE
         let attribute: &CStr = attribute;
         let bytes = attribute.to_bytes();
         let is_capability = bytes == b"security.capability";
-        if !is_capability && (!bytes.starts_with(b"user.") || bytes.starts_with(b"user.overlay.")) {
+        if !is_kept(bytes) {
             tracing::debug!(name = %super::printable(bytes), "an extended attribute of a layer is left out");
             continue;
         }

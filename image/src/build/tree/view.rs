@@ -15,6 +15,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, major, minor};
 
 use super::files::{Attributes, Entry, EntryKind, Files, Take};
 use super::root::{Root, kind, open_in};
+use crate::diff::merged::is_kept;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -134,7 +135,7 @@ impl Files for Root {
         let mut attributes = Vec::new();
         for attribute in sys::list_xattrs(folder.as_fd(), name.as_bytes()).map_err(failed)? {
             let text = attribute.to_string_lossy().into_owned();
-            if is_kept(&text)
+            if is_kept(attribute.to_bytes())
                 && let Some(value) =
                     sys::get_xattr(folder.as_fd(), name.as_bytes(), &attribute).map_err(failed)?
             {
@@ -144,11 +145,6 @@ impl Files for Root {
         attributes.sort();
         Ok(attributes)
     }
-}
-
-/// Whether an extended attribute belongs to the file rather than to the machine: as for layers from elsewhere.
-pub(crate) fn is_kept(name: &str) -> bool {
-    name == "security.capability" || (name.starts_with("user.") && !name.starts_with("user.overlay."))
 }
 
 fn list(root: &Root, folder: &str) -> Result<Vec<Entry>> {
