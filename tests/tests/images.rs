@@ -38,6 +38,7 @@ fn the_everyday_commands() {
     what_others_make_is_loaded(node, scratch.path());
     a_container_becomes_an_image(node, scratch.path());
     files_become_an_image(node, scratch.path());
+    an_image_of_many_layers_runs(node, scratch.path());
     what_nobody_needs_is_taken_away(node);
     lab.finish();
 }
@@ -237,6 +238,22 @@ fn files_become_an_image(node: &Node, scratch: &Path) {
     fs::write(&wrong, "no archive, but some text that is long enough").unwrap();
     node.rctl(&["import", wrong.to_str().unwrap(), "wrong:1"]).fails(1, &["damaged"]);
     node.rctl(&["image", "inspect", "wrong:1"]).fails(1, &["wrong:1"]);
+}
+
+/// The names of so many folders are more than one page of mount options holds.
+fn an_image_of_many_layers_runs(node: &Node, scratch: &Path) {
+    const LAYERS: usize = 130;
+    let context = scratch.join("layers");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("file"), "content").unwrap();
+    let copies: String = (1..=LAYERS).map(|at| format!("COPY file /many/{at}\n")).collect();
+    fs::write(context.join("Dockerfile"), format!("FROM busybox\n{copies}RUN rm /many/7\n")).unwrap();
+    node.rctl_within(3 * DEADLINE, &["build", "-q", "-t", "layers:1", context.to_str().unwrap()]).ok();
+    assert!(inspect(node, "layers:1")["RootFS"]["Layers"].as_array().unwrap().len() > LAYERS);
+    let script = "ls /many | wc -l; rm /many/8; cat /many/1 /many/130; ls /many | wc -l";
+    let said = node.rctl(&["run", "--rm", "layers:1", "sh", "-c", script]).ok();
+    assert_eq!(said, "129\ncontentcontent128\n");
+    node.rctl(&["image", "rm", "layers:1"]).ok();
 }
 
 fn what_nobody_needs_is_taken_away(node: &Node) {

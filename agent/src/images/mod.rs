@@ -140,10 +140,12 @@ impl Images {
                 created: record.created.unwrap_or_default(),
                 index_digest: record.index_digest.as_ref().map(ToString::to_string).unwrap_or_default(),
                 is_part: false,
+                pushed: false,
             });
             images.extend(record.index_digest.as_ref().map(part));
         }
-        images.extend(self.own.get().map(Registry::held).unwrap_or_default().iter().map(part));
+        let held = self.own.get().map(Registry::held).unwrap_or_default();
+        images.extend(held.iter().map(|digest| wire::ImageHave { pushed: true, ..part(digest) }));
         wire::Images { images }
     }
 
@@ -226,6 +228,14 @@ impl Images {
         }
         let wanted = located.map_or_else(|| reference.clone(), |digest| reference.with_digest(digest));
         self.fetch(&reference, &wanted, &sources, asker, progress).await
+    }
+
+    /// Gets a copy of what another node has of the cluster's registry.
+    pub(crate) fn keep_copy(&self, digest: &str) {
+        match (self.own.get(), digest.parse()) {
+            (Some(registry), Ok(digest)) => registry.keep_copy(digest),
+            _ => tracing::warn!(digest, "the leader asks for a copy that can't be got"),
+        }
     }
 
     /// The client for one who has `credentials` for `registry`, or for anybody.

@@ -45,6 +45,8 @@ pub(crate) struct Registry {
     port: Option<u16>,
     password: Arc<str>,
     listening: Arc<Mutex<Listening>>,
+    /// Held by what gets a copy.
+    copying: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -68,7 +70,13 @@ impl Registry {
         let table = ClusterTable::new(images.clone(), &password);
         let server = serve::Registry::open(images.store().clone(), table, serve::Options::default());
         let server = server.map_err(AgentError::Images)?;
-        Ok(Self { server, port, password: password.into(), listening: Arc::default() })
+        Ok(Self {
+            server,
+            port,
+            password: password.into(),
+            listening: Arc::default(),
+            copying: Arc::default(),
+        })
     }
 
     /// What the registry does beside answering requests.
@@ -162,6 +170,24 @@ impl Registry {
     /// Where an image would be in the registry, if it would be there at all.
     pub(crate) fn own(&self, reference: &Reference) -> Option<Own> {
         Own::read(reference, self.port)
+    }
+
+    /// Gets a copy of a manifest of the registry that only another node has; one after the other, and not after the
+    /// node has left.
+    pub(crate) fn keep_copy(&self, digest: Digest) {
+        let (server, turn) = (self.server.clone(), Arc::clone(&self.copying));
+        let mut listening = self.listening();
+        // Those that have ended are no longer of interest.
+        while listening.tasks.try_join_next().is_some() {}
+        listening.tasks.spawn(async move {
+            let _turn = turn.lock().await;
+            match server.keep_copy(&digest).await {
+                Ok(is_kept) => tracing::info!(%digest, is_kept, "a second copy of what the registry was given"),
+                Err(error) => {
+                    tracing::warn!(%digest, error = %one_line(&error), "can't get a second copy of what the registry was given");
+                }
+            }
+        });
     }
 
     /// The manifests that are held here.

@@ -149,6 +149,10 @@ impl Open<'_> {
             Some(to_agent::Message::Heartbeat(_)) => {
                 self.say(from_agent::Message::Heartbeat(wire::Heartbeat {})).await
             }
+            Some(to_agent::Message::KeepCopy(copy)) => {
+                self.parts.images.keep_copy(&copy.digest);
+                Ok(())
+            }
             None => Ok(()),
         }
     }

@@ -5,8 +5,10 @@
 //!   sets and gives each session only what concerns its node.
 //! - `statuses` is one task a controller: it gathers reported statuses and writes them in batches.
 //! - `images` remembers which node has which image, from what agents report.
+//! - `copies` has a second node keep what only one has of the registry.
 //! - `spread` says whom to ask for a blob, so that one node fetches it from outside and the others pass it on.
 
+mod copies;
 mod fanout;
 mod images;
 mod session;
@@ -29,6 +31,7 @@ use crate::forward::{LeaderRoute, route};
 use crate::leader::LeaderShared;
 use crate::membership::Membership;
 use crate::store::Store;
+use copies::Copies;
 use fanout::FanoutHandle;
 use images::ImageCatalogue;
 use statuses::StatusHandle;
@@ -47,12 +50,13 @@ pub(crate) struct Dispatch {
     fanout: FanoutHandle,
     statuses: StatusHandle,
     images: ImageCatalogue,
+    copies: Copies,
     spread: spread::Spread,
     auths: Auths,
 }
 
 impl Dispatch {
-    /// Starts the dispatcher's two tasks; they end when the store's watch closes.
+    /// Starts the dispatcher's three tasks; they end when the store's watch closes.
     pub(crate) fn start(
         store: Store,
         shared: LeaderShared,
@@ -60,11 +64,13 @@ impl Dispatch {
         membership: Membership,
         auths: Auths,
     ) -> Self {
+        let images = ImageCatalogue::default();
         Self {
             leader: LeaderRoute::new(store.clone(), credentials),
+            copies: Copies::start(store.clone(), images.clone()),
             fanout: fanout::start(store.clone(), auths.clone()),
             statuses: statuses::start(store.clone()),
-            images: ImageCatalogue::default(),
+            images,
             spread: spread::Spread::default(),
             store,
             shared,

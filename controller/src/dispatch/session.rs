@@ -61,6 +61,7 @@ impl Dispatch {
         send(&outbox, to_agent::Message::Welcome(welcome)).await?;
         self.statuses.report(&node, hello.statuses).await?;
         let (session, evicted) = self.fanout.register(node.clone(), outbox.clone()).await?;
+        self.copies.enter(node.clone(), session, outbox.clone());
         let dispatch = self.clone();
         tracing::info!(%node, "agent session opened");
         // Ends with the session; nothing waits for it.
@@ -68,6 +69,7 @@ impl Dispatch {
             let why = dispatch.serve(&node, inbox, &outbox, evicted).await;
             tracing::info!(%node, why, "agent session ended");
             dispatch.fanout.unregister(node.clone(), session).await;
+            dispatch.copies.leave(&node, session);
             dispatch.images.forget(&node);
             dispatch.spread.forget(&node);
         });
@@ -162,6 +164,7 @@ impl Dispatch {
             Some(from_agent::Message::Statuses(batch)) => self.statuses.report(node, batch.statuses).await,
             Some(from_agent::Message::Images(images)) => {
                 self.images.report(node.clone(), images);
+                self.copies.look();
                 Ok(())
             }
             Some(from_agent::Message::Description(description)) => {

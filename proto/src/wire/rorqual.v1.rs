@@ -2923,10 +2923,13 @@ pub struct ImageHave {
     /// No image of the node, but an index that one is of, or a manifest that the registry holds there.
     #[prost(bool, tag = "6")]
     pub is_part: bool,
+    /// It is of the cluster's registry, and all that it needs is here.
+    #[prost(bool, tag = "7")]
+    pub pushed: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Message", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "to_agent::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<to_agent::Message>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -2942,7 +2945,15 @@ pub mod to_agent {
         /// The agent answers it with one of its own; if it misses three, it looks for another controller.
         #[prost(message, tag = "4")]
         Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "5")]
+        KeepCopy(super::KeepCopy),
     }
+}
+/// Only one node has this manifest of the registry: the agent gets it too, with all that it needs, and reports it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepCopy {
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Welcome {

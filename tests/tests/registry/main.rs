@@ -2,8 +2,12 @@
 //! happens to daemons.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod loss;
+mod upload;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rorqual_tests::wait::hold;
@@ -13,6 +17,13 @@ use rorqual_tests::{Lab, Node, command, images, wait_until};
 const SOON: Duration = Duration::from_secs(30);
 const NAME: &str = "registry.rorqual.internal";
 const PORT: u16 = 4781;
+
+/// One lab at a time: what a program of the other one leaves would count for it.
+static LAB: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    LAB.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Where a node's programs find the credentials of its registry.
 fn login(node: &Node, folder: &Path) -> String {
@@ -57,6 +68,7 @@ fn header(head: &str, name: &str) -> String {
 
 #[test]
 fn what_is_pushed_to_one_node_is_everybodys() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let archive = images::archive("busybox");
     // One controller: the others have no copy of the registry's table.
@@ -181,19 +193,9 @@ fn an_upload_survives_its_daemon(lab: &Lab, folder: &Path) {
     let (half, rest) = (folder.join("half"), folder.join("rest"));
     std::fs::write(&half, &bytes[..200_000]).unwrap();
     std::fs::write(&rest, &bytes[200_000..]).unwrap();
-    std::fs::write(folder.join("whole"), &bytes).unwrap();
-    let sum = node.exec("sha256sum", &[&folder.join("whole").display().to_string()]).ok();
-    let digest = format!("sha256:{}", sum.split(' ').next().unwrap());
-    let config = std::fs::read(login(node, folder)).unwrap();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
-    let secret = config["auths"][format!("localhost:{PORT}")]["auth"].as_str().unwrap().to_owned();
-    let auth = format!("Authorization: Basic {secret}");
+    let digest = upload::digest(node, folder, &bytes);
     let base = format!("http://localhost:{PORT}");
-    let ask = |args: &[&str]| curl(node, &[&["--header", auth.as_str()], args].concat());
-
-    let (status, head) = ask(&["--request", "POST", &format!("{base}/v2/team/raw/blobs/uploads/")]);
-    assert_eq!(status, 202, "{head}");
-    let place = format!("{base}{}", header(&head, "location"));
+    let (place, ask) = upload::begin(node, &login(node, folder), "team/raw");
     let data = |path: &Path| format!("@{}", path.display());
     let (status, head) = ask(&["--request", "PATCH", "--data-binary", &data(&half), &place]);
     assert_eq!((status, header(&head, "range").as_str()), (202, "0-199999"), "{head}");
