@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rorqual_tests::{Lab, Node, Output, command, images};
+use rorqual_tests::wait::hold;
+use rorqual_tests::{Lab, Node, Output, command, images, wait_until};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -253,7 +254,11 @@ fn an_image_of_many_layers_runs(node: &Node, scratch: &Path) {
     let script = "ls /many | wc -l; rm /many/8; cat /many/1 /many/130; ls /many | wc -l";
     let said = node.rctl(&["run", "--rm", "layers:1", "sh", "-c", script]).ok();
     assert_eq!(said, "129\ncontentcontent128\n");
-    node.rctl(&["image", "rm", "layers:1"]).ok();
+    // The container goes a moment after its program.
+    wait_until("the image is removed", DEADLINE, || {
+        let removed = node.rctl(&["image", "rm", "layers:1"]);
+        hold(removed.code == 0, || removed.tell())
+    });
 }
 
 fn what_nobody_needs_is_taken_away(node: &Node) {
