@@ -1,8 +1,8 @@
-//! Requests from the machine to the nodes, each on a connection of its own.
+//! Requests from the machine to the nodes, each on a connection of its own; and a file that nodes fetch from it.
 
 use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind, Read, Result, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::wait::patient;
@@ -51,4 +51,34 @@ pub fn tally(address: SocketAddr, requests: usize) -> Result<BTreeMap<String, us
         *tally.entry(hello(address)?.replica).or_default() += 1;
     }
     Ok(tally)
+}
+
+/// Serves a file to so many requests, one after the other: whole at any path, half of it at `/half`, and nothing at
+/// `/missing`. Returns where.
+pub fn serve(address: IpAddr, file: Vec<u8>, requests: usize) -> SocketAddr {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let own = listener.local_addr().unwrap();
+    // Ends with the last request, or with the test.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().take(requests) {
+            let Ok(mut stream) = stream else { continue };
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&head);
+            let (status, sent) = match head.split(' ').nth(1) {
+                Some("/missing") => ("404 Not Found", &file[..0]),
+                Some("/half") => ("200 OK", &file[..file.len() / 2]),
+                _ => ("200 OK", &file[..]),
+            };
+            let length = if status.starts_with("404") { 0 } else { file.len() };
+            // A client that hangs up is no failure of the test.
+            let _ =
+                write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(sent);
+        }
+    });
+    own
 }

@@ -28,8 +28,19 @@ pub fn docker_archive(name: &str) -> PathBuf {
     made(&format!("{name}-docker.tar"), &["--format", "docker", name])
 }
 
+/// PostgreSQL of a Debian release (`here` for this machine's) as the image `postgres:RELEASE`.
+#[track_caller]
+pub fn postgres(release: &str) -> PathBuf {
+    made_by("tests/images/postgres", &format!("postgres-{release}.tar"), &[release])
+}
+
 #[track_caller]
 fn made(file: &str, words: &[&str]) -> PathBuf {
+    made_by("deploy/images/make", file, words)
+}
+
+#[track_caller]
+fn made_by(script: &str, file: &str, words: &[&str]) -> PathBuf {
     let dir = match std::env::var_os("RORQUAL_TEST_IMAGES") {
         Some(dir) => PathBuf::from(dir),
         None => bin_dir().with_file_name("tmp").join("images"),
@@ -37,7 +48,7 @@ fn made(file: &str, words: &[&str]) -> PathBuf {
     let path = dir.join(file);
     if !path.exists() {
         fs::create_dir_all(&dir).unwrap();
-        let mut make = Command::new(root().join("deploy/images/make"));
+        let mut make = Command::new(root().join(script));
         command::run(make.args(words).arg(&path), MAKE_DEADLINE).ok();
     }
     path

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rorqual_tests::wait::hold;
-use rorqual_tests::{Lab, Node, Output, command, images, wait_until};
+use rorqual_tests::{Lab, Node, Output, command, http, images, wait_until};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -234,6 +234,17 @@ fn files_become_an_image(node: &Node, scratch: &Path) {
     ];
     node.rctl(&words).ok();
     assert_eq!(node.rctl(&["run", "--rm", "imported:1"]).ok(), "kept\n");
+    // The same from the web, by the daemon; what breaks off or is not there leaves nothing.
+    let mut machine = node.address.octets();
+    machine[3] = 1;
+    let at = http::serve(machine.into(), fs::read(&archive).unwrap(), 3);
+    let url = |path: &str| format!("http://{at}/{path}");
+    let shown = ["import", "-c", "CMD [\"cat\", \"/data/in/file\"]", &url("files.tar"), "web:1"];
+    node.rctl(&shown).ok();
+    assert_eq!(node.rctl(&["run", "--rm", "web:1"]).ok(), "kept\n");
+    node.rctl(&["import", &url("half"), "broken:1"]).fails(1, &["cannot import", &at.to_string()]);
+    node.rctl(&["import", &url("missing"), "broken:1"]).fails(1, &["404"]);
+    node.rctl(&["image", "inspect", "broken:1"]).fails(1, &["broken:1"]);
     node.rctl(&["import", "-c", "RUN x", archive.to_str().unwrap()]).fails(1, &["RUN", "is none of"]);
     let wrong = scratch.join("saved.tar.txt");
     fs::write(&wrong, "no archive, but some text that is long enough").unwrap();
@@ -337,6 +348,48 @@ fn nodes_share_what_one_has() {
     });
     assert_eq!(inspect(second, "busybox")["Id"], id);
     assert_eq!(inspect(second, "busybox")["Kept"], json!(false), "it can be fetched again");
+    the_list_tells_who_has_what(first, second);
+    a_rollback_goes_back(first);
     first.rctl(&["service", "rm", "box"]).ok();
     lab.finish();
+}
+
+fn the_list_tells_who_has_what(first: &Node, second: &Node) {
+    second.rctl(&["tag", "busybox", "other:1"]).ok();
+    let nodes = |node: &Node, words: &[&str]| -> Vec<(String, Value)> {
+        let rows = node.rctl(&[&["image", "ls", "--format", "json"], words].concat()).json();
+        let name = |row: &Value| row["Repository"].as_str().unwrap().to_owned();
+        rows.iter().map(|row| (name(row), row["Nodes"].clone())).collect()
+    };
+    // The leader is told a moment later.
+    rorqual_tests::wait_until("the list says who has it", DEADLINE, || {
+        let seen = (nodes(first, &[]), nodes(second, &["busybox"]), nodes(first, &["--node", "n2"]));
+        let both = json!(["n1", "n2"]);
+        let expected = (
+            vec![("busybox".to_owned(), both.clone())],
+            vec![("busybox".to_owned(), json!(["n2", "n1"]))],
+            vec![("busybox".to_owned(), both.clone()), ("other".to_owned(), both)],
+        );
+        rorqual_tests::wait::hold(seen == expected, || format!("{seen:?}"))
+    });
+    let table = first.rctl(&["images", "--node", "*"]).ok();
+    assert!(table.contains("NODES") && table.contains("n1, n2") && table.contains("other"), "{table}");
+    first.rctl(&["images", "--node", "n7"]).fails(1, &["node=n7", "rctl node ls"]);
+    first.rctl(&["images", "--node", "n2", "--filter", "label=a"]).fails(1, &["label", "node"]);
+    second.rctl(&["rmi", "other:1"]).ok();
+}
+
+fn a_rollback_goes_back(node: &Node) {
+    node.rctl(&["service", "rollback", "box"]).fails(1, &["box", "was not updated yet"]);
+    let args = || {
+        let shown: Value = serde_json::from_str(&node.rctl(&["service", "inspect", "box"]).ok()).unwrap();
+        let spec = |name: &str| shown[0][name]["TaskTemplate"]["ContainerSpec"]["Args"].clone();
+        (spec("Spec"), spec("PreviousSpec"))
+    };
+    node.rctl(&["service", "update", "--args", "sleep 2000", "--stop-signal", "SIGKILL", "box"]).ok();
+    let (old, new) = (json!(["sleep", "1000"]), json!(["sleep", "2000"]));
+    assert_eq!(args(), (new.clone(), old.clone()));
+    node.rctl(&["service", "rollback", "box"]).ok();
+    assert_eq!(args(), (old, new));
+    assert_eq!(node.running("box").unwrap().len(), 1);
 }

@@ -1,5 +1,5 @@
-//! Archives that go over the engine API in pieces, either way: images saved, loaded and imported, containers
-//! exported.
+//! Archives that go over the engine API in pieces, either way: images saved and loaded, containers exported; and what
+//! `import` reads.
 //!
 //! Whoever reads or writes an archive does it on a blocking thread, through [`Inbox`] or [`Outbox`]; a bounded
 //! channel stands between it and the client, so a slow one holds it up and one that hangs up ends it.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use bytes::Bytes;
-use rorqual_image::{Digest, Import, Instruction, Platform, Reference, SaveFormat, Saved};
+use rorqual_image::{Digest, Instruction, Reference, SaveFormat, Saved};
 use rorqual_proto::wire;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,7 +16,6 @@ use tonic::{Status, Streaming};
 
 use super::{image_status, select};
 use crate::agent::Agent;
-use crate::clock;
 use crate::images::ImageError;
 
 /// Pieces of an archive that wait for the disk, or for the client.
@@ -174,43 +173,6 @@ pub(super) async fn load(
     Ok(wire::LoadImageResponse { images: images.collect() })
 }
 
-/// An image of an archive of files.
-pub(super) async fn import(
-    agent: &Agent,
-    mut stream: Streaming<wire::ImportImageRequest>,
-) -> Result<wire::LoadedImage, Status> {
-    let first = stream.message().await?;
-    let settings = first.and_then(|message| message.settings);
-    let settings =
-        settings.ok_or_else(|| Status::invalid_argument("the first message has to have settings"))?;
-    let import = Import {
-        reference: reference(&settings.reference)?,
-        message: settings.message,
-        created: clock::rfc3339(clock::wall_ms()),
-        platform: platform(&settings.platform)?,
-        changes: instructions(&settings.changes)?,
-    };
-    let named = import.reference.as_ref().map(ToString::to_string).unwrap_or_default();
-    let store = agent.images().store().clone();
-    let importing = receive(
-        stream,
-        |message| message.data,
-        move |inbox| {
-            let imported = store.import(inbox, &settings.source, import);
-            if imported.is_err()
-                && let Err(error) = store.sweep()
-            {
-                tracing::warn!(error = %crate::error::one_line(&error), "leftovers of an import can't be swept");
-            }
-            imported
-        },
-    );
-    let imported = importing.await;
-    agent.images().note_change();
-    let digest = imported?.map_err(|error| image_status("", &ImageError::Store(error)))?;
-    Ok(wire::LoadedImage { reference: named, digest: digest.to_string() })
-}
-
 /// A name that a user gives; empty for none.
 pub(super) fn reference(text: &str) -> Result<Option<Reference>, Status> {
     if text.is_empty() {
@@ -230,21 +192,4 @@ pub(super) fn instructions(texts: &[String]) -> Result<Vec<Instruction>, Status>
     let parse =
         |text: &String| text.parse().map_err(|error| Status::invalid_argument(format!("--change: {error}")));
     texts.iter().map(parse).collect()
-}
-
-fn platform(text: &str) -> Result<Option<Platform>, Status> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let parts: Vec<&str> = text.split('/').collect();
-    let made = |os: &str, architecture: &str, variant: Option<&str>| Platform {
-        os: os.to_owned(),
-        architecture: architecture.to_owned(),
-        variant: variant.map(str::to_owned),
-    };
-    match parts.as_slice() {
-        [os, architecture] => Ok(Some(made(os, architecture, None))),
-        [os, architecture, variant] => Ok(Some(made(os, architecture, Some(variant)))),
-        _ => Err(Status::invalid_argument(format!("platform `{text}` is not OS/ARCHITECTURE[/VARIANT]"))),
-    }
 }

@@ -8,6 +8,7 @@ mod archives;
 mod distribute;
 mod files;
 mod images;
+mod import;
 mod places;
 mod registry;
 mod select;
@@ -173,7 +174,7 @@ impl engine_server::Engine for EngineApi {
         &self,
         request: Request<Streaming<wire::ImportImageRequest>>,
     ) -> Result<Response<wire::LoadedImage>, Status> {
-        archives::import(&self.agent, request.into_inner()).await.map(Response::new)
+        import::import(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn prune_images(

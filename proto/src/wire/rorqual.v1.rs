@@ -5773,6 +5773,9 @@ pub struct ImportSettings {
     /// Where the archive comes from, for the history.
     #[prost(string, tag = "1")]
     pub source: ::prost::alloc::string::String,
+    /// The source is a URL that the daemon fetches; no data comes.
+    #[prost(bool, tag = "6")]
+    pub fetch: bool,
     /// Empty: none.
     #[prost(string, tag = "2")]
     pub reference: ::prost::alloc::string::String,

@@ -241,6 +241,9 @@ impl Engine for Fake {
         let mut bytes = 0;
         while let Some(piece) = pieces.message().await? {
             if let Some(settings) = piece.settings {
+                if settings.fetch {
+                    self.ask(format!("fetch {}", settings.source));
+                }
                 self.ask(format!("import {} {:?}", settings.reference, settings.changes));
             }
             bytes += piece.data.len();

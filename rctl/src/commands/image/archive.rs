@@ -53,8 +53,9 @@ pub(crate) struct ImportArgs {
     /// What the files are for; this node's platform where it is not given
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", default_value = "", hide_default_value = true)]
     platform: String,
-    /// A tar archive of a whole file system, which may be compressed; `-` for the standard input
-    #[arg(value_name = "FILE|-")]
+    /// A tar archive of a whole file system, which may be compressed; `-` for the standard input; a URL is fetched by
+    /// the daemon
+    #[arg(value_name = "FILE|URL|-")]
     source: PathBuf,
     /// What to call the image
     #[arg(value_name = "NAME[:TAG]", default_value = "", hide_default_value = true)]
@@ -135,12 +136,11 @@ async fn copy(mut stream: Streaming<ArchivePiece>, mut take: impl FnMut(&[u8]) -
 pub(crate) async fn import(args: ImportArgs, daemon: &Daemon) -> Result<()> {
     let is_input = args.source.as_os_str() == "-";
     let name = if is_input { "the standard input".to_owned() } else { args.source.display().to_string() };
-    if args.source.to_str().is_some_and(|text| text.starts_with("http://") || text.starts_with("https://")) {
-        return Err(Failure::usage(format!(
-            "cannot import {name}: give a file, or pipe it in: curl -sf {name} | rctl image import - NAME"
-        )));
-    }
-    let source: Box<dyn Read + Send> = if is_input {
+    let url = args.source.to_str().filter(|text| text.starts_with("http://") || text.starts_with("https://"));
+    let fetch = url.is_some();
+    let source: Box<dyn Read + Send> = if fetch {
+        Box::new(std::io::empty())
+    } else if is_input {
         if std::io::stdin().is_terminal() {
             return Err(Failure::usage("cannot import from the terminal: name an archive, or pipe it in"));
         }
@@ -156,6 +156,7 @@ pub(crate) async fn import(args: ImportArgs, daemon: &Daemon) -> Result<()> {
         message: args.message,
         changes: args.changes,
         platform: args.platform,
+        fetch,
     };
     let (pieces, stream) = mpsc::channel(AHEAD);
     let first = ImportImageRequest { settings: Some(settings), ..ImportImageRequest::default() };
