@@ -39,8 +39,8 @@ struct Keys {
     given: usize,
     access: BTreeMap<String, Instant>,
     refresh: BTreeSet<String>,
-    /// The refresh token that was given last.
-    newest: String,
+    /// Those of them that have been answered with another one.
+    used: BTreeSet<String>,
     /// Who got a manifest.
     pulls: Vec<IpAddr>,
 }
@@ -82,12 +82,12 @@ impl TokenRegistry {
         self.state.keys.lock().unwrap()
     }
 
-    /// Only the refresh token that was given last is good from now on, and no access token.
-    pub fn void_older(&self) {
+    /// A refresh token that was answered with another one is good no more from now on, and no access token is.
+    pub fn void_used(&self) {
         let mut keys = self.keys();
         keys.access.clear();
-        let newest = keys.newest.clone();
-        keys.refresh.retain(|token| *token == newest);
+        let used = std::mem::take(&mut keys.used);
+        keys.refresh.retain(|token| !used.contains(token));
     }
 
     /// Nobody has access any more, unless by another password.
@@ -181,7 +181,7 @@ impl State {
         let mut answer = json!({ "token": access, "expires_in": TOKEN_LIFE.as_secs() });
         if by_token || asked.path.contains("offline_token=true") {
             keys.refresh.insert(refresh.clone());
-            keys.newest.clone_from(&refresh);
+            keys.used.extend(field.map(str::to_owned));
             answer["refresh_token"] = json!(refresh);
         }
         ("200 OK", String::new(), answer.to_string().into_bytes())

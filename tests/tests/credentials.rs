@@ -105,39 +105,48 @@ fn one_login_is_enough_for_all_nodes(lab: &Lab, registry: &TokenRegistry, config
     rctl_as(first, config, &[&create[..], &[image, "sleep", "1000"]].concat()).ok();
     runs_on(first, "web", &["n1"]);
     assert!(registry.pulls().iter().all(|who| *who == address(1)), "{:?}", registry.pulls());
+    let renewed =
+        || lab.nodes().iter().map(|node| node.log().matches("credentials renewed").count()).sum::<usize>();
+    let is_renewed = |before: usize| {
+        wait_until("the controllers know another token", DEADLINE, || {
+            hold(renewed() > before, || renewed().to_string())
+        });
+    };
     // Later, elsewhere, by someone who has no credentials: with what the controllers kept.
     forget_images(lab);
-    let before = registry.pulls().len();
+    let (pulled, before) = (registry.pulls().len(), renewed());
     let update =
         ["service", "update", "--constraint-rm", constraint, "--constraint-add", "node.hostname==n2"];
     first.rctl(&[&update[..], &["--replicas", "1", "web"]].concat()).ok();
     runs_on(first, "web", &["n2"]);
-    assert!(registry.pulls()[before..].contains(&address(2)), "{:?}", registry.pulls());
-    // The registry has given another refresh token to n2, and takes no older one from now on.
-    let told =
-        || lab.nodes().iter().map(|node| node.log().matches("credentials renewed").count()).sum::<usize>();
-    wait_until("the controllers know the newest token", DEADLINE, || {
-        hold(told() > 0, || "not told".to_owned())
-    });
+    assert!(registry.pulls()[pulled..].contains(&address(2)), "{:?}", registry.pulls());
+    // The registry has given another refresh token to n2, and takes the old one no more.
+    is_renewed(before);
     forget_images(lab);
-    let before = told();
-    registry.void_older();
+    registry.void_used();
+    let before = renewed();
     let update = ["service", "update", "--constraint-rm", "node.hostname==n2"];
     first.rctl(&[&update[..], &["--replicas-max-per-node", "1", "--replicas", "3", "web"]].concat()).ok();
     runs_on(first, "web", &["n1", "n2", "n3"]);
-    wait_until("the controllers know the newest token", DEADLINE, || {
-        hold(told() > before, || "not told".to_owned())
-    });
+    is_renewed(before);
 }
 
 /// The key of what is sealed was given to each controller as it joined, and lies on its disk.
 fn another_leader_has_them_too(lab: &Lab, registry: &TokenRegistry) {
     let leader = lab.leader();
     lab.kill(leader);
+    wait_until("another one leads", DEADLINE, || {
+        let leads = |node: &Node| {
+            Ok::<_, String>(
+                node.nodes()?.iter().any(|one| one.leader && one.hostname != format!("n{leader}")),
+            )
+        };
+        hold(leads(lab.any_running())?, || "none".to_owned())
+    });
     lab.start(leader);
     lab.wait_ready(3);
     forget_images(lab);
-    registry.void_older();
+    registry.void_used();
     lab.node(1).rctl(&["service", "scale", "web=1"]).ok();
     let tasks = wait_until("a task runs", DEADLINE, || {
         let tasks = running(lab.node(1), "web")?;
