@@ -42,7 +42,10 @@ pub use load::Loaded;
 pub use make::{Commit, Compression, Import, Instruction, InstructionError, NewLayer};
 pub use manifest::Manifest;
 pub use platform::Platform;
-pub use pull::{BlobRole, BlobSource, NobodyHasIt, Progress, SourceError, pull, pull_documents, pull_layer};
+pub use pull::{
+    BlobRole, BlobSource, ForeignImage, NobodyHasIt, Progress, SourceError, pull, pull_documents,
+    pull_foreign, pull_layer,
+};
 pub use push::{PushProgress, Pushed, push, push_unlisted};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{

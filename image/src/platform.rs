@@ -34,6 +34,43 @@ impl Platform {
         Platform { architecture: architecture.into(), os: "linux".into(), variant: variant.map(Into::into) }
     }
 
+    /// `linux/arm64/v8`, `linux`, `arm64`: what is not said is that of `own`. Other words for a processor become Go's.
+    pub fn parse(text: &str, own: &Platform) -> std::result::Result<Platform, String> {
+        let wrong = || format!("`{text}` is not a platform: expected OS/ARCHITECTURE, such as linux/arm64");
+        let lower = text.to_ascii_lowercase();
+        let parts: Vec<&str> = lower.split('/').collect();
+        let is_word = |part: &&str| {
+            !part.is_empty()
+                && part.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.'))
+        };
+        if !parts.iter().all(is_word) {
+            return Err(wrong());
+        }
+        let (os, architecture, variant) = match parts[..] {
+            ["linux" | "windows" | "darwin" | "freebsd"] => (parts[0], None, None),
+            [architecture] => (own.os.as_str(), Some(architecture), None),
+            [os, architecture] => (os, Some(architecture), None),
+            [os, architecture, variant] => (os, Some(architecture), Some(variant)),
+            _ => return Err(wrong()),
+        };
+        let Some(architecture) = architecture else {
+            return Ok(Platform { os: os.to_owned(), ..own.clone() });
+        };
+        let (architecture, variant) = match (architecture, variant) {
+            ("x86_64" | "x86-64", variant) => ("amd64", variant),
+            ("aarch64", variant) => ("arm64", variant),
+            ("i386" | "i686", variant) => ("386", variant),
+            ("armhf", None) => ("arm", Some("v7")),
+            ("armel", None) => ("arm", Some("v6")),
+            other => other,
+        };
+        Ok(Platform {
+            architecture: architecture.to_owned(),
+            os: os.to_owned(),
+            variant: variant.map(str::to_owned),
+        })
+    }
+
     /// Whether an image for `other` runs here, and how well: smaller is better.
     fn fit(&self, other: &Platform) -> Option<u8> {
         if self.os != other.os || self.architecture != other.architecture {
@@ -94,6 +131,29 @@ fn found<'a>(platforms: impl Iterator<Item = &'a Platform>) -> Vec<String> {
         names.push("no platform at all".to_owned());
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_are_read_with_what_they_leave_out() {
+        let own = Platform { architecture: "amd64".into(), os: "linux".into(), variant: None };
+        for (text, expected) in [
+            ("linux/arm64", "linux/arm64"),
+            ("linux/arm/v7", "linux/arm/v7"),
+            ("Linux/x86_64", "linux/amd64"),
+            ("aarch64", "linux/arm64"),
+            ("linux", "linux/amd64"),
+            ("windows", "windows/amd64"),
+        ] {
+            assert_eq!(Platform::parse(text, &own).unwrap().to_string(), expected);
+        }
+        for text in ["", "linux/", "a/b/c/d", "linux/arm 64", "linux/*"] {
+            assert!(Platform::parse(text, &own).unwrap_err().contains("is not a platform"), "{text}");
+        }
+    }
 }
 
 impl fmt::Display for Platform {

@@ -154,7 +154,7 @@ fn export(
     built: &Built,
     archive: &mut dyn Write,
 ) -> Result<(), rorqual_image::Error> {
-    let prepared = store.prepare(&built.digest)?;
+    let prepared = store.prepare_any(&built.digest)?;
     let mut layers = prepared.layers.clone();
     let upper = layers.remove(0);
     rorqual_image::diff::export(&Folders { upper, lowers: layers, mount_points: Vec::new() }, archive)

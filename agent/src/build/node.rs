@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use rorqual_image::build::{Cancel, Fetched, Host, OutputStream, RunCommand};
-use rorqual_image::{Digest, Error, Reference};
+use rorqual_image::{Digest, Error, ForeignImage, Platform, Reference};
 use tokio::runtime::Handle;
 
 use super::container;
@@ -33,6 +33,14 @@ impl Host for Node {
         };
         found.map_err(|error| Error::Source {
             what: format!("image {}", reference.familiar()),
+            reason: one_line(&error),
+        })
+    }
+
+    fn foreign_image(&self, reference: &Reference, platform: &Platform) -> Result<ForeignImage, Error> {
+        let found = self.runtime.block_on(self.agent.images().foreign(&reference.to_string(), platform));
+        found.map_err(|error| Error::Source {
+            what: format!("image {} for {platform}", reference.familiar()),
             reason: one_line(&error),
         })
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use rorqual_image::build::StepDocuments;
 use rorqual_image::manifest::Descriptor;
 use rorqual_image::{
-    BlobSource, Credentials, Digest, Error, Reference, RegistryClient, RegistryError, pull_documents,
-    pull_layer, push_unlisted,
+    BlobSource, Credentials, Digest, Error, ForeignImage, Platform, Reference, RegistryClient, RegistryError,
+    pull_documents, pull_foreign, pull_layer, push_unlisted,
 };
 
 use super::{ImageError, Images, parse};
@@ -57,6 +57,34 @@ impl Images {
             Err(Error::Registry { source: RegistryError::NotFound { .. }, .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The image for another platform than this node's: of an index that is here, of the cluster's registry, or of the
+    /// one that the name says.
+    pub(crate) async fn foreign(
+        &self,
+        reference: &str,
+        platform: &Platform,
+    ) -> Result<ForeignImage, ImageError> {
+        let reference = parse(reference, None)?;
+        let own = self.published(&reference).await?;
+        let index =
+            self.store.resolve(&reference).and_then(|digest| self.store.record(&digest)?.index_digest);
+        let registry = Some(self.registry.clone());
+        let found = match (own, index) {
+            (Some(digest), _) => self.held_by_nodes(&reference, Some(digest)).await,
+            (None, Some(index)) => {
+                Some(Found { wanted: reference.with_digest(index), sources: Vec::new(), registry })
+            }
+            (None, None) => {
+                let wanted = reference.with_digest(self.registry.resolve(&reference).await?);
+                let (_, sources) = self.locate(&wanted).await;
+                Some(Found { wanted, sources, registry })
+            }
+        };
+        let missing = || Error::NoSuchImage(reference.familiar());
+        let Found { wanted, sources, registry } = found.ok_or_else(missing)?;
+        Ok(pull_foreign(&self.store, &wanted, &sources, registry.as_ref(), platform).await?)
     }
 
     async fn held_by_nodes(&self, reference: &Reference, digest: Option<Digest>) -> Option<Found> {

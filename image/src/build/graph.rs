@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::dockerfile::{Dockerfile, Instruction, Kind, Mount, MountKind, SyntaxError, words};
 use super::vars::{Given, Scope};
+use crate::platform::Platform;
 
 /// What a stage is built from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,13 +18,15 @@ pub(crate) enum Base {
     /// An earlier stage.
     Stage(usize),
     /// An image, or a further context of that name.
-    Image { name: String, platform: Option<String> },
+    Image(String),
 }
 
 /// A stage that is built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) base: Base,
+    /// What it is for.
+    pub(crate) platform: Platform,
     /// Stages that have to be there before it, its base included.
     pub(crate) needs: BTreeSet<usize>,
 }
@@ -58,6 +61,7 @@ impl Graph {
         target: Option<&str>,
         given: &Given,
         contexts: &BTreeSet<String>,
+        platform: &Platform,
     ) -> Result<Graph, GraphError> {
         let mut global = Scope::default();
         let escape = file.directives.escape;
@@ -77,7 +81,12 @@ impl Graph {
         };
         let mut nodes = Vec::with_capacity(file.stages.len());
         for number in 0..file.stages.len() {
-            nodes.push(node(file, number, &global, given, contexts)?);
+            let mut node = node(file, number, (&global, given), contexts, platform)?;
+            if let (Base::Stage(below), None) = (&node.base, &file.stages[number].from.platform) {
+                let below: &Node = &nodes[*below];
+                node.platform = below.platform.clone();
+            }
+            nodes.push(node);
         }
         let mut reached = BTreeSet::new();
         let mut ahead = vec![target];
@@ -113,9 +122,9 @@ fn names(file: &Dockerfile) -> Vec<String> {
 fn node(
     file: &Dockerfile,
     number: usize,
-    global: &Scope,
-    given: &Given,
+    (global, given): (&Scope, &Given),
     contexts: &BTreeSet<String>,
+    target: &Platform,
 ) -> Result<Node, SyntaxError> {
     let stage = &file.stages[number];
     let lookup = |name: &str| global.global_lookup(name, given);
@@ -131,12 +140,17 @@ fn node(
         );
         return Err(stage.instruction.place.refuse(reason));
     }
-    let platform = stage.from.platform.as_deref().map(expand).transpose()?.filter(|text| !text.is_empty());
+    let platform = match stage.from.platform.as_deref().map(expand).transpose()?.as_deref() {
+        None | Some("") => target.clone(),
+        Some(text) => {
+            Platform::parse(text, target).map_err(|reason| stage.instruction.place.refuse(reason))?
+        }
+    };
     let base = match find_stage_by_name(file, &image, number) {
-        _ if contexts.contains(&image) => Base::Image { name: image, platform },
+        _ if contexts.contains(&image) => Base::Image(image),
         Some(number) => Base::Stage(number),
         None if image.eq_ignore_ascii_case("scratch") => Base::Scratch,
-        None => Base::Image { name: image, platform },
+        None => Base::Image(image),
     };
     let mut needs: BTreeSet<usize> = match &base {
         Base::Stage(number) => BTreeSet::from([*number]),
@@ -147,7 +161,7 @@ fn node(
             needs.extend(find_stage(file, &name, number));
         }
     }
-    Ok(Node { base, needs })
+    Ok(Node { base, platform, needs })
 }
 
 /// FROM takes names only, so that `FROM 0` is an image.
@@ -215,12 +229,12 @@ fn refuse_later(file: &Dockerfile, number: usize, contexts: &BTreeSet<String>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::Platform;
 
     fn graph(text: &str, target: Option<&str>) -> Result<Graph, GraphError> {
         let file = Dockerfile::parse("Dockerfile", text).unwrap();
-        let given = Given::new([("V".to_owned(), "3".to_owned())].into(), &Platform::host());
-        Graph::new(&file, target, &given, &BTreeSet::from(["ctx".to_owned()]))
+        let own = Platform::host();
+        let given = Given::new([("V".to_owned(), "3".to_owned())].into(), &own, &own);
+        Graph::new(&file, target, &given, &BTreeSet::from(["ctx".to_owned()]), &own)
     }
 
     const FOUR: &str = "ARG V=1\nFROM a:$V AS one\nFROM b AS two\nFROM one AS three\nCOPY --from=two x y\n\
@@ -233,7 +247,7 @@ mod tests {
         let three = graph(FOUR, Some("three")).unwrap();
         assert_eq!(three.reached, BTreeSet::from([0, 1, 2]));
         assert_eq!(three.nodes[2].base, Base::Stage(0));
-        assert_eq!(three.nodes[0].base, Base::Image { name: "a:3".into(), platform: None });
+        assert_eq!(three.nodes[0].base, Base::Image("a:3".into()));
         assert_eq!(graph(FOUR, Some("1")).unwrap().target, 1);
         let Err(GraphError::Target { known, .. }) = graph(FOUR, Some("five")) else { panic!() };
         assert_eq!(known, ["one", "two", "three", "four"]);
@@ -258,9 +272,6 @@ mod tests {
             assert!(error.to_string().contains(part), "{text}: {error}");
         }
         // `FROM nginx AS nginx` is the image.
-        assert_eq!(
-            graph("FROM n AS n\n", None).unwrap().nodes[0].base,
-            Base::Image { name: "n".into(), platform: None }
-        );
+        assert_eq!(graph("FROM n AS n\n", None).unwrap().nodes[0].base, Base::Image("n".into()));
     }
 }

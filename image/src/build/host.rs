@@ -9,6 +9,8 @@ use super::exchange::{StepSource, StepTarget};
 use super::tree::files::Files;
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::platform::Platform;
+use crate::pull::ForeignImage;
 use crate::reference::Reference;
 
 /// Says that nobody wants the build any more.
@@ -147,6 +149,9 @@ pub trait Host: Send + Sync {
     /// Has an image here, and says which manifest the reference stands for. With `fresh` the registry is asked
     /// whatever is here.
     fn image(&self, reference: &Reference, fresh: bool) -> Result<Digest, Error>;
+
+    /// Has an image for another platform than the node's, in the store's content alone.
+    fn foreign_image(&self, reference: &Reference, platform: &Platform) -> Result<ForeignImage, Error>;
 
     /// Runs a command to its end, and returns its exit code. Leaves nothing behind but what it changed.
     fn run(

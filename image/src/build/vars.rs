@@ -31,9 +31,10 @@ pub(crate) struct Given {
 }
 
 impl Given {
-    pub(crate) fn new(args: BTreeMap<String, String>, platform: &Platform) -> Given {
+    /// `target` is what the image is for, `own` what it is built on.
+    pub(crate) fn new(args: BTreeMap<String, String>, target: &Platform, own: &Platform) -> Given {
         let mut known = BTreeMap::new();
-        for prefix in ["TARGET", "BUILD"] {
+        for (prefix, platform) in [("TARGET", target), ("BUILD", own)] {
             known.insert(format!("{prefix}PLATFORM"), platform.to_string());
             known.insert(format!("{prefix}OS"), platform.os.clone());
             known.insert(format!("{prefix}ARCH"), platform.architecture.clone());
@@ -123,7 +124,7 @@ mod tests {
         let args = args.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let platform =
             Platform { architecture: "arm64".into(), os: "linux".into(), variant: Some("v8".into()) };
-        Given::new(args, &platform)
+        Given::new(args, &platform, &platform)
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Store {
         }
         // All of them are checked before the first is listed.
         for (top, _) in &images {
-            self.examine(top).map_err(|error| match error {
+            self.examine_runnable(top).map_err(|error| match error {
                 Error::BlobMissing { digest, role } => {
                     found.refuse(format!("its {role} {digest} is missing; the archive may be truncated"))
                 }

@@ -18,13 +18,14 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered};
 
-pub use self::parts::{pull_documents, pull_layer};
+pub use self::parts::{ForeignImage, pull_documents, pull_foreign, pull_layer};
 use self::unpacking::{Job, Unpacking};
 use crate::config;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result, one_line};
 use crate::manifest::{Descriptor, Document, MANIFEST_MAX_BYTES, Manifest};
+use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::RegistryClient;
 use crate::store::{BlobWriter, Pin, Store, index_too_deep};
@@ -160,6 +161,8 @@ pub async fn pull(
 
 struct Puller<'a> {
     store: Store,
+    /// Which image of an index is wanted.
+    platform: Platform,
     reference: &'a Reference,
     sources: &'a [Arc<dyn BlobSource>],
     registry: Option<&'a RegistryClient>,
@@ -182,6 +185,7 @@ impl<'a> Puller<'a> {
     ) -> Self {
         Puller {
             store: store.clone(),
+            platform: store.platform().clone(),
             reference,
             sources,
             registry,
@@ -239,8 +243,7 @@ impl<'a> Puller<'a> {
             match document {
                 Document::Manifest(manifest) => return Ok((digest, manifest)),
                 Document::Index(index) => {
-                    let entry =
-                        self.store.platform().choose(&format!("`{}`", self.reference.familiar()), &index)?;
+                    let entry = self.platform.choose(&format!("`{}`", self.reference.familiar()), &index)?;
                     if entry.size > MANIFEST_MAX_BYTES {
                         return Err(Error::document(
                             format!("manifest {}", entry.digest),

@@ -82,10 +82,17 @@ impl Store {
     /// Makes the image with that manifest (or index) ready to mount: unpacks the layers that are not yet
     /// unpacked, several at a time. Who else wants the same layer meanwhile waits for it.
     pub fn prepare(&self, digest: &Digest) -> Result<Prepared> {
+        let (chosen, manifest) = self.choose(digest)?;
+        self.config_of(&chosen, &manifest)?;
+        self.prepare_any(digest)
+    }
+
+    /// As [`prepare`](Self::prepare), whatever the image is for: to look at its files.
+    pub fn prepare_any(&self, digest: &Digest) -> Result<Prepared> {
         let mut pin = self.pin([digest.clone()]);
         let (digest, manifest) = self.choose(digest)?;
         pin.join(self.pin([digest.clone(), manifest.config.digest.clone()]));
-        let config = self.config_of(&digest, &manifest)?;
+        let config = self.config_of_any(&digest, &manifest)?;
         let diff_ids = config::diff_ids(&manifest.config.digest, &config)?;
         pin.join(
             self.pin(

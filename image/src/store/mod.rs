@@ -395,10 +395,17 @@ impl Store {
         Err(index_too_deep(&digest))
     }
 
+    /// The configuration of an image that can run here.
     pub(crate) fn config_of(&self, digest: &Digest, manifest: &Manifest) -> Result<ImageConfiguration> {
+        let config = self.config_of_any(digest, manifest)?;
+        self.platform().check(digest, &config::platform_of(&config))?;
+        Ok(config)
+    }
+
+    /// As [`config_of`](Self::config_of), whatever the image is for.
+    pub(crate) fn config_of_any(&self, digest: &Digest, manifest: &Manifest) -> Result<ImageConfiguration> {
         let bytes = self.inner.read_document(&manifest.config.digest, "configuration", CONFIG_MAX_BYTES)?;
         let config = config::parse(&manifest.config.digest, &bytes)?;
-        self.platform().check(digest, &config::platform_of(&config))?;
         if config.rootfs().diff_ids().len() != manifest.layers.len() {
             return Err(Error::document(
                 format!("image {digest}"),
@@ -414,6 +421,12 @@ impl Store {
 
     /// Checks that the image at `top` is complete and puts it into the list. Its blobs must be pinned.
     pub(crate) fn enlist(&self, top: &Digest, reference: Option<Reference>) -> Result<Digest> {
+        self.examine_runnable(top)?;
+        self.enlist_any(top, reference)
+    }
+
+    /// As [`enlist`](Self::enlist), whatever the image is for.
+    pub(crate) fn enlist_any(&self, top: &Digest, reference: Option<Reference>) -> Result<Digest> {
         let record = ImageRecord { reference, ..self.examine(top)? };
         let digest = record.digest.clone();
         for algorithm in ["sha256", "sha512"] {
@@ -423,10 +436,17 @@ impl Store {
         Ok(digest)
     }
 
-    /// Checks that the image at `top` is complete, and says what the list would hold.
+    /// Checks that the image at `top` is complete and can run here, and says what the list would hold.
+    pub(crate) fn examine_runnable(&self, top: &Digest) -> Result<ImageRecord> {
+        let record = self.examine(top)?;
+        let manifest = self.manifest(&record.digest)?;
+        self.config_of(&record.digest, &manifest).map(|_| record)
+    }
+
+    /// The same, whatever the image is for.
     pub(crate) fn examine(&self, top: &Digest) -> Result<ImageRecord> {
         let (digest, manifest) = self.choose(top)?;
-        let config = self.config_of(&digest, &manifest)?;
+        let config = self.config_of_any(&digest, &manifest)?;
         let mut size_bytes = 0u64;
         for (descriptor, role) in std::iter::once((&manifest.config, "configuration"))
             .chain(manifest.layers.iter().map(|layer| (layer, "layer")))

@@ -166,7 +166,7 @@ impl Store {
             self.mark_parts(top, 0, needed);
         }
         let manifest = self.manifest(&record.digest)?;
-        let config = self.config_of(&record.digest, &manifest)?;
+        let config = self.config_of_any(&record.digest, &manifest)?;
         needed.insert(record.digest.clone());
         let diff_ids = config::diff_ids(&manifest.config.digest, &config)?;
         needed.extend(Self::fixes_of(&diff_ids));

@@ -100,7 +100,7 @@ impl Store {
 
     fn pieces(&self, record: &ImageRecord) -> Result<HashSet<Piece>> {
         let manifest = self.manifest(&record.digest)?;
-        let config = self.config_of(&record.digest, &manifest)?;
+        let config = self.config_of_any(&record.digest, &manifest)?;
         let layers = config::diff_ids(&manifest.config.digest, &config)?;
         let blobs = [record.digest.clone(), manifest.config.digest.clone()];
         let blobs = blobs.into_iter().chain(record.index_digest.clone());

@@ -9,7 +9,9 @@ use rorqual_image::build::{
     BuildError, BuildOptions, Built, Cancel, Event, Fetched, Host, OutputStream, RunCommand, build,
     folder_files,
 };
-use rorqual_image::{Digest, Error, Reference, SaveFormat, Saved, Store};
+use rorqual_image::{
+    Digest, Error, ForeignImage, Platform, Reference, SaveFormat, Saved, Store, pull_foreign,
+};
 
 use super::{Image, Layer};
 
@@ -24,6 +26,13 @@ pub struct Fake {
 impl Host for Fake {
     fn image(&self, reference: &Reference, _fresh: bool) -> Result<Digest, Error> {
         self.store.resolve(reference).ok_or_else(|| Error::NoSuchImage(reference.to_string()))
+    }
+
+    fn foreign_image(&self, reference: &Reference, platform: &Platform) -> Result<ForeignImage, Error> {
+        let index = self.store.resolve(reference).and_then(|digest| self.store.record(&digest)?.index_digest);
+        let wanted = reference.with_digest(index.ok_or_else(|| Error::NoSuchImage(reference.to_string()))?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(pull_foreign(&self.store, &wanted, &[], None, platform))
     }
 
     fn run(

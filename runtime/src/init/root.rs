@@ -91,9 +91,18 @@ fn make_parent_private(folder: &CStr) -> io::Result<()> {
     }
 }
 
+/// What an overlay is mounted with whatever the kernel was built with. Renamed folders are copied and metadata never
+/// stands alone: what a container changes is read by who makes layers and differences of it, and by other kernels.
+/// `nofollow` rather than `off`: it makes no redirects either, and a user namespace may say it (overlayfs.rst).
+const PLAIN: [(&CStr, &CStr); 3] =
+    [(c"redirect_dir", c"nofollow"), (c"metacopy", c"off"), (c"index", c"off")];
+
 fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
     let fs = sys::fsopen(c"overlay")?;
     sys::fsconfig(fs.as_fd(), c"source", Some(c"overlay"))?;
+    for (name, value) in PLAIN {
+        sys::fsconfig(fs.as_fd(), name, Some(value))?;
+    }
     for lower in lowers {
         sys::fsconfig(fs.as_fd(), c"lowerdir+", Some(&c_path(lower)?))?;
     }
@@ -110,7 +119,12 @@ fn classic_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, mountpoint: &C
     let (upper, work) = (open(upper)?, open(work)?);
     let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let lowers: Vec<String> = layers.iter().map(name).collect();
-    let data = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), name(&upper), name(&work));
+    let plain: Vec<String> = PLAIN
+        .iter()
+        .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
+        .collect();
+    let (plain, lowers) = (plain.join(","), lowers.join(":"));
+    let data = format!("{plain},lowerdir={lowers},upperdir={},workdir={}", name(&upper), name(&work));
     sys::mount(c"overlay", mountpoint, c"overlay", 0, &CString::new(data)?)
 }
 

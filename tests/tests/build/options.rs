@@ -19,6 +19,7 @@ RUN --network=host ip -o addr | grep -q \"$ADDRESS\"
 RUN df -k /dev/shm | grep -q ' 3072 '
 RUN test \"$(ulimit -n)\" = 321 && test \"$(ulimit -Hn)\" = 432
 RUN grep -q '10.1.2.3.*db' /etc/hosts
+RUN grep -q '^overlay / overlay .*redirect_dir=nofollow' /proc/mounts
 RUN --mount=type=ssh,uid=5,gid=6,mode=0640 test -S \"$SSH_AUTH_SOCK\" && stat -c '%a %u %g' \"$SSH_AUTH_SOCK\" > /ssh
 RUN --mount=type=ssh,id=other,target=/agent true && test ! -e /agent
 COPY --from=extra file /extra/
@@ -80,7 +81,7 @@ fn options_are_seen_by_commands_and_copies() {
     let with = |sum: &str| [options.clone(), arg("SUM", sum).to_vec()].concat();
     let wrong = with(&SUM.replace("6a1c", "7a1c"));
     let wrong: Vec<&str> = wrong.iter().map(String::as_str).collect();
-    world.build(&wrong, &context).fails(1, &["Dockerfile:17", "is not what `--checksum` says", SUM]);
+    world.build(&wrong, &context).fails(1, &["Dockerfile:18", "is not what `--checksum` says", SUM]);
     let args = with(SUM);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let files = world.files(&args, &context);
@@ -95,5 +96,12 @@ fn options_are_seen_by_commands_and_copies() {
     assert_eq!((fetched.mode() & 0o7777, fetched.mtime()), (0o640, 1_000_000_000));
     assert_eq!(read("url/file.txt"), "from afar");
     assert!(!files.join("run/buildkit").exists() && !files.join("agent").exists());
+    // For a machine that this one is not, as long as nothing of it has to run.
+    let other = world.context("other", &[("Dockerfile", "FROM scratch\nCOPY f /\n"), ("f", "other")]);
+    let platform = ["--platform", "linux/s390x", "-t", "other:1"];
+    assert_eq!(fs::read_to_string(world.files(&platform, &other).join("f")).unwrap(), "other");
+    let inspected = node.rctl(&["image", "inspect", "other:1"]).ok();
+    assert!(inspected.contains("s390x"), "{inspected}");
+    node.rctl(&["run", "--rm", "other:1", "/f"]).fails(125, &["it needs linux/"]);
     world.finish();
 }

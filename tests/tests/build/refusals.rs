@@ -33,7 +33,10 @@ fn bad_input_is_refused_where_it_stands() {
         ),
         ("FROM busybox\nCOPY --chown=nosuch a /x\n", &["Dockerfile:2", "no user `nosuch`"]),
         ("FROM busybox\nADD --checksum=sha256:00 http://127.0.0.1:1/x /x\n", &["Dockerfile:2", "--checksum"]),
-        ("FROM --platform=linux/s390x busybox\n", &["Dockerfile:1", "this node builds for"]),
+        (
+            "FROM --platform=linux/s390x busybox\nCOPY a /\nRUN x\n",
+            &["Dockerfile:3", "this stage is for linux/s390x", "3 | RUN x"],
+        ),
         ("FROM Not/A/Name\n", &["Dockerfile:1", "is not the name of an image"]),
         ("FROM busybox\nADD https://example.org/x.git?ref=main /x\n", &["Dockerfile:2", "has no `?`"]),
         ("FROM busybox\nEXPOSE http\n", &["Dockerfile:2", "`http` is not a port"]),
@@ -54,7 +57,7 @@ fn bad_input_is_refused_where_it_stands() {
     let context = world.context("options", &[("Dockerfile", "FROM busybox AS one\n")]);
     for (args, part) in [
         (&["--target", "two"][..], "there is no stage `two`: there are one"),
-        (&["--platform", "linux/s390x"], "this node builds for"),
+        (&["--platform", "linux/s390x/x/y"], "`linux/s390x/x/y` is not a platform"),
         (&["-t", "Bad Name"], "--tag"),
         (&["--network", "bridge"], "--network"),
     ] {

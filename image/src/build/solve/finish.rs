@@ -37,10 +37,10 @@ impl Build<'_> {
         self.adopt_steps()?;
         let (digest, config_digest) = self.keep_image(&config, &outcome.state.layers)?;
         if self.options.tags.is_empty() {
-            self.store.enlist(&digest, None)?;
+            self.store.enlist_any(&digest, None)?;
         }
         for tag in &self.options.tags {
-            self.store.enlist(&digest, Some(tag.clone()))?;
+            self.store.enlist_any(&digest, Some(tag.clone()))?;
         }
         Ok(Built { digest, config: config_digest })
     }

@@ -25,7 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use self::import::Exchange;
 use self::stage::{Outcome, StageBuilder};
-use super::dockerfile::Dockerfile;
+use super::dockerfile::{Dockerfile, Kind};
 use super::error::{BuildError, patterns};
 use super::graph::{Graph, GraphError};
 use super::host::{BuildOptions, Built, Cancel, Event, Host, NamedContext};
@@ -34,6 +34,7 @@ use super::tree::files::{Context, Files};
 use super::tree::root::Root;
 use super::vars::Given;
 use crate::digest::Digest;
+use crate::platform::Platform;
 use crate::store::{Pin, Store};
 
 /// Stages that are built at the same time.
@@ -53,21 +54,28 @@ pub fn build(
 ) -> Result<Built, BuildError> {
     let file = Dockerfile::parse(&options.file_name, &options.file)?;
     let ignore = read_ignore(options)?;
-    check_platform(store, options)?;
-    let given = Given::new(options.args.clone(), store.platform());
+    let own = store.platform();
+    let target = match options.platform.as_deref() {
+        Some(text) => Platform::parse(text, own).map_err(|reason| option("--platform", reason))?,
+        None => own.clone(),
+    };
+    let given = Given::new(options.args.clone(), &target, own);
     let names: BTreeSet<String> = options.contexts.keys().cloned().collect();
     let graph =
-        Graph::new(&file, options.target.as_deref(), &given, &names).map_err(|error| match error {
-            GraphError::Syntax(error) => BuildError::Syntax(error),
-            GraphError::Target { name, known } => {
-                let known = if known.is_empty() {
-                    "no stage has a name".to_owned()
-                } else {
-                    format!("there are {}", known.join(", "))
-                };
-                option("--target", format!("there is no stage `{name}`: {known}"))
-            }
-        })?;
+        Graph::new(&file, options.target.as_deref(), &given, &names, &target).map_err(
+            |error| match error {
+                GraphError::Syntax(error) => BuildError::Syntax(error),
+                GraphError::Target { name, known } => {
+                    let known = if known.is_empty() {
+                        "no stage has a name".to_owned()
+                    } else {
+                        format!("there are {}", known.join(", "))
+                    };
+                    option("--target", format!("there is no stage `{name}`: {known}"))
+                }
+            },
+        )?;
+    check_commands(&file, &graph, own)?;
     let latest_s = match given.arg("SOURCE_DATE_EPOCH") {
         Some(text) => Some(text.parse().map_err(|_| {
             option("SOURCE_DATE_EPOCH", format!("`{text}` is not a number of seconds since 1970"))
@@ -119,33 +127,23 @@ fn read_ignore(options: &BuildOptions) -> Result<Ignore, BuildError> {
     Ignore::parse(text).map_err(|error| option(".dockerignore", error.to_string()))
 }
 
-/// A node can run programs of its own platform only.
-fn check_platform(store: &Store, options: &BuildOptions) -> Result<(), BuildError> {
-    match options.platform.as_deref() {
-        Some(wanted) if !is_own_platform(store, wanted) => Err(option(
-            "--platform",
-            format!(
-                "this node builds for {}, not for {wanted}: build on a node of that platform",
-                store.platform()
-            ),
-        )),
-        _ => Ok(()),
+/// A node can run programs of its own platform only: told before anything is done.
+fn check_commands(file: &Dockerfile, graph: &Graph, own: &Platform) -> Result<(), BuildError> {
+    for number in &graph.reached {
+        let platform = &graph.nodes[*number].platform;
+        let command = file.stages[*number].instructions.iter().find(|one| matches!(one.kind, Kind::Run(_)));
+        if let Some(command) = command.filter(|_| !own.runs(platform)) {
+            return Err(BuildError::Syntax(command.place.refuse(cannot_run(platform, own))));
+        }
     }
+    Ok(())
 }
 
-pub(super) fn is_own_platform(store: &Store, wanted: &str) -> bool {
-    let own = store.platform();
-    let mut parts = wanted.split('/');
-    let (os, architecture, variant) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
-    let architecture = architecture.map(|name| match name {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        name => name,
-    });
-    os.eq_ignore_ascii_case(&own.os)
-        && architecture.is_none_or(|architecture| architecture == own.architecture)
-        && variant.is_none_or(|variant| own.variant.as_deref().is_none_or(|own| own == variant))
-        && parts.next().is_none()
+pub(super) fn cannot_run(platform: &Platform, own: &Platform) -> String {
+    format!(
+        "this stage is for {platform}, whose programs can't run on this node ({own}): build it on a node of that \
+         platform, or do what RUN does in a stage of `FROM --platform=$BUILDPLATFORM` and copy the result"
+    )
 }
 
 /// A build that is going on.

@@ -46,6 +46,7 @@ enum PreparedKind<'a> {
 impl<'b> StageBuilder<'_, 'b> {
     pub(super) fn run(&mut self, run: &Run, step: u32) -> Result<Done, StepError> {
         let build = self.build;
+        self.check_can_run()?;
         let network = match self.expand_some(run.network.as_ref())? {
             Some(text) => Network::parse(&text)?,
             None => build.options.network,

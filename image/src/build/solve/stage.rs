@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use serde_json::json;
 
 use super::step::{Done, Key, chain};
-use super::{Build, is_own_platform};
+use super::{Build, cannot_run};
 use crate::build::dockerfile::{Command, Healthcheck, Instruction, Kind, trigger, words};
 use crate::build::error::{BuildError, StepError};
 use crate::build::graph::Base;
@@ -15,6 +15,7 @@ use crate::build::image_config::{Health, History, ImageConfig, clean};
 use crate::build::tree::root::Access;
 use crate::build::vars::Scope;
 use crate::manifest::CONFIG_MAX_BYTES;
+use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::Layer;
 
@@ -86,23 +87,17 @@ impl<'a, 'b> StageBuilder<'a, 'b> {
     fn base(&mut self) -> Result<(), StepError> {
         let node = &self.build.graph.nodes[self.number];
         match &node.base {
-            Base::Scratch => Ok(()),
+            Base::Scratch => {
+                self.state.config = ImageConfig::scratch(self.platform());
+                Ok(())
+            }
             Base::Stage(number) => {
                 let outcome = self.done.get(number).ok_or("the stage that it is built on is not there")?;
                 self.state = outcome.state.clone();
                 self.scope = outcome.scope.clone();
                 Ok(())
             }
-            Base::Image { name, platform } => {
-                if let Some(wanted) = platform
-                    && !is_own_platform(self.build.store, wanted)
-                {
-                    let own = self.build.store.platform();
-                    return Err(format!(
-                        "this node builds for {own}, not for {wanted}: build on a node of that platform"
-                    )
-                    .into());
-                }
+            Base::Image(name) => {
                 let name = match self.build.options.contexts.get(name) {
                     Some(NamedContext::Image(image)) => image,
                     Some(NamedContext::Files(_)) => {
@@ -125,7 +120,7 @@ impl<'a, 'b> StageBuilder<'a, 'b> {
 
     fn base_image(&self) -> &str {
         match &self.build.graph.nodes[self.number].base {
-            Base::Image { name, .. } => match self.build.options.contexts.get(name) {
+            Base::Image(name) => match self.build.options.contexts.get(name) {
                 Some(NamedContext::Image(image)) => image,
                 _ => name,
             },
@@ -133,17 +128,35 @@ impl<'a, 'b> StageBuilder<'a, 'b> {
         }
     }
 
-    /// An image of this node or of a registry.
+    /// What the stage is for.
+    fn platform(&self) -> &'a Platform {
+        &self.build.graph.nodes[self.number].platform
+    }
+
+    /// That commands of the stage can be run here.
+    pub(super) fn check_can_run(&self) -> Result<(), StepError> {
+        let (platform, own) = (self.platform(), self.build.store.platform());
+        if own.runs(platform) { Ok(()) } else { Err(cannot_run(platform, own).into()) }
+    }
+
+    /// An image of this node or of a registry, for the stage's platform.
     pub(super) fn image(&self, name: &str) -> Result<State, StepError> {
         let reference: Reference =
             name.parse().map_err(|error| format!("`{name}` is not the name of an image: {error}"))?;
-        let digest = self.build.host.image(&reference, self.build.options.pull)?;
-        let store = self.build.store;
-        self.build.keep(store.pin([digest.clone()]));
-        let manifest = store.manifest(&digest)?;
-        let bytes = store.read(&manifest.config.digest, CONFIG_MAX_BYTES)?;
-        // Refuses what no image has a reason to say, before anything of it is passed on.
-        let checked = store.config_of(&digest, &manifest)?;
+        let (store, host) = (self.build.store, self.build.host);
+        let (manifest, bytes, checked);
+        if store.platform().runs(self.platform()) {
+            let digest = host.image(&reference, self.build.options.pull)?;
+            self.build.keep(store.pin([digest.clone()]));
+            manifest = store.manifest(&digest)?;
+            bytes = store.read(&manifest.config.digest, CONFIG_MAX_BYTES)?;
+            // Refuses what no image has a reason to say, before anything of it is passed on.
+            checked = store.config_of(&digest, &manifest)?;
+        } else {
+            let image = host.foreign_image(&reference, self.platform())?;
+            (manifest, bytes, checked) = (image.manifest, image.config, image.checked);
+            self.build.keep(image.pin);
+        }
         let mut config: ImageConfig = serde_json::from_slice(&bytes).map_err(|source| {
             StepError::Store(crate::error::Error::Json {
                 what: format!("the configuration of {name}"),

@@ -38,7 +38,7 @@ pub(crate) struct BuildArgs {
     /// Ask registries for the images that are built on, whatever is here
     #[arg(long)]
     pull: bool,
-    /// The platform of the image, which has to be the node's
+    /// The platform of the image; of another one than the node's RUN can't run anything [default: the node's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
     /// A secret for `RUN --mount=type=secret`: id=NAME,src=FILE or id=NAME,env=NAME
