@@ -133,6 +133,16 @@ fn found<'a>(platforms: impl Iterator<Item = &'a Platform>) -> Vec<String> {
     names
 }
 
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,16 +162,6 @@ mod tests {
         }
         for text in ["", "linux/", "a/b/c/d", "linux/arm 64", "linux/*"] {
             assert!(Platform::parse(text, &own).unwrap_err().contains("is not a platform"), "{text}");
-        }
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
         }
     }
 }
