@@ -78,8 +78,8 @@ pub(super) async fn publish(
         let error = rorqual_image::Error::NoSuchImage(reference.familiar());
         return Err(image_status(&image, &ImageError::Store(error)));
     };
-    let published = agent.registry().server().publish(&own.repository, &own.named, &digest).await;
-    published.map_err(|error| failed(&error))?;
+    let published = agent.registry().publish(agent.images(), &own, digest).await;
+    let (digest, _) = published.map_err(|error| failed(&error))?;
     Ok(wire::PublishImageResponse { repository: own.repository, tag: own.named, digest: digest.to_string() })
 }
 

@@ -331,9 +331,8 @@ impl Images {
         let missing = || rorqual_image::Error::NoSuchImage(reference.familiar());
         let digest = self.store.resolve(&reference).ok_or_else(missing)?;
         if let Some((registry, own)) = self.own_place(&reference).filter(|_| credentials.is_none()) {
-            let published = registry.server().publish(&own.repository, &own.named, &digest).await;
-            published.map_err(|error| ImageError::Own(Box::new(error)))?;
-            let is_part = self.store.record(&digest).is_some_and(|record| record.index_digest.is_some());
+            let published = registry.publish(self, &own, digest).await;
+            let (digest, is_part) = published.map_err(|error| ImageError::Own(Box::new(error)))?;
             return Ok(Pushed { digest, is_part });
         }
         let registry = self.client_for(reference.registry(), credentials);

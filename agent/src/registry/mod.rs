@@ -167,6 +167,29 @@ impl Registry {
         })
     }
 
+    /// Puts an image of this node into the registry: with the index that it was chosen from where all of that is here.
+    /// Says what the name stands for now, and whether it is less than the index.
+    pub(crate) async fn publish(
+        &self,
+        images: &Images,
+        own: &Own,
+        digest: Digest,
+    ) -> Result<(Digest, bool), KeepError> {
+        let index = images.store().record(&digest).and_then(|record| record.index_digest);
+        let is_part = index.is_some();
+        if let Some(index) = index {
+            match self.server.publish(&own.repository, &own.named, &index).await {
+                Ok(()) => return Ok((index, false)),
+                Err(KeepError::Refused(reason)) => {
+                    tracing::debug!(%index, reason, "pushed without its index")
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.server.publish(&own.repository, &own.named, &digest).await?;
+        Ok((digest, is_part))
+    }
+
     /// Where an image would be in the registry, if it would be there at all.
     pub(crate) fn own(&self, reference: &Reference) -> Option<Own> {
         Own::read(reference, self.port)

@@ -12,15 +12,13 @@ use super::backend::Backend;
 use super::blobs::matches;
 use super::catalogue::Known;
 use super::check::{self, Pushed};
-use super::keep::KeepError;
 use super::refusal::{Code, Refusal};
-use super::route::{Named, problem_of_name};
+use super::route::Named;
 use super::spool::blocking;
 use super::uploads::lease_name;
 use super::{CONTENT_DIGEST, Registry, now_ms};
 use crate::digest::Digest;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Document, MANIFEST_MAX_BYTES, OCI_INDEX, OCI_MANIFEST};
-use crate::reference;
 use crate::store::Hold;
 
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -268,35 +266,11 @@ impl<B: Backend> Registry<B> {
     }
 
     /// Holds a manifest, which is here, with all that it needs.
-    async fn hold_manifest(&self, digest: &Digest, known: &Known) -> Result<(), Refusal> {
+    pub(super) async fn hold_manifest(&self, digest: &Digest, known: &Known) -> Result<(), Refusal> {
         let digests = known.needs.iter().cloned().chain([digest.clone()]).collect();
         let hold = Hold { digests, label: known.media_type.clone(), since_ms: now_ms() };
         let (store, name) = (self.store.clone(), hold_name(digest));
         blocking(move || Ok(store.hold(&name, hold)?)).await
-    }
-
-    /// Puts an image of the store into a repository under a tag: as if it had been pushed here, without its
-    /// bytes going anywhere.
-    pub async fn publish(&self, repository: &str, tag: &str, digest: &Digest) -> Result<(), KeepError> {
-        if let Some(problem) = problem_of_name(repository) {
-            return Err(KeepError::Refused(problem));
-        }
-        if !reference::is_tag(tag) {
-            return Err(KeepError::Refused(format!("`{tag}` is not a tag")));
-        }
-        let (store, wanted) = (self.store.clone(), digest.clone());
-        let bytes = blocking(move || Ok(store.read(&wanted, MANIFEST_MAX_BYTES)?)).await?;
-        let pushed = check::read(&bytes, None)?;
-        let known = pushed.known(bytes.len() as u64);
-        let pin = self.store.pin(known.needs.iter().cloned().chain([digest.clone()]));
-        if let Some(missing) = known.needs.iter().find(|digest| !self.store.has(digest)) {
-            return Err(KeepError::Refused(format!("{missing}, which the image needs, is not on this node")));
-        }
-        self.hold_manifest(digest, &known).await?;
-        self.catalogue.put(repository, digest, &known, Some(tag)).await?;
-        drop(pin);
-        self.backend.held_changed();
-        Ok(())
     }
 
     /// What a manifest names needs no lease of its own any more.

@@ -26,6 +26,7 @@ mod keep;
 mod listen;
 mod lists;
 mod manifests;
+mod publish;
 mod refusal;
 mod route;
 mod spool;
