@@ -53,37 +53,37 @@ fn small() -> Image {
 }
 
 fn large() -> Image {
-    Image::new(&[Layer::new().file("big", &noise(1, 4 << 20)).tar()])
+    Image::new(&[Layer::new().file("big", &noise(1, 2 << 20)).tar()])
 }
 
 #[test]
 fn while_an_archive_is_loaded_and_while_its_layer_is_unpacked() {
-    let disk = Disk::new(2);
+    let disk = Disk::new(1);
     let store = store_on(&disk);
     load(&store, &small(), "small:1").unwrap();
     let before = kept(&store);
     names_the_remedy(&chain(&load(&store, &large(), "large:1").unwrap_err()));
     assert_eq!(kept(&store), before);
-    disk.resize(12);
-    let digest = load(&store, &large(), "large:1").unwrap();
     disk.resize(6);
+    let digest = load(&store, &large(), "large:1").unwrap();
+    disk.resize(3);
     let before = kept(&store);
     let text = chain(&store.prepare(&digest).unwrap_err());
     assert!(text.contains("disk is full at entry `big`") && text.contains("rctl image rm"), "{text}");
     assert_eq!(kept(&store), before);
-    disk.resize(12);
+    disk.resize(6);
     let prepared = store.prepare(&digest).unwrap();
-    assert_eq!(fs::read(prepared.layers[0].join("big")).unwrap(), noise(1, 4 << 20));
+    assert_eq!(fs::read(prepared.layers[0].join("big")).unwrap(), noise(1, 2 << 20));
 }
 
 #[tokio::test]
 async fn while_an_image_is_pulled() {
-    let (disk, registry) = (Disk::new(6), Registry::start().await);
+    let (disk, registry) = (Disk::new(3), Registry::start().await);
     let store = store_on(&disk);
     load(&store, &small(), "small:1").unwrap();
     let before = kept(&store);
     // While a blob comes; and while its content, which is a thousand times as much, is unpacked.
-    let swelling = [Layer::new().file("zeros", &vec![0; 16 << 20]).tar()];
+    let swelling = [Layer::new().file("zeros", &vec![0; 8 << 20]).tar()];
     for (tag, image) in [("large", large_pair()), ("swelling", Image::with(&swelling, gzip, |_| {}, |_| {}))]
     {
         registry.add(&image, tag);
@@ -92,25 +92,25 @@ async fn while_an_image_is_pulled() {
         assert!(text.contains("no space left for") || text.contains("disk is full at entry"), "{text}");
         assert!(text.contains("rctl image rm"), "{text}");
         assert_eq!(kept(&store), before, "{tag}");
-        disk.resize(40);
+        disk.resize(20);
         let pulled = pull(&store, &reference, &[], Some(&client()), |_| {}).await.unwrap();
         assert_eq!(pulled, image.manifest);
         store.prepare(&pulled).unwrap();
         store.remove(&reference, &Default::default()).unwrap();
         assert_eq!(kept(&store), before, "{tag}");
-        disk.resize(6);
+        disk.resize(3);
     }
 }
 
 /// Two layers, of which only one has room.
 fn large_pair() -> Image {
-    let tars = [2, 3].map(|seed| Layer::new().file("big", &noise(seed, 4 << 20)).tar());
+    let tars = [2, 3].map(|seed| Layer::new().file("big", &noise(seed, 2 << 20)).tar());
     Image::new(&tars)
 }
 
 #[tokio::test]
 async fn while_an_image_is_pushed_to_our_registry() {
-    let disk = Arc::new(Disk::new(6));
+    let disk = Arc::new(Disk::new(3));
     let served = Served::on(disk.clone(), Options::default(), Shared::default(), true).await;
     served.push_image("small", &small(), "1").await;
     let before = kept(&served.store);
@@ -126,7 +126,7 @@ async fn while_an_image_is_pushed_to_our_registry() {
     assert!(before.is_subset(&kept(&served.store)));
     assert_eq!(served.ask("GET", "/v2/small/manifests/1").await.status, 200);
     served.ask("GET", "/v2/app/manifests/1").await.is(404, "NAME_UNKNOWN");
-    disk.resize(40);
+    disk.resize(20);
     assert_eq!(push(&source, &digest, &name("1"), &client(), |_| {}).await.unwrap().digest, image.manifest);
     for layer in &image.layers {
         let answer = served.ask("GET", &format!("/v2/app/blobs/{layer}")).await;
@@ -136,18 +136,18 @@ async fn while_an_image_is_pushed_to_our_registry() {
 
 #[test]
 fn while_a_container_is_committed() {
-    let disk = Disk::new(3);
+    let disk = Disk::new(1);
     let store = store_on(&disk);
     let base = load(&store, &small(), "small:1").unwrap();
     let lowers = store.prepare(&base).unwrap().layers.clone();
     let upper = tempfile::tempdir().unwrap();
-    fs::write(upper.path().join("big"), noise(1, 4 << 20)).unwrap();
+    fs::write(upper.path().join("big"), noise(1, 2 << 20)).unwrap();
     let folders = Folders { upper: upper.path().to_owned(), lowers, mount_points: Vec::new() };
     let before = kept(&store);
     let commit = || store.commit(&base, &folders, Commit { created_by: "sh".into(), ..Commit::default() });
     names_the_remedy(&chain(&commit().unwrap_err()));
     assert_eq!(kept(&store), before);
-    disk.resize(20);
+    disk.resize(10);
     let prepared = store.prepare(&commit().unwrap()).unwrap();
-    assert_eq!(fs::read(prepared.layers[0].join("big")).unwrap(), noise(1, 4 << 20));
+    assert_eq!(fs::read(prepared.layers[0].join("big")).unwrap(), noise(1, 2 << 20));
 }
