@@ -26,7 +26,7 @@ fn write(number: u64) -> Action {
     Action::new(ActionKind::PutNetwork(Box::new(Network {
         id: NetworkId::from_bits(u128::from(number % 200)),
         meta: Meta::default(),
-        spec: NetworkSpec { name: format!("net-{}", number % 200), labels },
+        spec: NetworkSpec { name: format!("net-{}", number % 200), labels, ..NetworkSpec::default() },
         blocks: Vec::new(),
     })))
 }

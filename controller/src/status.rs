@@ -26,14 +26,16 @@ pub(crate) fn from_field(error: InvalidField) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// A service that can't be written as asked.
+/// A service or network that can't be written as asked.
 pub(crate) fn from_refusal(error: Refusal) -> Status {
     let text = error.to_string();
     match error {
         Refusal::NotFound { .. } => Status::not_found(text),
         Refusal::NameTaken { .. } => Status::already_exists(text),
         Refusal::VersionMoved { .. } => Status::aborted(text),
-        Refusal::NoNetwork(_) | Refusal::Renamed { .. } => Status::invalid_argument(text),
+        Refusal::NoNetwork(_) | Refusal::Renamed { .. } | Refusal::SubnetTaken { .. } => {
+            Status::invalid_argument(text)
+        }
         _ => Status::failed_precondition(text),
     }
 }

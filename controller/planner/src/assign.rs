@@ -3,7 +3,7 @@
 //! A node gets: the tasks bound to it (dead ones too, until their record goes: their logs stay readable);
 //! the endpoints of the services that it may reach (those with published ports, and those in a network in
 //! which it has a live task); what registries want to see for the services of which it has a live task; every
-//! leased block; every other node's address; the controllers.
+//! network and every leased block; every other node's address; the controllers.
 //!
 //! A dispatcher sends [`assignment_for`] once, then for each applied batch asks [`touched`] what was
 //! touched and sends each node [`delta_for`] of that. Both look at the state as it is *now*, so batches may
@@ -17,7 +17,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use rorqual_proto::model::{NetworkId, Node, NodeId, NodeState, PortSpec, Service, ServiceId, Task, TaskId};
+use rorqual_proto::model::{
+    Network, NetworkId, Node, NodeId, NodeState, PortSpec, Service, ServiceId, Task, TaskId,
+};
 
 use crate::State;
 use crate::action::Change;
@@ -32,6 +34,8 @@ pub struct NodeAssignment {
     pub services: Vec<ServiceView>,
     /// Of services with a live task on the node.
     pub auths: Vec<AuthsView>,
+    /// All networks.
+    pub networks: Vec<NetworkView>,
     /// All leased blocks of all networks.
     pub blocks: Vec<BlockView>,
     /// All other nodes that are members.
@@ -51,6 +55,21 @@ pub struct Pools {
     pub vip_pool: Ipv4Net,
 }
 
+/// A network, as far as nodes have to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkView {
+    /// Which network.
+    pub network_id: NetworkId,
+    /// Its name.
+    pub name: String,
+    /// Its own ranges; empty: its blocks are the cluster pool's.
+    pub subnets: Vec<Ipv4Net>,
+    /// Its containers reach nothing outside of it.
+    pub internal: bool,
+    /// Its containers reach link-local addresses.
+    pub metadata: bool,
+}
+
 /// A service as seen in one of its networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceView {
@@ -58,6 +77,8 @@ pub struct ServiceView {
     pub service_id: ServiceId,
     /// Its name.
     pub name: String,
+    /// Further names in this network.
+    pub aliases: Vec<String>,
     /// In which network.
     pub network_id: NetworkId,
     /// The network's name.
@@ -144,6 +165,8 @@ pub struct Parts {
     pub services: BTreeSet<ServiceId>,
     /// Services whose sealed auths may differ, or be needed or not any more.
     pub auths: BTreeSet<ServiceId>,
+    /// Networks that were written or removed.
+    pub networks: BTreeSet<NetworkId>,
     /// Blocks may differ.
     pub blocks: bool,
     /// Nodes whose name or address may differ, or who came or went.
@@ -168,6 +191,10 @@ pub struct NodeDelta {
     pub auths: Vec<AuthsView>,
     /// Gone, or not needed any more.
     pub removed_auths: Vec<ServiceId>,
+    /// Written.
+    pub networks: Vec<NetworkView>,
+    /// Gone.
+    pub removed_networks: Vec<NetworkId>,
     /// The whole list of blocks, where it was touched.
     pub blocks: Option<Vec<BlockView>>,
     /// Written.
@@ -189,6 +216,7 @@ impl Parts {
         self.tasks.extend(other.tasks.iter().cloned());
         self.services.extend(other.services.iter().cloned());
         self.auths.extend(other.auths.iter().cloned());
+        self.networks.extend(other.networks.iter().cloned());
         self.blocks |= other.blocks;
         self.peers.extend(other.peers.iter().cloned());
         self.controllers |= other.controllers;
@@ -232,6 +260,7 @@ pub fn assignment_for(state: &State, node_id: &NodeId) -> NodeAssignment {
         tasks: tasks.into_values().map(Arc::clone).collect(),
         services: services.collect(),
         auths: state.services().filter_map(|service| auths(state, service, node_id)).collect(),
+        networks: state.networks().map(|network| network_view(network)).collect(),
         blocks: blocks(state),
         peers: peers.map(|node| peer(node)).collect(),
         controllers: controllers(state),
@@ -263,6 +292,7 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
                 }
             }
             Change::Network(id) => {
+                touched.everywhere.networks.insert(id.clone());
                 touched.everywhere.blocks = true;
                 let named = |service: &&Arc<Service>| service.vips.iter().any(|vip| vip.network_id == *id);
                 if state.network(id).is_none() {
@@ -327,9 +357,8 @@ fn touch_task(
 
 /// Whether the views of a service are the same for two of its records, as far as the record goes.
 pub(crate) fn looks_same(one: &Service, other: &Service) -> bool {
-    let names = crate::allocate::network_names;
     one.spec.name == other.spec.name
-        && names(&one.spec) == names(&other.spec)
+        && one.spec.networks == other.spec.networks
         && one.vips == other.vips
         && one.ports == other.ports
 }
@@ -355,6 +384,12 @@ pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
         match state.service(id).and_then(|service| auths(state, service, node_id)) {
             Some(view) => delta.auths.push(view),
             None => delta.removed_auths.push(id.clone()),
+        }
+    }
+    for id in &parts.networks {
+        match state.network(id) {
+            Some(network) => delta.networks.push(network_view(network)),
+            None => delta.removed_networks.push(id.clone()),
         }
     }
     delta.blocks = parts.blocks.then(|| blocks(state));
@@ -397,7 +432,11 @@ fn live_tasks(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {
 fn views(state: &State, service: &Service) -> Vec<ServiceView> {
     let names = crate::allocate::network_names(&service.spec);
     let networks = names.into_iter().filter_map(|name| state.network_by_name(name));
-    let view = |(place, network): (usize, &Arc<rorqual_proto::model::Network>)| {
+    let aliases = |network: &Network| {
+        let join = service.spec.networks.iter().find(|join| join.network == network.spec.name);
+        join.map(|join| join.aliases.clone()).unwrap_or_default()
+    };
+    let view = |(place, network): (usize, &Arc<Network>)| {
         let address_in = |task: &Task| {
             task.addresses.iter().find(|given| given.network_id == network.id).map(|given| given.address)
         };
@@ -413,6 +452,7 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
         ServiceView {
             service_id: service.id.clone(),
             name: service.spec.name.clone(),
+            aliases: aliases(network),
             network_id: network.id.clone(),
             network_name: network.spec.name.clone(),
             vip: service.vips.iter().find(|vip| vip.network_id == network.id).map(|vip| vip.address),
@@ -421,6 +461,16 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
         }
     };
     networks.enumerate().map(view).collect()
+}
+
+fn network_view(network: &Network) -> NetworkView {
+    NetworkView {
+        network_id: network.id.clone(),
+        name: network.spec.name.clone(),
+        subnets: network.spec.subnets.clone(),
+        internal: network.spec.internal,
+        metadata: network.spec.allows_metadata(),
+    }
 }
 
 fn blocks(state: &State) -> Vec<BlockView> {

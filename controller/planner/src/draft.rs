@@ -9,7 +9,6 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{BlockLease, Network, NetworkId, NodeId, ServiceId, Task, TaskId};
-use rorqual_proto::validate::BLOCK_PREFIX;
 
 use crate::State;
 use crate::action::{Action, ActionKind};
@@ -48,8 +47,6 @@ pub(crate) struct Draft<'a> {
     last_addresses: BTreeMap<Ipv4Addr, Ipv4Addr>,
     networks: BTreeMap<NetworkId, Network>,
     leased: BTreeSet<Ipv4Net>,
-    /// So many blocks at the start of the pool are known to be leased.
-    blocks_leased: usize,
     ids: Ids,
 }
 
@@ -76,7 +73,6 @@ impl<'a> Draft<'a> {
             last_addresses: BTreeMap::new(),
             networks: BTreeMap::new(),
             leased: BTreeSet::new(),
-            blocks_leased: 0,
             ids: Ids { seed, count: 0 },
         }
     }
@@ -170,30 +166,54 @@ impl<'a> Draft<'a> {
         let stored = self.state.index.leases.get(&key).into_iter().flatten().copied();
         let planned = self.networks.get(network_id).into_iter().flat_map(|network| &network.blocks);
         let planned = planned.filter(|lease| lease.node_id == *node_id).map(|lease| lease.block);
+        // One that this plan has moved to another node is not this node's any more.
+        let stored = stored.filter(|block| !self.leased.contains(block));
         let mut blocks: Vec<Ipv4Net> = stored.chain(planned).collect();
         blocks.sort_unstable();
         blocks.dedup();
         blocks
     }
 
-    /// The first block of the pool that nobody has. Within one plan the search goes on where it stopped.
-    pub(crate) fn free_block(&mut self, pool: Ipv4Net) -> Option<Ipv4Net> {
-        let prefix = BLOCK_PREFIX.max(pool.prefix_len());
-        let mut blocks = pool.subnets(prefix).ok()?.skip(self.blocks_leased);
-        blocks.find(|block| {
-            let leased = self.leased.contains(block) || self.state.index.leased.contains_key(block);
-            self.blocks_leased += usize::from(leased);
-            !leased
+    /// A block of the pool that nobody has: the one behind the last that is leased, so that nothing is searched for
+    /// until the pool has been given once around.
+    pub(crate) fn free_block(&self, pool: Ipv4Net, prefix: u8) -> Option<Ipv4Net> {
+        let ends = Ipv4Net::new(pool.network(), 0).ok()?..=Ipv4Net::new(pool.broadcast(), 32).ok()?;
+        let stored = self.state.index.leased.range(ends.clone()).next_back().map(|(block, _)| *block);
+        let last = stored.max(self.leased.range(ends).next_back().copied());
+        let next = match last {
+            None => Some(pool.network()),
+            Some(last) => last.broadcast().to_bits().checked_add(1).map(Ipv4Addr::from_bits),
+        };
+        if let Some(next) = next.filter(|next| pool.contains(next)) {
+            return Ipv4Net::new(next, prefix).ok();
+        }
+        let leased =
+            |block: &Ipv4Net| self.leased.contains(block) || self.state.index.leased.contains_key(block);
+        pool.subnets(prefix).ok()?.find(|block| !leased(block))
+    }
+
+    /// A block of the network that another node has, and no address of it. Looked for only once a pool is exhausted.
+    pub(crate) fn idle_block(&self, network_id: &NetworkId, node_id: &NodeId) -> Option<Ipv4Net> {
+        let stored = self.state.networks.get(network_id).map(|network| &**network);
+        let network = self.networks.get(network_id).or(stored)?;
+        let others = network.blocks.iter().filter(|lease| lease.node_id != *node_id).map(|lease| lease.block);
+        others.into_iter().find(|block| {
+            let all = block.network()..=block.broadcast();
+            !self.leased.contains(block)
+                && self.addresses.range(all.clone()).next().is_none()
+                && self.state.index.addresses.range(all).next().is_none()
         })
     }
 
-    /// Leases a block; false where the plan already writes as many networks as it may.
+    /// Leases a block, taking it from the node that had it; false where the plan already writes as many networks as
+    /// it may.
     pub(crate) fn lease(&mut self, network_id: &NetworkId, node_id: &NodeId, block: Ipv4Net) -> bool {
         if self.networks.len() >= RESERVED_ACTIONS && !self.networks.contains_key(network_id) {
             return false;
         }
         let Some(stored) = self.state.networks.get(network_id) else { return false };
         let network = self.networks.entry(network_id.clone()).or_insert_with(|| Network::clone(stored));
+        network.blocks.retain(|lease| lease.block != block);
         let place = network.blocks.partition_point(|lease| lease.block < block);
         network.blocks.insert(place, BlockLease { block, node_id: node_id.clone() });
         self.leased.insert(block);

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use rorqual_proto::model::{DesiredState, TaskState};
+use ipnet::Ipv4Net;
+use rorqual_proto::model::{DesiredState, NetworkId, TaskState};
 
 use crate::State;
 use crate::allocate::is_edge;
@@ -76,7 +77,6 @@ fn add(found: &mut Vec<Violation>, rule: &'static str, detail: String) {
 }
 
 fn tasks(state: &State, found: &mut Vec<Violation>) {
-    let pool = state.cluster().map(|cluster| cluster.container_pool);
     let mut addresses = BTreeMap::new();
     for task in state.tasks() {
         let name = task.name();
@@ -96,7 +96,10 @@ fn tasks(state: &State, found: &mut Vec<Violation>) {
                 let detail = format!("{} to {other} and {name}", given.address);
                 add(found, "no address is given twice", detail);
             }
-            if pool.is_some_and(|pool| !pool.contains(&given.address) || is_edge(pool, given.address)) {
+            let pools = pools_of(state, &given.network_id);
+            if pools.iter().any(|pool| is_edge(*pool, given.address))
+                || (!pools.is_empty() && !pools.iter().any(|pool| pool.contains(&given.address)))
+            {
                 add(found, "addresses come from inside the pool", format!("{name} has {}", given.address));
             }
             let Some(node_id) = task.node_id.as_ref().filter(|id| !is_gone(state, id)) else { continue };
@@ -158,8 +161,16 @@ fn services(state: &State, found: &mut Vec<Violation>) {
     }
 }
 
+/// Where the addresses of a network come from; empty where there is neither a network nor a cluster.
+fn pools_of(state: &State, network_id: &NetworkId) -> Vec<Ipv4Net> {
+    let Some(network) = state.network(network_id) else { return Vec::new() };
+    if !network.spec.subnets.is_empty() {
+        return network.spec.subnets.clone();
+    }
+    state.cluster().map(|cluster| cluster.container_pool).into_iter().collect()
+}
+
 fn blocks(state: &State, found: &mut Vec<Violation>) {
-    let pool = state.cluster().map(|cluster| cluster.container_pool);
     let mut leased = BTreeMap::new();
     for network in state.networks() {
         for lease in &network.blocks {
@@ -167,7 +178,8 @@ fn blocks(state: &State, found: &mut Vec<Violation>) {
             if let Some(other) = leased.insert(lease.block, name.clone()) {
                 add(found, "no block is leased twice", format!("{} in {other} and {name}", lease.block));
             }
-            if pool.is_some_and(|pool| !pool.contains(&lease.block)) {
+            let pools = pools_of(state, &network.id);
+            if !pools.is_empty() && !pools.iter().any(|pool| pool.contains(&lease.block)) {
                 add(found, "blocks come from the pool", format!("{} in {name}", lease.block));
             }
         }

@@ -1,9 +1,12 @@
 //! Turns a user's wish into the action that fulfils it, or into a refusal that says what is in the way.
 //!
 //! Pure functions of the state; what a spec must look like by itself is checked before, by
-//! `rorqual_proto::validate`. The actions carry the versions that were seen: a
-//! [`crate::Conflict::Version`] means that the wish is to be prepared again.
+//! `rorqual_proto::validate`. Services stand here, networks in `network`. The actions carry the versions that
+//! were seen: a [`crate::Conflict::Version`] means that the wish is to be prepared again.
 
+pub mod network;
+
+use ipnet::Ipv4Net;
 use rorqual_proto::model::{Meta, Protocol, Service, ServiceId, ServiceMode, ServiceSpec};
 
 use crate::State;
@@ -53,6 +56,25 @@ pub enum Refusal {
     /// A network that the spec names does not exist.
     #[error("network `{0}` does not exist: create it, or name another network")]
     NoNetwork(String),
+    /// Something else has a part of the range.
+    #[error("subnets: {subnet} overlaps {with}: choose a range that nothing else uses")]
+    SubnetTaken {
+        /// What was asked for.
+        subnet: Ipv4Net,
+        /// What it overlaps, in words.
+        with: String,
+    },
+    /// A network that is used can't go.
+    #[error("network `{name}` is used by {users}: remove or disconnect that first")]
+    NetworkInUse {
+        /// Its name.
+        name: String,
+        /// By whom, in words.
+        users: String,
+    },
+    /// Every service that names no network is in this one.
+    #[error("network `{0}` is where services go that name no network: it stays")]
+    DefaultNetwork(String),
     /// The service is being taken away.
     #[error("service `{0}` is being removed: wait until it is gone, then create it again")]
     Removing(String),
@@ -173,7 +195,8 @@ fn present<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Service, Refusal>
 /// What a task runs, or where it may run, is different.
 fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     old.container != new.container
-        || old.networks != new.networks
+        // Further names in a network are the service's: its tasks stay as they are.
+        || network_names(old) != network_names(new)
         || old.restart != new.restart
         || old.placement != new.placement
         || old.force_update != new.force_update

@@ -2,10 +2,11 @@
 //!
 //! [`Control`] is mounted twice: on the local socket, which belongs to root and the group `rorqual`, and on
 //! the TLS port, where only controllers may call (followers forward). The answers themselves stand in
-//! `cluster`, `nodes`, `services`, `registry`, `watch` and `logs`.
+//! `cluster`, `nodes`, `services`, `networks`, `registry`, `watch` and `logs`.
 
 mod cluster;
 mod logs;
+mod networks;
 mod nodes;
 mod ports;
 mod registry;
@@ -196,6 +197,34 @@ impl control_server::Control for Control {
     ) -> Result<Response<Self::ServiceLogsStream>, Status> {
         self.admit(&request)?;
         self.logs(request.into_inner()).map(Response::new)
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<wire::CreateNetworkRequest>,
+    ) -> Result<Response<wire::CreateNetworkResponse>, Status> {
+        by_leader!(self, request, create_network, make_network)
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<wire::ListNetworksRequest>,
+    ) -> Result<Response<wire::ListNetworksResponse>, Status> {
+        by_leader_or_here!(self, request, list_networks, network_views)
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<wire::RemoveNetworkRequest>,
+    ) -> Result<Response<wire::RemoveNetworkResponse>, Status> {
+        by_leader!(self, request, remove_network, drop_network)
+    }
+
+    async fn prune_networks(
+        &self,
+        request: Request<wire::PruneNetworksRequest>,
+    ) -> Result<Response<wire::PruneNetworksResponse>, Status> {
+        by_leader!(self, request, prune_networks, drop_unused)
     }
 
     async fn list_registry_users(

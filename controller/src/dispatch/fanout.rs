@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rorqual_planner::State;
 use rorqual_planner::assign::{
-    self, AuthsView, BlockView, ControllerView, NodeDelta, PeerView, ServiceView, Touched,
+    self, AuthsView, BlockView, ControllerView, NetworkView, NodeDelta, PeerView, ServiceView, Touched,
 };
 use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
@@ -202,6 +202,7 @@ impl Fanout {
             tasks: assignment.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
             services: assignment.services.iter().map(service).collect(),
             auths: self.opened(&assignment.auths),
+            networks: assignment.networks.iter().map(network).collect(),
             blocks: assignment.blocks.iter().map(block).collect(),
             peers: assignment.peers.iter().map(peer).collect(),
             controllers: assignment.controllers.iter().map(controller).collect(),
@@ -254,6 +255,8 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
         removed_services: delta.removed_services.iter().filter(named).map(ToString::to_string).collect(),
         services: delta.services.iter().map(service).collect(),
         removed_auths: delta.removed_auths.iter().map(ToString::to_string).collect(),
+        networks: delta.networks.iter().map(network).collect(),
+        removed_networks: delta.removed_networks.iter().map(ToString::to_string).collect(),
         blocks: delta.blocks.iter().flatten().map(block).collect(),
         removed_blocks: blocks_gone.to_vec(),
         peers: delta.peers.iter().map(peer).collect(),
@@ -278,6 +281,17 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         vip: view.vip.map(|vip| vip.to_string()).unwrap_or_default(),
         ports: view.ports.iter().map(wire::PortSpec::from).collect(),
         endpoints: endpoints.collect(),
+        aliases: view.aliases.clone(),
+    }
+}
+
+fn network(view: &NetworkView) -> wire::NodeNetwork {
+    wire::NodeNetwork {
+        network_id: view.network_id.to_string(),
+        name: view.name.clone(),
+        subnets: view.subnets.iter().map(ToString::to_string).collect(),
+        internal: view.internal,
+        metadata: view.metadata,
     }
 }
 

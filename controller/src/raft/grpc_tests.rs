@@ -41,7 +41,7 @@ fn put(number: u64, ballast_bytes: usize) -> Action {
     Action::new(ActionKind::PutNetwork(Box::new(Network {
         id: NetworkId::from_bits(u128::from(number)),
         meta: Meta::default(),
-        spec: NetworkSpec { name: format!("net-{number}"), labels: ballast },
+        spec: NetworkSpec { name: format!("net-{number}"), labels: ballast, ..NetworkSpec::default() },
         blocks: Vec::new(),
     })))
 }

@@ -18,7 +18,7 @@ fn network(number: u64) -> Network {
     Network {
         id: NetworkId::from_bits(u128::from(number)),
         meta: Meta::default(),
-        spec: NetworkSpec { name: format!("net-{number}"), labels: Default::default() },
+        spec: NetworkSpec { name: format!("net-{number}"), ..NetworkSpec::default() },
         blocks: Vec::new(),
     }
 }

@@ -1,17 +1,54 @@
-//! [`model::Network`] and its blocks.
+//! [`model::Network`], its blocks, and joining it.
 
-use super::{InvalidField, id, ipv4_net, list};
+use super::{InvalidField, address, id, ipv4_net, list, required};
 use crate::{model, wire};
 
 impl From<&model::NetworkSpec> for wire::NetworkSpec {
     fn from(spec: &model::NetworkSpec) -> Self {
-        Self { name: spec.name.clone(), labels: spec.labels.clone() }
+        Self {
+            name: spec.name.clone(),
+            labels: spec.labels.clone(),
+            subnets: spec.subnets.iter().map(ToString::to_string).collect(),
+            internal: spec.internal,
+            attachable: spec.attachable,
+            options: spec.options.clone(),
+        }
     }
 }
 
-impl From<wire::NetworkSpec> for model::NetworkSpec {
-    fn from(spec: wire::NetworkSpec) -> Self {
-        Self { name: spec.name, labels: spec.labels }
+impl TryFrom<wire::NetworkSpec> for model::NetworkSpec {
+    type Error = InvalidField;
+
+    fn try_from(spec: wire::NetworkSpec) -> Result<Self, InvalidField> {
+        let subnets = spec.subnets.iter().enumerate();
+        let subnets = subnets.map(|(index, text)| ipv4_net(text, &format!("subnets[{index}]")));
+        Ok(Self {
+            name: spec.name,
+            labels: spec.labels,
+            subnets: subnets.collect::<Result<_, _>>()?,
+            internal: spec.internal,
+            attachable: spec.attachable,
+            options: spec.options,
+        })
+    }
+}
+
+impl From<&model::NetworkJoin> for wire::NetworkJoin {
+    fn from(join: &model::NetworkJoin) -> Self {
+        Self {
+            network: join.network.clone(),
+            aliases: join.aliases.clone(),
+            address: join.address.map(|address| address.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<wire::NetworkJoin> for model::NetworkJoin {
+    type Error = InvalidField;
+
+    fn try_from(join: wire::NetworkJoin) -> Result<Self, InvalidField> {
+        let wanted = (!join.address.is_empty()).then(|| address(&join.address, "address")).transpose()?;
+        Ok(Self { network: join.network, aliases: join.aliases, address: wanted })
     }
 }
 
@@ -47,7 +84,7 @@ impl TryFrom<wire::Network> for model::Network {
         Ok(Self {
             id: id(&network.id, "id")?,
             meta: network.meta.map(Into::into).unwrap_or_default(),
-            spec: network.spec.ok_or_else(|| InvalidField::missing("spec"))?.into(),
+            spec: required(network.spec, "spec")?,
             blocks: list(network.blocks, "blocks")?,
         })
     }

@@ -39,6 +39,7 @@ impl From<&model::NodeDescription> for wire::NodeDescription {
             cgroup_version: description.cgroup_version.clone(),
             labels: description.labels.clone(),
             held_ports: description.held_ports.iter().map(Into::into).collect(),
+            routes: description.routes.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -56,6 +57,8 @@ impl From<wire::NodeDescription> for model::NodeDescription {
             cgroup_version: description.cgroup_version,
             labels: description.labels,
             held_ports: description.held_ports.into_iter().filter_map(held_port).collect(),
+            // As with held ports: a range that can't be read is one that is not checked.
+            routes: description.routes.iter().filter_map(|net| net.parse().ok()).collect(),
         }
     }
 }

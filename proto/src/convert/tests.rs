@@ -95,7 +95,10 @@ fn service_spec() -> ServiceSpec {
         container: container(),
         mode: ServiceMode::Replicated { replicas: 3 },
         ports: ports(),
-        networks: texts(&["front", "back"]),
+        networks: vec![
+            NetworkJoin { network: "front".into(), aliases: texts(&["db"]), address: None },
+            NetworkJoin { address: Some([10, 20, 0, 7].into()), ..NetworkJoin::plain("back") },
+        ],
         restart: restart(),
         placement: placement(),
         force_update: 9,
@@ -169,6 +172,7 @@ fn description() -> NodeDescription {
             protocol: Protocol::Udp,
             holder: "process 7 (named)".into(),
         }],
+        routes: vec!["10.0.0.0/24".parse().unwrap()],
     }
 }
 
@@ -192,7 +196,14 @@ fn network() -> Network {
     Network {
         id: NetworkId::from_bits(2),
         meta: meta(),
-        spec: NetworkSpec { name: "front".into(), labels: labels(&["n"]) },
+        spec: NetworkSpec {
+            name: "front".into(),
+            labels: labels(&["n"]),
+            subnets: vec!["10.20.0.0/24".parse().unwrap(), "10.21.0.0/24".parse().unwrap()],
+            internal: true,
+            attachable: true,
+            options: labels(&["metadata"]),
+        },
         blocks: vec![BlockLease { block: "10.213.0.64/26".parse().unwrap(), node_id: NodeId::from_bits(4) }],
     }
 }

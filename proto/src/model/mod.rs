@@ -18,7 +18,7 @@ pub use cluster::Cluster;
 pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
 pub use container::{ContainerSpec, Mount, MountKind, Resources};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
-pub use network::{BlockLease, Network, NetworkSpec};
+pub use network::{BlockLease, Network, NetworkJoin, NetworkSpec};
 pub use node::{Availability, HeldPort, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
 pub use record::Record;
 pub use service::{

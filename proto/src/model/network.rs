@@ -1,6 +1,7 @@
 //! A network: containers in it reach each other; blocks of the pool are leased to nodes as they fill.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
@@ -9,19 +10,58 @@ use super::{Meta, NetworkId, NodeId};
 /// The network that every service joins unless it names others.
 pub const DEFAULT_NETWORK: &str = "default";
 
+/// Names that mean something else wherever a network is named: no network has them.
+pub const RESERVED_NAMES: [&str; 4] = ["host", "none", "local", "bridge"];
+
+/// The option with which a network's containers reach link-local addresses, as clouds serve metadata there.
+pub const METADATA_OPTION: &str = "metadata";
+
 /// The desired side of a network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
     /// A DNS label.
     pub name: String,
     /// Labels of the network.
     pub labels: BTreeMap<String, String>,
+    /// Its own ranges; empty: its blocks are leased out of the cluster's pool.
+    pub subnets: Vec<Ipv4Net>,
+    /// Its containers reach nothing outside of it.
+    pub internal: bool,
+    /// Containers that are no tasks may join it.
+    pub attachable: bool,
+    /// [`METADATA_OPTION`] is the only one.
+    pub options: BTreeMap<String, String>,
 }
 
-/// A block of the container pool, leased to one node.
+impl NetworkSpec {
+    /// Its containers reach link-local addresses.
+    pub fn allows_metadata(&self) -> bool {
+        self.options.get(METADATA_OPTION).is_some_and(|value| value == "allow")
+    }
+}
+
+/// A network that containers join, and what they are called there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkJoin {
+    /// Its name.
+    pub network: String,
+    /// Names in it besides the own one, each a DNS label.
+    pub aliases: Vec<String>,
+    /// The address that a container which is no task asks for, of the network's own subnets.
+    pub address: Option<Ipv4Addr>,
+}
+
+impl NetworkJoin {
+    /// A network without further names.
+    pub fn plain(network: &str) -> Self {
+        Self { network: network.to_owned(), ..Self::default() }
+    }
+}
+
+/// A block of a pool, leased to one node for one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockLease {
-    /// A /26 of the pool.
+    /// A part of the cluster's pool, or of one of the network's own subnets.
     pub block: Ipv4Net,
     /// Who gives its addresses to containers.
     pub node_id: NodeId,

@@ -58,6 +58,8 @@ pub struct NodeDescription {
     pub labels: BTreeMap<String, String>,
     /// Published ports of services that lead nowhere on this node.
     pub held_ports: Vec<HeldPort>,
+    /// Ranges that the node reaches by its own routes.
+    pub routes: Vec<ipnet::Ipv4Net>,
 }
 
 /// A published port that something else has on a node.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{ContainerSpec, Meta, NetworkId, Placement, ServiceId};
+use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, ServiceId};
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub struct ServiceSpec {
     pub mode: ServiceMode,
     /// Ports on every node.
     pub ports: Vec<PortSpec>,
-    /// Names of networks; empty means `default`.
-    pub networks: Vec<String>,
+    /// Networks that its tasks join; empty means `default`.
+    pub networks: Vec<NetworkJoin>,
     /// What happens when a container ends.
     pub restart: RestartPolicy,
     /// Where tasks may run.

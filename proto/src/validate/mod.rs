@@ -3,6 +3,7 @@
 //! to know what else is in the cluster (that a port or name is free is the planner's to say).
 
 mod container;
+mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,9 +14,10 @@ pub use container::{
     MAX_NANO_CPUS, MIN_MEMORY_BYTES, MIN_NANO_CPUS, SIGNALS, container_spec, mounts, signal_number,
 };
 
+pub use network::{block_prefix, network_joins, network_spec};
+
 use crate::model::{
-    Constraint, NetworkSpec, NodeSpec, Placement, PortSpec, RestartCondition, RestartPolicy, ServiceMode,
-    ServiceSpec,
+    Constraint, NodeSpec, Placement, PortSpec, RestartCondition, RestartPolicy, ServiceMode, ServiceSpec,
 };
 
 /// The most slots that a service may have.
@@ -37,7 +39,14 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), InvalidField> {
     container_spec(&spec.container).map_err(|error| error.within("container"))?;
     mode(&spec.mode)?;
     port_specs(&spec.ports, "ports")?;
-    networks(&spec.networks)?;
+    network_joins(&spec.networks, "networks")?;
+    if let Some(index) = spec.networks.iter().position(|join| join.address.is_some()) {
+        return Err(InvalidField::new(
+            format!("networks[{index}].address"),
+            "a service has many containers, so none of its networks can give it one address",
+        )
+        .remedy("leave it out; the service's virtual address stays the same for its life"));
+    }
     restart_policy(&spec.restart).map_err(|error| error.within("restart"))?;
     placement(&spec.placement).map_err(|error| error.within("placement"))
 }
@@ -51,19 +60,6 @@ pub fn mode(mode: &ServiceMode) -> Result<(), InvalidField> {
         )),
         ServiceMode::Replicated { .. } => Ok(()),
     }
-}
-
-fn networks(names: &[String]) -> Result<(), InvalidField> {
-    at_most(names.len(), "networks")?;
-    let mut seen = BTreeSet::new();
-    for (index, name) in names.iter().enumerate() {
-        let path = format!("networks[{index}]");
-        dns_label(name, &path)?;
-        if !seen.insert(name) {
-            return Err(InvalidField::new(path, format!("`{name}` is named twice")));
-        }
-    }
-    Ok(())
 }
 
 /// A name that can be a DNS label: 1 to 63 of a–z, 0–9 and `-`, a letter or digit at both ends.
@@ -147,12 +143,6 @@ pub fn placement(placement: &Placement) -> Result<(), InvalidField> {
         }
     }
     Ok(())
-}
-
-/// A network spec.
-pub fn network_spec(spec: &NetworkSpec) -> Result<(), InvalidField> {
-    dns_label(&spec.name, "name")?;
-    labels(&spec.labels, "labels")
 }
 
 /// A node spec.

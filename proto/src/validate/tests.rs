@@ -1,7 +1,7 @@
 //! A good spec passes; each way to spoil it is refused with its path.
 
 use super::*;
-use crate::model::{ContainerSpec, Mount, MountKind, Protocol, Resources};
+use crate::model::{ContainerSpec, Mount, MountKind, NetworkJoin, NetworkSpec, Protocol, Resources};
 
 fn good() -> ServiceSpec {
     ServiceSpec {
@@ -30,7 +30,7 @@ fn good() -> ServiceSpec {
         },
         mode: ServiceMode::Replicated { replicas: 3 },
         ports: vec![port(8080, 80, Protocol::Tcp), port(8080, 80, Protocol::Udp), port(0, 81, Protocol::Tcp)],
-        networks: vec!["front".into()],
+        networks: vec![NetworkJoin::plain("front")],
         restart: RestartPolicy::default(),
         placement: Placement { constraints: vec!["node.role==worker".into()], max_replicas_per_node: 1 },
         force_update: 0,
@@ -62,8 +62,9 @@ fn each_bad_field_is_named() {
         ("mode.replicated.replicas", |spec| spec.mode = ServiceMode::Replicated { replicas: 10_001 }),
         ("ports[0].target", |spec| spec.ports[0].target = 0),
         ("ports[2].published", |spec| spec.ports[2].published = 8080),
-        ("networks[0]", |spec| spec.networks[0] = "no_label".into()),
-        ("networks[1]", |spec| spec.networks.push("front".into())),
+        ("networks[0]", |spec| spec.networks[0].network = "no_label".into()),
+        ("networks[0].address", |spec| spec.networks[0].address = Some([10, 20, 0, 1].into())),
+        ("networks[1]", |spec| spec.networks.push(NetworkJoin::plain("front"))),
         ("restart.delay_ms", |spec| spec.restart.delay_ms = 0),
         ("restart.max_delay_ms", |spec| spec.restart.max_delay_ms = 1),
         ("restart.window_ms", |spec| spec.restart.window_ms = u64::MAX),
@@ -139,7 +140,7 @@ fn pools_are_private_large_and_apart() {
 
 #[test]
 fn networks_and_nodes_are_checked_too() {
-    let network = NetworkSpec { name: "Front".into(), labels: BTreeMap::new() };
+    let network = NetworkSpec { name: "Front".into(), ..NetworkSpec::default() };
     assert_eq!(network_spec(&network).unwrap_err().path, "name");
     let labels = [("a=b".to_owned(), String::new())].into();
     let node = NodeSpec {

@@ -1,15 +1,19 @@
-//! Addresses of tasks: from a block of the pool that is leased to the task's node and network.
+//! Addresses of tasks: from a block of a pool that is leased to the task's node and network. A network's pools are
+//! its own subnets, or the cluster's pool where it has none.
 //!
-//! A block is leased when the node's blocks in that network are full. An address is taken from the moment
-//! a task has it until the task is terminal, and then rests until the block's other addresses have been
-//! given: a packet or a cache that is late finds nobody rather than a stranger.
+//! A block is leased when the node's blocks in that network are full, and once no block is left one moves that its
+//! node has no address of. An address is taken from the moment a task has it until the task is terminal, and then
+//! rests until the block's other addresses have been given: a packet or a cache that is late finds nobody rather
+//! than a stranger.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{Network, NetworkId, NodeId, TaskAddress};
+use rorqual_proto::validate::{BLOCK_PREFIX, block_prefix};
 
 use super::{behind, is_edge};
+use crate::State;
 use crate::draft::Draft;
 use crate::state::index::group_of;
 
@@ -34,22 +38,23 @@ pub(crate) fn give(
 
 /// Whether a node has, or can get, an address in each network.
 pub(crate) fn is_there_one(draft: &mut Draft<'_>, networks: &[NetworkId], node_id: &NodeId) -> bool {
-    let Some(pool) = draft.state.cluster().map(|cluster| cluster.container_pool) else { return false };
     networks.iter().all(|network_id| {
+        let pools = pools(draft.state, network_id);
         let mut blocks = draft.blocks(node_id, network_id).into_iter();
-        blocks.any(|block| free_in(draft, pool, block).is_some()) || draft.free_block(pool).is_some()
+        blocks.any(|block| free_in(draft, &pools, block).is_some())
+            || new_block(draft, &pools, network_id, node_id).is_some()
     })
 }
 
 fn give_one(draft: &mut Draft<'_>, network_id: &NetworkId, node_id: &NodeId) -> Option<Ipv4Addr> {
-    let pool = draft.state.cluster()?.container_pool;
+    let pools = pools(draft.state, network_id);
     let blocks = draft.blocks(node_id, network_id);
-    let found = blocks.into_iter().find_map(|block| free_in(draft, pool, block));
+    let found = blocks.into_iter().find_map(|block| free_in(draft, &pools, block));
     let address = match found {
         Some(address) => address,
         None => {
-            let block = draft.free_block(pool)?;
-            let address = free_in(draft, pool, block)?;
+            let block = new_block(draft, &pools, network_id, node_id)?;
+            let address = free_in(draft, &pools, block)?;
             if !draft.lease(network_id, node_id, block) {
                 return None;
             }
@@ -60,9 +65,33 @@ fn give_one(draft: &mut Draft<'_>, network_id: &NetworkId, node_id: &NodeId) -> 
     Some(address)
 }
 
-fn free_in(draft: &Draft<'_>, pool: Ipv4Net, block: Ipv4Net) -> Option<Ipv4Addr> {
+/// Where the blocks of a network come from, and how long their prefix is.
+fn pools(state: &State, network_id: &NetworkId) -> Vec<(Ipv4Net, u8)> {
+    let own = state.network(network_id).map(|network| network.spec.subnets.as_slice()).unwrap_or_default();
+    if !own.is_empty() {
+        return own.iter().map(|subnet| (*subnet, block_prefix(*subnet))).collect();
+    }
+    let cluster = state.cluster().map(|cluster| cluster.container_pool);
+    cluster.map(|pool| (pool, BLOCK_PREFIX.max(pool.prefix_len()))).into_iter().collect()
+}
+
+/// A block that nobody has, or that its node has no use for.
+fn new_block(
+    draft: &Draft<'_>,
+    pools: &[(Ipv4Net, u8)],
+    network_id: &NetworkId,
+    node_id: &NodeId,
+) -> Option<Ipv4Net> {
+    let fresh = pools.iter().find_map(|(pool, prefix)| draft.free_block(*pool, *prefix));
+    // A block of nothing but edges (the halves of a /31) is of no use to anybody.
+    let fresh = fresh.filter(|block| free_in(draft, pools, *block).is_some());
+    fresh.or_else(|| draft.idle_block(network_id, node_id))
+}
+
+fn free_in(draft: &Draft<'_>, pools: &[(Ipv4Net, u8)], block: Ipv4Net) -> Option<Ipv4Addr> {
     let last = draft.last_address(group_of(block.network()));
-    behind(block, last).find(|address| !draft.is_address_taken(*address) && !is_edge(pool, *address))
+    let edge = |address| pools.iter().any(|(pool, _)| is_edge(*pool, address));
+    behind(block, last).find(|address| !draft.is_address_taken(*address) && !edge(*address))
 }
 
 /// Takes back the blocks of a node that is gone. Its tasks are terminal by then.

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::network::DEFAULT_NETWORK;
-use rorqual_proto::model::{PortSpec, Protocol, Service, ServiceSpec, Vip};
+use rorqual_proto::model::{NetworkJoin, PortSpec, Protocol, Service, ServiceSpec, Vip};
 
 use crate::State;
 use crate::action::protocol_name;
@@ -39,8 +39,11 @@ pub(crate) fn network_names(spec: &ServiceSpec) -> Vec<&str> {
 }
 
 /// The named networks, or the default one.
-pub(crate) fn names_or_default(names: &[String]) -> Vec<&str> {
-    if names.is_empty() { vec![DEFAULT_NETWORK] } else { names.iter().map(String::as_str).collect() }
+pub(crate) fn names_or_default(joins: &[NetworkJoin]) -> Vec<&str> {
+    if joins.is_empty() {
+        return vec![DEFAULT_NETWORK];
+    }
+    joins.iter().map(|join| join.network.as_str()).collect()
 }
 
 /// Gives a service its ports and virtual addresses; what it has it keeps.

@@ -139,7 +139,7 @@ impl Refusal {
                 format!("{} {} free cpus for the reservation", verb("lacks", "lack"), cpus(*nano))
             }
             Self::Address(networks) => format!(
-                "{} no free address in network `{networks}` and no block is left in the pool",
+                "{} no free address in network `{networks}` and no block is left in its pool",
                 verb("has", "have")
             ),
             Self::Constraint(text) => format!("{} not satisfy {text}", verb("does", "do")),

@@ -8,6 +8,7 @@ use rorqual_proto::model::{DesiredState, Network, NodeId, Protocol, Service, Ser
 use super::State;
 use super::index::is_holder;
 use crate::action::{Action, ActionKind, Conflict};
+use crate::prepare::network::other_network;
 
 impl State {
     /// Whether an action fits the state. A batch is applied whole or not at all: every action is checked
@@ -146,6 +147,13 @@ impl State {
         let name = &network.spec.name;
         if self.index.network_names.get(name).is_some_and(|owner| *owner != network.id) {
             return Err(Conflict::NameTaken { kind: "network", name: name.clone() });
+        }
+        if !self.networks.contains_key(&network.id) {
+            for subnet in &network.spec.subnets {
+                if let Some((_, other)) = other_network(self, *subnet) {
+                    return Err(Conflict::BlockTaken { block: *subnet, network: other.to_owned() });
+                }
+            }
         }
         for lease in &network.blocks {
             if let Some(owner) = self.index.leased.get(&lease.block).filter(|id| **id != network.id) {

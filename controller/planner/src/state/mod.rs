@@ -186,6 +186,11 @@ impl State {
         self.networks.get(self.index.network_names.get(name)?)
     }
 
+    /// How many addresses of a network are in use.
+    pub fn addresses_in(&self, id: &NetworkId) -> u32 {
+        self.index.nodes.values().filter_map(|node| node.networks.get(id)).sum()
+    }
+
     /// All records, by key.
     pub fn records(&self) -> impl ExactSizeIterator<Item = &Arc<Record>> {
         self.records.values()

@@ -3,6 +3,7 @@
 
 mod assignments;
 mod golden;
+mod networks;
 mod properties;
 mod records;
 mod rollback;

@@ -366,7 +366,7 @@ fn a_pool_that_is_exhausted_is_explained_and_recovers() {
     let waiting = world.holders(&web).into_iter().find(|task| task.node_id.is_none()).unwrap();
     assert_eq!(
         waiting.status.message,
-        "no suitable node: 3 nodes have no free address in network `default` and no block is left in the pool"
+        "no suitable node: 3 nodes have no free address in network `default` and no block is left in its pool"
     );
     world.scale(&web, 250);
     world.run_until_whole();

@@ -90,7 +90,7 @@ impl World {
         let network = Network {
             id: id.clone(),
             meta: Meta::default(),
-            spec: NetworkSpec { name: name.into(), labels: BTreeMap::new() },
+            spec: NetworkSpec { name: name.into(), ..NetworkSpec::default() },
             blocks: Vec::new(),
         };
         self.write(vec![Action::new(ActionKind::PutNetwork(Box::new(network)))]);

@@ -1,0 +1,122 @@
+//! Networks: made where their ranges are free, removed where nothing uses them.
+
+use ipnet::Ipv4Net;
+use rorqual_proto::model::network::DEFAULT_NETWORK;
+use rorqual_proto::model::{Meta, Network, NetworkId, NetworkSpec, Node, ServiceId};
+
+use super::Refusal;
+use crate::State;
+use crate::action::{Action, ActionKind};
+use crate::allocate::network_names;
+use crate::orchestrate::is_gone;
+
+/// So many users of a network are named; the others are counted.
+const NAMED_USERS: usize = 3;
+
+/// A new network.
+pub fn create(state: &State, spec: NetworkSpec, id: NetworkId) -> Result<Action, Refusal> {
+    if state.network_by_name(&spec.name).is_some() {
+        return Err(Refusal::NameTaken { kind: "network", name: spec.name });
+    }
+    for subnet in &spec.subnets {
+        if let Some(with) = holder(state, *subnet) {
+            return Err(Refusal::SubnetTaken { subnet: *subnet, with });
+        }
+    }
+    let network = Network { id, meta: Meta::default(), spec, blocks: Vec::new() };
+    Ok(Action::expecting(ActionKind::PutNetwork(Box::new(network)), 0))
+}
+
+/// Who has a part of a range, in words.
+fn holder(state: &State, subnet: Ipv4Net) -> Option<String> {
+    if let Some(cluster) = state.cluster() {
+        let pools = [
+            ("the cluster's container pool", cluster.container_pool),
+            ("the pool of virtual addresses", cluster.vip_pool),
+        ];
+        if let Some((name, pool)) = pools.into_iter().find(|(_, pool)| overlap(*pool, subnet)) {
+            return Some(format!("{name}, {pool}"));
+        }
+    }
+    if let Some((other, name)) = other_network(state, subnet) {
+        return Some(format!("{other} of network `{name}`"));
+    }
+    let members = state.nodes().filter(|node| !is_gone(state, &node.id));
+    members.into_iter().find_map(|node| {
+        let range = way_of(node, subnet)?;
+        Some(format!("{range}, which node {} reaches by a route of its own", node.description.hostname))
+    })
+}
+
+/// The network that has a part of a range as its own subnet.
+pub(crate) fn other_network(state: &State, subnet: Ipv4Net) -> Option<(Ipv4Net, &str)> {
+    state.networks().find_map(|network| {
+        let own = network.spec.subnets.iter().find(|own| overlap(**own, subnet))?;
+        Some((*own, network.spec.name.as_str()))
+    })
+}
+
+/// The node's own route (or its address) in a range.
+fn way_of(node: &Node, subnet: Ipv4Net) -> Option<Ipv4Net> {
+    let host = node.address.rsplit_once(':').map_or(node.address.as_str(), |(host, _)| host);
+    let address = host.parse::<std::net::Ipv4Addr>().ok().map(Ipv4Net::from);
+    node.description.routes.iter().copied().chain(address).find(|range| overlap(*range, subnet))
+}
+
+/// Takes a network away that nothing uses.
+pub fn remove(state: &State, id: &NetworkId) -> Result<Action, Refusal> {
+    let network =
+        state.network(id).ok_or_else(|| Refusal::NotFound { kind: "network", name: id.to_string() })?;
+    let name = network.spec.name.clone();
+    if name == DEFAULT_NETWORK {
+        return Err(Refusal::DefaultNetwork(name));
+    }
+    if let Some(users) = users(state, network) {
+        return Err(Refusal::NetworkInUse { name, users });
+    }
+    Ok(Action::expecting(ActionKind::RemoveNetwork(id.clone()), network.meta.version))
+}
+
+/// Who uses a network, in words.
+fn users(state: &State, network: &Network) -> Option<String> {
+    let mut users: Vec<String> =
+        services(state, network).map(|(_, name)| format!("service {name}")).collect();
+    if users.is_empty() {
+        let tasks = state.tasks().filter(|task| {
+            !task.status.state.is_terminal()
+                && task.addresses.iter().any(|given| given.network_id == network.id)
+        });
+        users.extend(tasks.map(|task| format!("task {}", task.name())));
+    }
+    let more = users.len().saturating_sub(NAMED_USERS);
+    users.truncate(NAMED_USERS);
+    match (users.as_slice(), more) {
+        ([], _) => None,
+        (named, 0) => Some(named.join(", ")),
+        (named, more) => Some(format!("{} and {more} more", named.join(", "))),
+    }
+}
+
+/// The services that name a network.
+pub fn services<'a>(
+    state: &'a State,
+    network: &'a Network,
+) -> impl Iterator<Item = (&'a ServiceId, &'a str)> {
+    let names = |spec| network_names(spec).contains(&network.spec.name.as_str());
+    state
+        .services()
+        .filter(move |service| names(&service.spec))
+        .map(|service| (&service.id, service.spec.name.as_str()))
+}
+
+/// Networks that nothing uses, but for the default one.
+pub fn unused(state: &State) -> impl Iterator<Item = &Network> {
+    state
+        .networks()
+        .map(|network| &**network)
+        .filter(|network| network.spec.name != DEFAULT_NETWORK && users(state, network).is_none())
+}
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
