@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use rorqual_network::{
-    Attach, Block, Change, Endpoint, Error, Fabric, NetworkOptions, Protocol, PublishedPort, ServiceView,
+    Attach, Block, Change, Endpoint, Error, Fabric, Join, NetworkOptions, Protocol, PublishedPort,
+    ServiceView,
 };
 
 const CONTAINERS: u32 = 10;
@@ -23,6 +24,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         vip_pool: "10.214.0.0/16".parse()?,
         local_pool: "10.215.0.0/24".parse()?,
         dns_upstreams: Some(Vec::new()),
+        guarded_ports: Vec::new(),
         own_names: Vec::new(),
         mtu: None,
     })
@@ -43,8 +45,7 @@ async fn measure(fabric: &Fabric) -> Result<(), Error> {
             .attach(Attach {
                 name: id.clone(),
                 id,
-                network: "local".to_owned(),
-                address: None,
+                networks: vec![Join::new("local", None)],
                 ports: Vec::new(),
             })
             .await?;
@@ -104,6 +105,7 @@ fn service(id: u32, endpoints: u32) -> ServiceView {
     ServiceView {
         id: format!("s{id}"),
         name: format!("s{id}"),
+        aliases: Vec::new(),
         network: "default".to_owned(),
         vip: Some(Ipv4Addr::from(0x0ad6_0001 + id)),
         ports: vec![PublishedPort {

@@ -19,11 +19,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
-use crate::model::{Attach, Attachment, HostPort, Protocol};
-use crate::netlink::link::{self, Link, Mac};
-use crate::netlink::route::{self, Route};
-use crate::netlink::{Netlink, Request};
-use crate::pool::{Pool, Prepared};
+use crate::interface::{self, Inside, Interface, Pair};
+use crate::model::{self, Attach, Attachment, HostPort, Join, Protocol};
+use crate::netlink::Netlink;
+use crate::netlink::link::{self, Link};
+use crate::pool::{self, Pool};
+use crate::random;
 
 /// linux/magic.h
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -32,9 +33,19 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) attach: Attach,
-    pub(crate) address: Ipv4Addr,
-    interface: String,
-    mac: Mac,
+    /// One for each network, in their order.
+    pub(crate) interfaces: Vec<Interface>,
+}
+
+impl Record {
+    /// The address of its own connections.
+    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
+        self.interfaces.first().map(|interface| interface.address)
+    }
+
+    fn in_network(&self, network: &str) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.network == network)
+    }
 }
 
 /// All containers of this node.
@@ -46,6 +57,8 @@ pub(crate) struct Containers {
     local_pool: Ipv4Net,
     /// The node's address towards its containers.
     source: Ipv4Addr,
+    prefix: String,
+    pair: Pair,
     records: BTreeMap<String, Record>,
     by_address: HashMap<Ipv4Addr, String>,
     /// The local address given last: an address rests as long as possible before it is given again.
@@ -79,6 +92,8 @@ impl Containers {
             folder,
             local_pool: settings.local_pool,
             source: settings.source,
+            prefix: settings.prefix.clone(),
+            pair: Pair { mtu: settings.mtu, ipv6: pool::has_ipv6() },
             records: BTreeMap::new(),
             by_address: HashMap::new(),
             last: settings.local_pool.network(),
@@ -96,11 +111,14 @@ impl Containers {
                 continue;
             };
             let record = self.read(id);
-            let whole = record.filter(|r| ours.contains_key(&r.interface) && is_namespace(&self.netns(id)));
+            let there = |r: &Record| r.interfaces.iter().all(|i| ours.contains_key(&i.outside));
+            let whole = record.filter(|record| there(record) && is_namespace(&self.netns(id)));
             match whole {
                 Some(record) => {
-                    let index = ours.remove(&record.interface).unwrap_or_default();
-                    self.netlink.run(self.host_side(&record, index))?;
+                    for interface in &record.interfaces {
+                        let index = ours.remove(&interface.outside).unwrap_or_default();
+                        self.netlink.run(interface.node_side(index, self.source))?;
+                    }
                     self.insert(record);
                 }
                 None => {
@@ -136,101 +154,204 @@ impl Containers {
         self.records.values().find(|r| r.attach.ports.iter().any(meets)).map(|r| r.attach.id.as_str())
     }
 
+    /// Whether a container of this node is in a network.
+    pub(crate) fn any_in(&self, network: &str) -> bool {
+        self.records.values().any(|record| record.in_network(network).is_some())
+    }
+
     /// What the caller gets to know of a container.
     pub(crate) fn describe(&self, record: &Record) -> Attachment {
+        let interfaces = record.interfaces.iter().map(|interface| model::Interface {
+            name: interface.name(),
+            network: interface.network.clone(),
+            address: interface.address,
+        });
         Attachment {
             id: record.attach.id.clone(),
             name: record.attach.name.clone(),
-            network: record.attach.network.clone(),
             netns: self.netns(&record.attach.id),
-            address: record.address,
+            interfaces: interfaces.collect(),
             gateway: GATEWAY,
             dns: DNS,
         }
     }
 
-    /// Puts a container on the network, or brings the record of one that is there up to date.
+    /// Puts a container on its networks, or brings one that is there up to date: an interface comes or goes with
+    /// each network that does.
     pub(crate) fn attach(&mut self, attach: Attach) -> Result<Record, Error> {
-        if let Some(known) = self.records.get(&attach.id) {
-            if let Some(wanted) = attach.address.filter(|wanted| *wanted != known.address) {
-                return Err(Error::AddressChanged { id: attach.id, have: known.address, wanted });
-            }
-            let record = Record { attach, ..known.clone() };
-            if record.attach != known.attach {
-                self.write(&record)?;
-                self.insert(record.clone());
-            }
-            return Ok(record);
+        match self.records.get(&attach.id).cloned() {
+            Some(known) => self.attach_again(attach, known),
+            None => self.attach_new(attach),
         }
-        let address = match attach.address {
-            Some(address) => match self.by_address.get(&address) {
-                Some(holder) => return Err(Error::AddressTaken { address, holder: holder.clone() }),
-                None => address,
-            },
-            None => self.free_local_address()?,
-        };
+    }
+
+    fn attach_new(&mut self, attach: Attach) -> Result<Record, Error> {
+        let mut addresses = Vec::with_capacity(attach.networks.len());
+        for join in &attach.networks {
+            addresses.push(self.address_for(join)?);
+        }
         let mut prepared = self.pool.take()?;
-        let record = Record { attach, address, interface: prepared.interface.clone(), mac: prepared.mac };
-        if let Err(error) = self.connect(&record, &mut prepared) {
-            let undone = self.drop_files(&record.attach.id);
-            return Err(match undone {
-                Ok(()) => error,
-                Err(other) => Error::Many(vec![error, other]),
-            });
+        let mut record = Record { attach, interfaces: Vec::new() };
+        for (join, address) in record.attach.networks.iter().zip(addresses) {
+            let number = u32::try_from(record.interfaces.len()).unwrap_or(u32::MAX);
+            let mut interface = self.new_interface(join, address, number);
+            if number == 0 {
+                (interface.outside, interface.mac) = (prepared.interface.clone(), prepared.mac);
+            }
+            record.interfaces.push(interface);
+        }
+        if let Err(error) = self.connect(&record, &mut prepared.inside, &prepared.interface) {
+            let mut errors = vec![error];
+            errors.extend(self.drop_files(&record.attach.id).err());
+            return Err(if errors.len() == 1 { errors.remove(0) } else { Error::Many(errors) });
         }
         self.insert(record.clone());
         Ok(record)
     }
 
-    fn connect(&mut self, record: &Record, prepared: &mut Prepared) -> Result<(), Error> {
+    fn connect(&mut self, record: &Record, inside: &mut Inside, prepared: &str) -> Result<(), Error> {
         self.write(record)?;
-        prepared.inside.run(vec![route::add_address(prepared.inside_index, record.address, false)])?;
-        let mut requests = self.host_side(record, prepared.index);
-        requests.push(link::set_alias(prepared.index, &record.attach.id));
-        self.netlink.run(requests)?;
-        self.keep(&record.attach.id, prepared)
+        for interface in &record.interfaces {
+            let own_table = interface.number != 0;
+            if own_table {
+                inside.add_pair(&mut self.netlink, interface, self.pair)?;
+            }
+            inside.set_address(interface, own_table)?;
+            self.lead_to(interface, &record.attach.id)?;
+        }
+        if record.interfaces.is_empty() {
+            self.netlink.run(vec![link::delete(prepared)])?;
+        }
+        self.keep(&record.attach.id, inside)
+    }
+
+    /// Route, neighbour and owner of the node's end.
+    fn lead_to(&mut self, interface: &Interface, id: &str) -> Result<(), Error> {
+        let Some(link) = link::find(&mut self.netlink, &interface.outside)? else {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(Error::Namespace { operation: format!("find {}", interface.outside), source });
+        };
+        let mut requests = interface.node_side(link.index, self.source);
+        requests.push(link::set_alias(link.index, id));
+        self.netlink.run(requests)
+    }
+
+    fn attach_again(&mut self, attach: Attach, known: Record) -> Result<Record, Error> {
+        let mut interfaces = Vec::with_capacity(attach.networks.len());
+        let mut fresh = Vec::new();
+        for join in &attach.networks {
+            match known.in_network(&join.network) {
+                Some(have) => {
+                    if let Some(wanted) = join.address.filter(|wanted| *wanted != have.address) {
+                        return Err(Error::AddressChanged { id: attach.id, have: have.address, wanted });
+                    }
+                    interfaces.push(have.clone());
+                }
+                None => {
+                    let used = |number: &u32| {
+                        !known.interfaces.iter().chain(&interfaces).any(|i: &Interface| i.number == *number)
+                    };
+                    let number = (0..).find(used).unwrap_or(u32::MAX);
+                    let address = self.address_for(join)?;
+                    let interface = self.new_interface(join, address, number);
+                    fresh.push(interface.network.clone());
+                    interfaces.push(interface);
+                }
+            }
+        }
+        let record = Record { attach, interfaces };
+        if record.attach == known.attach {
+            return Ok(known);
+        }
+        self.write(&record)?;
+        if let Err(error) = self.change(&known, &record, &fresh) {
+            let mut errors = vec![error];
+            errors.extend(self.write(&known).err());
+            return Err(if errors.len() == 1 { errors.remove(0) } else { Error::Many(errors) });
+        }
+        for interface in &known.interfaces {
+            self.by_address.remove(&interface.address);
+        }
+        self.insert(record.clone());
+        Ok(record)
+    }
+
+    /// Adds and removes interfaces of a container that may be running.
+    fn change(&mut self, before: &Record, after: &Record, fresh: &[String]) -> Result<(), Error> {
+        let gone: Vec<&Interface> =
+            before.interfaces.iter().filter(|i| after.in_network(&i.network).is_none()).collect();
+        let first = |record: &Record| record.interfaces.first().map(|interface| interface.number);
+        if gone.is_empty() && fresh.is_empty() && first(before) == first(after) {
+            return Ok(());
+        }
+        let mut inside = Inside::open(&self.netns(&after.attach.id))?;
+        for interface in after.interfaces.iter().filter(|i| fresh.contains(&i.network)) {
+            let made = inside
+                .add_pair(&mut self.netlink, interface, self.pair)
+                .and_then(|()| inside.set_address(interface, true))
+                .and_then(|()| self.lead_to(interface, &after.attach.id));
+            if let Err(error) = made {
+                self.netlink.run(vec![link::delete(&interface.outside)])?;
+                return Err(error);
+            }
+        }
+        for interface in gone {
+            // Its routes go with it, on both sides.
+            self.netlink.run(vec![link::delete(&interface.outside)])?;
+            inside.drop_table(interface)?;
+        }
+        match after.interfaces.first() {
+            Some(interface) => inside.set_default(interface),
+            None => Ok(()),
+        }
+    }
+
+    fn new_interface(&self, join: &Join, address: Ipv4Addr, number: u32) -> Interface {
+        Interface {
+            network: join.network.clone(),
+            address,
+            number,
+            outside: interface::outside_name(&self.prefix),
+            mac: random::mac(),
+        }
+    }
+
+    fn address_for(&mut self, join: &Join) -> Result<Ipv4Addr, Error> {
+        match join.address {
+            Some(address) => match self.by_address.get(&address) {
+                Some(holder) => Err(Error::AddressTaken { address, holder: holder.clone() }),
+                None => Ok(address),
+            },
+            None => self.free_local_address(),
+        }
     }
 
     /// Binds the namespace to a file, so that it outlives everyone who has it open.
-    fn keep(&self, id: &str, prepared: &Prepared) -> Result<(), Error> {
+    fn keep(&self, id: &str, inside: &Inside) -> Result<(), Error> {
         let path = self.netns(id);
         let state = |source| Error::State { path: path.clone(), operation: "create", source };
         fs::File::create(&path).map_err(state)?;
-        let source = format!("/proc/self/fd/{}", prepared.netns.as_raw_fd());
+        let source = format!("/proc/self/fd/{}", inside.netns.as_raw_fd());
         mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|e| {
             Error::Namespace { operation: format!("bind to {}", path.display()), source: e.into() }
         })
-    }
-
-    /// Route and neighbour on the node's side.
-    fn host_side(&self, record: &Record, index: u32) -> Vec<Request> {
-        vec![
-            route::add_neighbour(index, record.address, record.mac),
-            self.route(record.address, index).replace(),
-        ]
-    }
-
-    fn route(&self, address: Ipv4Addr, interface: u32) -> Route {
-        Route {
-            to: address.into(),
-            table: route::MAIN_TABLE,
-            interface,
-            via: None,
-            source: Some(self.source),
-        }
     }
 
     /// Takes a container off the network; fine if it is not there.
     pub(crate) fn detach(&mut self, id: &str) -> Result<Option<Record>, Error> {
         let Some(record) = self.records.get(id).cloned() else { return Ok(None) };
         // The route first: from here on the address is answered by the node, with a reset.
-        if let Some(link) = link::find(&mut self.netlink, &record.interface)? {
-            self.netlink.run(vec![self.route(record.address, link.index).delete()])?;
+        for interface in &record.interfaces {
+            if let Some(link) = link::find(&mut self.netlink, &interface.outside)? {
+                self.netlink.run(vec![interface.route(link.index, self.source).delete()])?;
+            }
         }
         self.drop_files(id)?;
-        self.pool.remove_later(record.interface.clone());
+        for interface in &record.interfaces {
+            self.pool.remove_later(interface.outside.clone());
+            self.by_address.remove(&interface.address);
+        }
         self.records.remove(id);
-        self.by_address.remove(&record.address);
         Ok(Some(record))
     }
 
@@ -255,7 +376,9 @@ impl Containers {
     }
 
     fn insert(&mut self, record: Record) {
-        self.by_address.insert(record.address, record.attach.id.clone());
+        for interface in &record.interfaces {
+            self.by_address.insert(interface.address, record.attach.id.clone());
+        }
         self.records.insert(record.attach.id.clone(), record);
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 
-use crate::model::{Block, Change, Endpoint, Peer, ServiceView};
+use crate::model::{Block, Change, Endpoint, Network, Peer, ServiceView};
 use crate::netlink::conntrack::Kind;
 use crate::ruleset::Item;
 
@@ -14,8 +14,9 @@ pub(crate) struct Desired {
     pub(crate) services: BTreeMap<String, ServiceView>,
     pub(crate) blocks: BTreeMap<Ipv4Net, Block>,
     pub(crate) peers: BTreeMap<String, Peer>,
+    pub(crate) networks: BTreeMap<String, Network>,
     /// Number of blocks of every network.
-    networks: BTreeMap<String, usize>,
+    leased: BTreeMap<String, usize>,
     dirty: Dirty,
 }
 
@@ -35,15 +36,24 @@ pub(crate) struct Dirty {
 impl Dirty {
     /// Whether routes and rules may have to change.
     pub(crate) fn routing(&self) -> bool {
-        self.full || !self.blocks.is_empty() || !self.peers.is_empty()
+        self.full || !self.blocks.is_empty() || !self.peers.is_empty() || !self.networks.is_empty()
     }
 }
 
 impl Desired {
     /// Takes a change in.
     pub(crate) fn merge(&mut self, change: Change) {
-        let Change { full, peers, removed_peers, blocks, removed_blocks, services, removed_services } =
-            change;
+        let Change {
+            full,
+            peers,
+            removed_peers,
+            networks,
+            removed_networks,
+            blocks,
+            removed_blocks,
+            services,
+            removed_services,
+        } = change;
         if full {
             self.dirty.full = true;
             let new: BTreeSet<&String> = services.iter().map(|s| &s.id).collect();
@@ -52,6 +62,9 @@ impl Desired {
             let new: BTreeSet<Ipv4Net> = blocks.iter().map(|b| b.block.trunc()).collect();
             let gone: Vec<Ipv4Net> = self.blocks.keys().filter(|b| !new.contains(b)).copied().collect();
             gone.into_iter().for_each(|block| self.remove_block(block));
+            let new: BTreeSet<&String> = networks.iter().map(|n| &n.id).collect();
+            let gone: Vec<String> = self.networks.keys().filter(|id| !new.contains(id)).cloned().collect();
+            gone.iter().for_each(|id| self.remove_network(id));
             let new: BTreeSet<&String> = peers.iter().map(|p| &p.node).collect();
             let gone: Vec<String> = self.peers.keys().filter(|n| !new.contains(n)).cloned().collect();
             gone.iter().for_each(|node| self.remove_peer(node));
@@ -63,10 +76,15 @@ impl Desired {
             self.dirty.peers.insert(peer.node.clone());
             self.peers.insert(peer.node.clone(), peer);
         }
+        removed_networks.iter().for_each(|id| self.remove_network(id));
+        for network in networks {
+            self.dirty.networks.insert(network.id.clone());
+            self.networks.insert(network.id.clone(), network);
+        }
         for mut block in blocks {
             block.block = block.block.trunc();
             self.remove_block(block.block);
-            *self.networks.entry(block.network.clone()).or_default() += 1;
+            *self.leased.entry(block.network.clone()).or_default() += 1;
             self.dirty.networks.insert(block.network.clone());
             self.dirty.blocks.insert(block.block);
             self.blocks.insert(block.block, block);
@@ -92,10 +110,10 @@ impl Desired {
     pub(crate) fn has(&self, item: &Item) -> bool {
         match item {
             Item::Service(id) => self.services.contains_key(id),
-            Item::Network(name) => self.networks.contains_key(name),
+            Item::Network(name) => self.networks.contains_key(name) || self.leased.contains_key(name),
             Item::Block(block) => self.blocks.contains_key(block),
             Item::Peer(node) => self.peers.contains_key(node),
-            Item::Ports(_) => true,
+            Item::Ports(_) | Item::Several(_) => true,
         }
     }
 
@@ -117,13 +135,29 @@ impl Desired {
     fn remove_block(&mut self, block: Ipv4Net) {
         let Some(old) = self.blocks.remove(&block) else { return };
         self.dirty.blocks.insert(block);
-        if let Some(count) = self.networks.get_mut(&old.network) {
+        if let Some(count) = self.leased.get_mut(&old.network) {
             *count -= 1;
             if *count == 0 {
-                self.networks.remove(&old.network);
+                self.leased.remove(&old.network);
             }
         }
         self.dirty.networks.insert(old.network);
+    }
+
+    fn remove_network(&mut self, id: &str) {
+        if self.networks.remove(id).is_some() {
+            self.dirty.networks.insert(id.to_owned());
+        }
+    }
+
+    /// The network's own ranges, of all networks.
+    pub(crate) fn subnets(&self) -> BTreeSet<Ipv4Net> {
+        self.networks.values().flat_map(|network| &network.subnets).map(Ipv4Net::trunc).collect()
+    }
+
+    /// Whether a network has no way out.
+    pub(crate) fn is_internal(&self, network: &str) -> bool {
+        self.networks.get(network).is_some_and(|network| network.internal)
     }
 
     fn remove_peer(&mut self, node: &str) {
@@ -156,6 +190,7 @@ mod tests {
         ServiceView {
             id: id.into(),
             name: id.into(),
+            aliases: vec![],
             network: "default".into(),
             vip: None,
             ports: vec![],

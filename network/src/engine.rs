@@ -2,6 +2,7 @@
 //! at the same time are put together, so that ten of them cost one transaction.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -11,11 +12,14 @@ use tokio::sync::oneshot;
 
 use crate::container::{self, Containers, Record};
 use crate::desired::{Desired, Dirty};
-use crate::dns::names::{Entry, Names, Owner};
+use crate::dns::names::{Names, Owner};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::host;
-use crate::model::{Attach, Attachment, Change, HostPort, NetworkOptions, PublishedPort};
+use crate::model::{
+    Attach, Attachment, Block, Change, HostPort, LOCAL_NETWORK, NetworkOptions, PublishedPort,
+};
+use crate::naming;
 use crate::netlink::{Netlink, conntrack, link, nftables};
 use crate::nft;
 use crate::publish;
@@ -109,6 +113,7 @@ impl Engine {
             veth_prefix: veth_prefix.clone(),
             tunnel,
             tunnel_port: routes::TUNNEL_PORT,
+            guarded_ports: options.guarded_ports.clone(),
             cluster_pool: options.cluster_pool,
             vip_pool: options.vip_pool,
             local_pool: options.local_pool,
@@ -135,11 +140,10 @@ impl Engine {
     fn take_over(&mut self) -> Result<(), Error> {
         let mut changes = BTreeMap::new();
         for record in self.containers.records() {
-            announce(&self.names, record);
-            if !record.attach.ports.is_empty() {
-                changes.insert(Item::Ports(record.attach.id.clone()), Some(port_parts(record)));
-            }
+            naming::announce(&self.names, record);
+            changes.extend(self.container_changes(record));
         }
+        changes.retain(|_, parts| parts.is_some());
         let transaction = if nft::has_table(self.ruleset.table())? {
             self.ruleset.change(changes)
         } else {
@@ -215,20 +219,67 @@ impl Engine {
         for port in attach.ports.iter().filter(|port| !known.contains(port)) {
             self.check_host_port(&id, port)?;
         }
-        let was_there = self.containers.get(&id).is_some();
+        let before = self.containers.get(&id).cloned();
         let record = self.containers.attach(attach)?;
-        if !record.attach.ports.is_empty() || !known.is_empty() {
-            let parts = (!record.attach.ports.is_empty()).then(|| port_parts(&record));
-            if let Err(error) = self.transact(BTreeMap::from([(Item::Ports(id.clone()), parts)]), false) {
-                let undone = if was_there { Ok(None) } else { self.containers.detach(&id) };
-                return Err(match undone {
-                    Ok(_) => error,
-                    Err(other) => Error::Many(vec![error, other]),
-                });
-            }
+        let mut changes = self.container_changes(&record);
+        let left = before.iter().flat_map(|before| &before.attach.networks).map(|join| join.network.as_str());
+        changes.extend(self.network_changes(left));
+        if let Err(error) = self.transact(changes, false) {
+            let undone = if before.is_some() { Ok(None) } else { self.containers.detach(&id) };
+            return Err(match undone {
+                Ok(_) => error,
+                Err(other) => Error::Many(vec![error, other]),
+            });
         }
-        announce(&self.names, &record);
+        if let Some(before) = &before {
+            self.withdraw(before, &record)?;
+        }
+        naming::announce(&self.names, &record);
         Ok(self.containers.describe(&record))
+    }
+
+    /// Addresses that a container had and has no more: who asks from them, and connections that are left.
+    fn withdraw(&mut self, before: &Record, now: &Record) -> Result<(), Error> {
+        let stays = |address: &Ipv4Addr| now.interfaces.iter().any(|i| i.address == *address);
+        let gone: Vec<Ipv4Addr> =
+            before.interfaces.iter().map(|i| i.address).filter(|address| !stays(address)).collect();
+        self.names.remove_client(&gone);
+        let mut errors = Vec::new();
+        for address in gone {
+            errors.extend(conntrack::forget(&mut self.conntrack, address.into(), conntrack::Kind::All).err());
+        }
+        Error::all(errors)
+    }
+
+    /// What a container has in the table, and the networks that this leads to.
+    fn container_changes(&self, record: &Record) -> BTreeMap<Item, Option<Parts>> {
+        let id = &record.attach.id;
+        let ports = record.address().filter(|_| !record.attach.ports.is_empty());
+        let ports = ports.map(|address| parts::host_ports(address, &record.attach.ports));
+        let networks: Vec<(&str, Ipv4Addr)> =
+            record.interfaces.iter().map(|i| (i.network.as_str(), i.address)).collect();
+        let several = (networks.len() > 1)
+            .then(|| parts::several(id, &networks, |network| self.desired.is_internal(network)));
+        let mut changes = match several {
+            // A rule may lead to the network's set before anything else does.
+            Some(_) => self.network_changes(networks.iter().map(|(network, _)| *network)),
+            None => BTreeMap::new(),
+        };
+        changes.insert(Item::Ports(id.clone()), ports);
+        changes.insert(Item::Several(id.clone()), several);
+        changes
+    }
+
+    /// Networks in the table: those that are wanted, and those that a container of this node is in already.
+    fn network_changes<'a>(&self, names: impl Iterator<Item = &'a str>) -> BTreeMap<Item, Option<Parts>> {
+        let mut changes = BTreeMap::new();
+        for name in names.filter(|name| *name != LOCAL_NETWORK) {
+            let item = Item::Network(name.to_owned());
+            let used = self.desired.has(&item) || self.containers.any_in(name);
+            let parts = used.then(|| parts::network(name, self.desired.networks.get(name)));
+            changes.insert(item, parts);
+        }
+        changes
     }
 
     fn check_host_port(&self, id: &str, port: &HostPort) -> Result<(), Error> {
@@ -248,13 +299,14 @@ impl Engine {
 
     fn detach(&mut self, id: &str) -> Result<(), Error> {
         let Some(record) = self.containers.get(id).cloned() else { return Ok(()) };
-        if !record.attach.ports.is_empty() {
-            self.transact(BTreeMap::from([(Item::Ports(id.to_owned()), None)]), false)?;
-        }
+        let items = [Item::Ports(id.to_owned()), Item::Several(id.to_owned())];
+        self.transact(items.into_iter().map(|item| (item, None)).collect(), false)?;
         self.names.remove(&Owner::Container(id.to_owned()));
-        self.names.remove_client(record.address);
+        let addresses: Vec<Ipv4Addr> = record.interfaces.iter().map(|i| i.address).collect();
+        self.names.remove_client(&addresses);
         self.containers.detach(id)?;
-        Ok(())
+        let left = self.network_changes(record.interfaces.iter().map(|i| i.network.as_str()));
+        self.transact(left, false)
     }
 
     /// Puts the valid changes together, brings the kernel up to date in one go, and answers everyone.
@@ -301,6 +353,10 @@ impl Engine {
             let (later, failed) = self.routes.update(&self.desired.peers, &self.desired.blocks);
             removals = later;
             errors.extend(failed);
+            match self.routes.set_subnets(self.desired.subnets()) {
+                Ok(gone) => removals.extend(gone),
+                Err(error) => errors.push(error),
+            }
             // An address that the kernel knows already spares a second transaction.
             errors.extend(self.routes.look().err());
         }
@@ -312,7 +368,11 @@ impl Engine {
             changes.insert(Item::Service(id.clone()), parts);
         }
         if dirty.full {
-            let gone: Vec<Item> = self.ruleset.items().filter(|i| !self.desired.has(i)).cloned().collect();
+            let used = |item: &Item| match item {
+                Item::Network(name) => self.desired.has(item) || self.containers.any_in(name),
+                _ => self.desired.has(item),
+            };
+            let gone: Vec<Item> = self.ruleset.items().filter(|item| !used(item)).cloned().collect();
             changes.extend(gone.into_iter().map(|item| (item, None)));
         }
         self.transact(changes, dirty.full)?;
@@ -327,21 +387,28 @@ impl Engine {
     fn routing_changes(&self, dirty: &Dirty) -> BTreeMap<Item, Option<Parts>> {
         let mut changes = BTreeMap::new();
         let underlay = |node: &str| self.routes.peer(node).map(|(underlay, ..)| underlay);
+        let block_parts = |block: &Block| {
+            parts::block(block, underlay(&block.node), self.desired.networks.get(&block.network))
+        };
         for block in &dirty.blocks {
-            let parts = self.desired.blocks.get(block).map(|b| parts::block(b, underlay(&b.node)));
-            changes.insert(Item::Block(*block), parts);
+            changes.insert(Item::Block(*block), self.desired.blocks.get(block).map(block_parts));
         }
         for node in &dirty.peers {
             changes.insert(Item::Peer(node.clone()), self.peer_parts(node));
             for block in self.desired.blocks.values().filter(|b| b.node == *node) {
-                changes.insert(Item::Block(block.block), Some(parts::block(block, underlay(node))));
+                changes.insert(Item::Block(block.block), Some(block_parts(block)));
             }
         }
-        let NetworkOptions { cluster_pool, vip_pool, local_pool, .. } = self.options;
-        for name in &dirty.networks {
-            let used = self.desired.has(&Item::Network(name.clone()));
-            let parts = used.then(|| parts::network(name, cluster_pool, vip_pool, local_pool));
-            changes.insert(Item::Network(name.clone()), parts);
+        if dirty.networks.is_empty() {
+            return changes;
+        }
+        changes.extend(self.network_changes(dirty.networks.iter().map(String::as_str)));
+        for block in self.desired.blocks.values().filter(|b| dirty.networks.contains(&b.network)) {
+            changes.insert(Item::Block(block.block), Some(block_parts(block)));
+        }
+        let inside = |record: &&Record| record.interfaces.iter().any(|i| dirty.networks.contains(&i.network));
+        for record in self.containers.records().filter(inside) {
+            changes.extend(self.container_changes(record));
         }
         changes
     }
@@ -380,22 +447,16 @@ impl Engine {
     }
 
     fn rename(&self, dirty: &Dirty) {
+        for network in &dirty.networks {
+            self.names.set_internal(network, self.desired.is_internal(network));
+        }
         for id in &dirty.services {
             let owner = Owner::Service(id.clone());
             let Some(service) = self.desired.services.get(id) else {
                 self.names.remove(&owner);
                 continue;
             };
-            let all: Vec<_> = service.endpoints.iter().map(|e| e.address).collect();
-            let named = |endpoint: &crate::model::Endpoint| Entry {
-                name: endpoint.name.clone(),
-                addresses: vec![endpoint.address],
-            };
-            let mut entries: Vec<Entry> = service.endpoints.iter().map(named).collect();
-            entries.push(Entry { name: format!("tasks.{}", service.name), addresses: all.clone() });
-            let addresses = service.vip.map_or(all, |vip| vec![vip]);
-            entries.push(Entry { name: service.name.clone(), addresses });
-            self.names.set(owner, &service.network, entries);
+            self.names.set(owner, naming::of_service(service));
         }
     }
 
@@ -422,23 +483,11 @@ impl Engine {
     }
 }
 
-fn port_parts(record: &Record) -> Parts {
-    parts::host_ports(record.address, &record.attach.ports)
-}
-
-/// Makes a container known to the resolver.
-fn announce(names: &Names, record: &Record) {
-    let Attach { id, name, network, .. } = &record.attach;
-    let entry = Entry { name: name.clone(), addresses: vec![record.address] };
-    names.set(Owner::Container(id.clone()), network, vec![entry]);
-    names.set_client(record.address, network);
-}
-
 /// An item in words for people.
 fn describe(item: &Item) -> String {
     match item {
         Item::Service(id) => format!("service {id}"),
-        Item::Ports(id) => format!("container {id}"),
+        Item::Ports(id) | Item::Several(id) => format!("container {id}"),
         Item::Network(name) | Item::Peer(name) => name.clone(),
         Item::Block(block) => block.to_string(),
     }

@@ -4,7 +4,7 @@
 //! owns all kernel state of this node's network:
 //!
 //! ```text
-//!  Fabric ──Event──▶ engine ──▶ container   a namespace, a veth and a /32 per container
+//!  Fabric ──Event──▶ engine ──▶ container   a namespace, and a veth and a /32 per network of it
 //!  (handle)          (thread) ├─▶ routes     blocks of other nodes, reply paths of the routing mesh
 //!                             ├─▶ ruleset    VIPs, published ports, isolation: pure, as netlink or for `nft`
 //!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
@@ -26,7 +26,9 @@ mod engine;
 mod error;
 mod fabric;
 mod host;
+mod interface;
 mod model;
+mod naming;
 mod netlink;
 mod nft;
 mod pool;
@@ -38,6 +40,6 @@ mod ruleset;
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};
 pub use model::{
-    Attach, Attachment, Block, Change, Endpoint, HostPort, LOCAL_NETWORK, NetworkOptions, Peer, Protocol,
-    PublishedPort, ServiceView,
+    Attach, Attachment, Block, Change, Endpoint, HostPort, Interface, Join, LOCAL_NETWORK, Network,
+    NetworkOptions, Peer, Protocol, PublishedPort, ServiceView,
 };

@@ -30,6 +30,8 @@ pub struct NetworkOptions {
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     /// Names that mean this node in every network: containers reach its own services at [`crate::DNS`].
     pub own_names: Vec<String>,
+    /// TCP ports of this node that its containers may not reach: those on which controllers and nodes talk.
+    pub guarded_ports: Vec<u16>,
     /// Largest packet of a container's interface. `None`: what the underlay's interface has.
     pub mtu: Option<u32>,
 }
@@ -74,14 +76,31 @@ pub struct HostPort {
 pub struct Attach {
     /// Id, `[A-Za-z0-9_.-]`, at most 128 characters.
     pub id: String,
-    /// The name under which containers of the same network find it.
+    /// The name under which containers of the same networks find it.
     pub name: String,
-    /// The network. Containers of different networks do not reach each other.
+    /// The networks, each once; an interface each. Its own connections have the first one's address, but for those
+    /// into another of its networks, which have that one's.
+    pub networks: Vec<Join>,
+    /// Ports of this node that lead to it, at the first one's address.
+    pub ports: Vec<HostPort>,
+}
+
+/// A container in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The network. Containers that share none do not reach each other.
     pub network: String,
     /// Its address of a block of this node, or `None` for one of the local pool.
     pub address: Option<Ipv4Addr>,
-    /// Ports of this node that lead to it.
-    pub ports: Vec<HostPort>,
+    /// Names in this network besides the container's.
+    pub aliases: Vec<String>,
+}
+
+impl Join {
+    /// One without further names.
+    pub fn new(network: &str, address: Option<Ipv4Addr>) -> Join {
+        Join { network: network.to_owned(), address, aliases: Vec::new() }
+    }
 }
 
 /// A container that is on the network.
@@ -91,16 +110,46 @@ pub struct Attachment {
     pub id: String,
     /// DNS name as given.
     pub name: String,
-    /// Network as given.
-    pub network: String,
     /// File to `setns` to. It stays until [`crate::Fabric::detach`], also without a daemon.
     pub netns: PathBuf,
-    /// The container's address, a /32 on `eth0`.
-    pub address: Ipv4Addr,
+    /// One for each network, in their order.
+    pub interfaces: Vec<Interface>,
     /// Its default gateway, the same for all containers.
     pub gateway: Ipv4Addr,
     /// The resolver to write into its `resolv.conf`.
     pub dns: Ipv4Addr,
+}
+
+impl Attachment {
+    /// The address of its own connections; `None` where it is in no network.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.interfaces.first().map(|interface| interface.address)
+    }
+}
+
+/// An interface of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name inside: `eth0`, `eth1`, …
+    pub name: String,
+    /// Its network.
+    pub network: String,
+    /// Its address, a /32.
+    pub address: Ipv4Addr,
+}
+
+/// A network, as far as a node treats it otherwise than another. A network that only blocks name is one of the
+/// cluster pool's, and open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    /// What blocks and attachments refer to.
+    pub id: String,
+    /// Its own ranges; empty: its blocks are the cluster pool's.
+    pub subnets: Vec<Ipv4Net>,
+    /// Its containers reach nothing outside of it, and no names outside of the cluster.
+    pub internal: bool,
+    /// Its containers reach link-local addresses of the node's surroundings.
+    pub link_local: bool,
 }
 
 /// Another node.
@@ -112,7 +161,7 @@ pub struct Peer {
     pub underlay: Ipv4Addr,
 }
 
-/// A range of the cluster pool that belongs to one network on one node.
+/// A range of a pool that belongs to one network on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
     /// The range.
@@ -154,6 +203,8 @@ pub struct ServiceView {
     pub id: String,
     /// DNS name.
     pub name: String,
+    /// Further DNS names, for the same as the name.
+    pub aliases: Vec<String>,
     /// The network whose containers may use name and VIP.
     pub network: String,
     /// Its virtual address; `None`: the name resolves to all endpoints.
@@ -164,7 +215,7 @@ pub struct ServiceView {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// A change of the desired state. Items replace those with the same key (node, block, service id).
+/// A change of the desired state. Items replace those with the same key (node, network, block, service id).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// This is the whole truth: what is not in it goes.
@@ -173,6 +224,10 @@ pub struct Change {
     pub peers: Vec<Peer>,
     /// Names of nodes that are gone.
     pub removed_peers: Vec<String>,
+    /// New or changed networks.
+    pub networks: Vec<Network>,
+    /// Ids of networks that are gone.
+    pub removed_networks: Vec<String>,
     /// New or changed blocks.
     pub blocks: Vec<Block>,
     /// Blocks that are no longer leased.
@@ -228,13 +283,23 @@ impl NetworkOptions {
 impl Attach {
     pub(crate) fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
         validate_id("attach.id", &self.id)?;
-        if let Some(address) = self.address {
-            let ok = options.cluster_pool.contains(&address) || options.local_pool.contains(&address);
-            if !ok {
+        for (at, join) in self.networks.iter().enumerate() {
+            if self.networks.iter().take(at).any(|earlier| earlier.network == join.network) {
                 return Err(Error::Invalid {
-                    field: "attach.address",
+                    field: "attach.networks",
+                    value: join.network.clone(),
+                    expected: "is named twice; expected each network once",
+                });
+            }
+            // Which network has which range is not known here yet, perhaps: what can never be one is.
+            let never = |address: &Ipv4Addr| {
+                options.vip_pool.contains(address) || !is_unicast(*address) || address.is_link_local()
+            };
+            if let Some(address) = join.address.filter(never) {
+                return Err(Error::Invalid {
+                    field: "attach.networks.address",
                     value: address.to_string(),
-                    expected: "expected an address of the cluster's or the local pool",
+                    expected: "expected an address of one of the network's ranges",
                 });
             }
         }
@@ -256,11 +321,22 @@ impl Change {
                     expected: "names the node's own network; choose another name",
                 });
             }
-            if !options.cluster_pool.contains(&block.block) {
+            if [options.vip_pool, options.local_pool].iter().any(|pool| overlap(*pool, block.block)) {
                 return Err(Error::Invalid {
                     field: "change.blocks.block",
                     value: block.block.to_string(),
-                    expected: "expected a range inside the cluster pool",
+                    expected: "expected a range of the cluster pool or of a network's own subnet",
+                });
+            }
+        }
+        for network in &self.networks {
+            let pools = [options.cluster_pool, options.vip_pool, options.local_pool];
+            let taken = |subnet: &&Ipv4Net| pools.iter().any(|pool| overlap(*pool, **subnet));
+            if let Some(subnet) = network.subnets.iter().find(taken) {
+                return Err(Error::Invalid {
+                    field: "change.networks.subnets",
+                    value: subnet.to_string(),
+                    expected: "overlaps a pool of this node; choose ranges that do not overlap",
                 });
             }
         }
@@ -279,7 +355,7 @@ impl Change {
             }
         }
         for peer in &self.peers {
-            if peer.underlay.is_unspecified() || peer.underlay.is_loopback() || peer.underlay.is_multicast() {
+            if !is_unicast(peer.underlay) {
                 return Err(Error::Invalid {
                     field: "change.peers.underlay",
                     value: peer.underlay.to_string(),
@@ -311,6 +387,10 @@ fn validate_port(field: &'static str, port: u16) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Invalid { field, value: "0".to_owned(), expected: "expected a port from 1 to 65535" })
+}
+
+fn is_unicast(address: Ipv4Addr) -> bool {
+    !address.is_unspecified() && !address.is_loopback() && !address.is_multicast() && !address.is_broadcast()
 }
 
 fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {

@@ -1,8 +1,8 @@
 //! Network namespaces, prepared ahead of time: making one is half of what a container's start costs.
 //!
 //! A prepared namespace has its veth (`eth0` inside), its routes and its gateway's neighbour; only the address is
-//! missing. It exists through open files alone, so a daemon that dies leaves none behind. The pool's thread is the only one that
-//! ever changes namespaces. It also removes the links of detached containers, which the kernel is slow at.
+//! missing. It exists through open files alone, so a daemon that dies leaves none behind. Its thread changes namespaces and
+//! comes back (`interface` has one that stays where it went, and ends). It also removes the links of detached containers, which the kernel is slow at.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,8 +15,9 @@ use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::error::Error;
 use crate::fabric::GATEWAY;
+use crate::interface::{self, Inside};
 use crate::netlink::link::{self, Mac, VethEnd};
-use crate::netlink::route::{self, Route};
+use crate::netlink::route;
 use crate::netlink::{EXCLUSIVE, Netlink};
 use crate::random;
 
@@ -30,19 +31,14 @@ const QUIET: Duration = Duration::from_millis(150);
 const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The node's end of every veth has this address, so that containers need no ARP.
-const GATEWAY_MAC: Mac = [0x02, 0x72, 0x71, 0, 0, 1];
+pub(crate) const GATEWAY_MAC: Mac = [0x02, 0x72, 0x71, 0, 0, 1];
 
 /// A namespace with everything but an address.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    pub(crate) netns: File,
-    /// Configures the inside.
-    pub(crate) inside: Netlink,
-    /// Index of `eth0`, inside.
-    pub(crate) inside_index: u32,
+    pub(crate) inside: Inside,
     /// The node's end.
     pub(crate) interface: String,
-    pub(crate) index: u32,
     /// Ethernet address of the container's end.
     pub(crate) mac: Mac,
 }
@@ -81,13 +77,8 @@ impl Pool {
     /// Starts the pool in this thread's network namespace.
     pub(crate) fn start(prefix: String, mtu: u32) -> Result<Pool, Error> {
         let shared = Arc::new(Shared::default());
-        let maker = Maker {
-            home: open_own_namespace()?,
-            outside: Netlink::route()?,
-            prefix,
-            mtu,
-            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
-        };
+        let maker =
+            Maker { home: open_own_namespace()?, outside: Netlink::route()?, prefix, mtu, ipv6: has_ipv6() };
         let work = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("rorqual-netns".to_owned())
@@ -191,7 +182,7 @@ impl Maker {
 
     fn make(&mut self) -> Result<Prepared, Error> {
         let (netns, mut inside) = self.enter_new()?;
-        let interface = format!("{}{}", self.prefix, random::name(7));
+        let interface = interface::outside_name(&self.prefix);
         let mac = random::mac();
         let here = VethEnd { name: &interface, mac: GATEWAY_MAC };
         let there = VethEnd { name: "eth0", mac };
@@ -203,22 +194,15 @@ impl Maker {
         let inner = link::find(&mut inside, "eth0")?.ok_or_else(|| missing("eth0"))?;
         let outer = link::find(&mut self.outside, &interface)?.ok_or_else(|| missing(&interface))?;
         self.outside.run(vec![link::up_veth(outer.index, true, self.ipv6)])?;
-        let to_gateway = Route {
-            to: GATEWAY.into(),
-            table: route::MAIN_TABLE,
-            interface: inner.index,
-            via: None,
-            source: None,
-        };
-        let default = Route { to: ipnet::Ipv4Net::default(), via: Some(GATEWAY), ..to_gateway.clone() };
-        inside.run(vec![
+        let mut requests = vec![
             link::up(1),
             link::up_veth(inner.index, false, self.ipv6),
             route::add_neighbour(inner.index, GATEWAY, GATEWAY_MAC),
-            to_gateway.set(EXCLUSIVE),
-            default.set(EXCLUSIVE),
-        ])?;
-        Ok(Prepared { netns, inside, inside_index: inner.index, interface, index: outer.index, mac })
+        ];
+        let routes = interface::to_gateway(inner.index, route::MAIN_TABLE);
+        requests.extend(routes.iter().map(|route| route.set(EXCLUSIVE)));
+        inside.run(requests)?;
+        Ok(Prepared { inside: Inside { netns, netlink: inside }, interface, mac })
     }
 
     /// Makes a namespace and comes back. This thread is worth nothing elsewhere, so a failed return ends it.
@@ -264,6 +248,11 @@ fn next_job(shared: &Shared) -> Option<Job> {
             state.failed = None;
         }
     }
+}
+
+/// Whether the kernel has it.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// The network namespace of this thread.

@@ -23,6 +23,8 @@ use crate::netlink::route::{self, Route, Rule, RuleAction};
 use crate::netlink::{Netlink, Request};
 use crate::ruleset::{MARK_MASK, MARK_SHIFT};
 
+const LOOPBACK: u32 = 1;
+
 /// Rules stand at 11000 to 11999, before the main table (32766) and after the local one (0).
 const RULES: u32 = 11_000;
 const RULES_END: u32 = 11_999;
@@ -59,6 +61,8 @@ pub(crate) struct Routes {
     tunnel: String,
     underlay: Ipv4Addr,
     pools: Vec<Ipv4Net>,
+    /// Own ranges of networks: routed as the pools are.
+    subnets: BTreeSet<Ipv4Net>,
     /// The node's address towards containers.
     source: Ipv4Addr,
     underlay_mtu: u32,
@@ -90,10 +94,13 @@ impl Routes {
             Err(_) => BTreeMap::new(),
         };
         let mut routes = BTreeMap::new();
+        let mut subnets = BTreeSet::new();
         for route in route::list_routes(&mut netlink)? {
             // Routes to containers have no gateway: `container` looks after them.
             if route.via.is_some() {
                 routes.insert((route.table, route.to), route);
+            } else if route.interface == LOOPBACK && !settings.pools.contains(&route.to) {
+                subnets.insert(route.to);
             }
         }
         let rules = route::list_rules(&mut netlink)?.into_iter().map(|rule| (rule.priority, rule)).collect();
@@ -103,6 +110,7 @@ impl Routes {
             tunnel: settings.tunnel,
             underlay: settings.underlay,
             pools: settings.pools,
+            subnets,
             source: settings.source,
             underlay_mtu: settings.underlay_mtu,
             numbers_file,
@@ -118,15 +126,20 @@ impl Routes {
 
     /// What has no better route stays on this node, where the ruleset answers it.
     fn pool_routes(&self) -> Vec<Route> {
-        const LOOPBACK: u32 = 1;
-        let route = |to: &Ipv4Net| Route {
-            to: *to,
-            table: route::MAIN_TABLE,
-            interface: LOOPBACK,
-            via: None,
-            source: Some(self.source),
-        };
-        self.pools.iter().map(route).collect()
+        self.pools.iter().chain(&self.subnets).map(|to| self.dead_end(*to)).collect()
+    }
+
+    fn dead_end(&self, to: Ipv4Net) -> Route {
+        Route { to, table: route::MAIN_TABLE, interface: LOOPBACK, via: None, source: Some(self.source) }
+    }
+
+    /// Brings the networks' own ranges up to date; what is not wanted any more goes with the returned requests.
+    pub(crate) fn set_subnets(&mut self, wanted: BTreeSet<Ipv4Net>) -> Result<Vec<Request>, Error> {
+        let new = wanted.difference(&self.subnets).map(|to| self.dead_end(*to).replace()).collect();
+        let gone = self.subnets.difference(&wanted).map(|to| self.dead_end(*to).delete()).collect();
+        self.netlink.run(new)?;
+        self.subnets = wanted;
+        Ok(gone)
     }
 
     /// Sets what is new. What is old goes with the returned requests, once the ruleset no longer leads there.
@@ -194,12 +207,15 @@ impl Routes {
             let (number, table) = (u32::from(known.number), TABLES + u32::from(known.number));
             add(Ipv4Net::default(), table, known, None);
             let (mark, action) = (number << MARK_SHIFT, RuleAction::Table(table));
-            rules.insert(RULES + number, Rule { priority: RULES + number, mark, mask: MARK_MASK, action });
+            rules.insert(
+                RULES + number,
+                Rule { priority: RULES + number, from: None, mark, mask: MARK_MASK, action },
+            );
         }
         if !self.peers.is_empty() {
             let skip = RuleAction::SkipTo(RULES_END);
-            rules.insert(RULES, Rule { priority: RULES, mark: 0, mask: MARK_MASK, action: skip });
-            let end = Rule { priority: RULES_END, mark: 0, mask: 0, action: RuleAction::Nothing };
+            rules.insert(RULES, Rule { priority: RULES, from: None, mark: 0, mask: MARK_MASK, action: skip });
+            let end = Rule { priority: RULES_END, from: None, mark: 0, mask: 0, action: RuleAction::Nothing };
             rules.insert(RULES_END, end);
         }
         (routes, rules)

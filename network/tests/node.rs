@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{CLIENT, Lab, Node, Ns, PATIENCE, VIP, eventually};
-use rorqual_network::{Attach, Block, Change, DNS, Error, HostPort, Protocol, PublishedPort};
+use rorqual_network::{Attach, Block, Change, DNS, Error, HostPort, Join, Protocol, PublishedPort};
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, TYPE};
 
@@ -113,7 +113,7 @@ fn a_restart_disturbs_nothing() {
     lab.nodes[0].start().unwrap();
     let attached = lab.nodes[0].attached();
     assert_eq!(attached.len(), 1);
-    assert_eq!((attached[0].address, &attached[0].netns), (a.address, &a.netns));
+    assert_eq!((attached[0].address().unwrap(), &attached[0].netns), (a.address, &a.netns));
     more(done.load(Ordering::Relaxed));
     // A part first, as a daemon that is still being told may do; then everything.
     let mut full = lab.base();
@@ -127,8 +127,7 @@ fn a_restart_disturbs_nothing() {
         .attach(Attach {
             id: a.id.clone(),
             name: a.id.clone(),
-            network: "default".into(),
-            address: Some(a.address),
+            networks: vec![Join::new("default", Some(a.address))],
             ports: vec![],
         })
         .unwrap();
@@ -198,8 +197,7 @@ fn networks_are_apart_and_addresses_cannot_be_forged() {
     let mut attach = Attach {
         id: "c".into(),
         name: "c".into(),
-        network: "other".into(),
-        address: Some(Ipv4Addr::new(10, 213, 4, 1)),
+        networks: vec![Join::new("other", Some(Ipv4Addr::new(10, 213, 4, 1)))],
         ports: vec![],
     };
     let c = node.attach(attach.clone()).unwrap();
@@ -207,7 +205,8 @@ fn networks_are_apart_and_addresses_cannot_be_forged() {
     let _server = lab::Server::start(&c_ns, "c", 80);
     lab.serve(&[&a]);
     let start = Instant::now();
-    for (from, to) in [(&a.ns, c.address), (&c_ns, a.address), (&local.ns, a.address), (&a.ns, local.address)]
+    for (from, to) in
+        [(&a.ns, c.address().unwrap()), (&c_ns, a.address), (&local.ns, a.address), (&a.ns, local.address)]
     {
         assert!(from.connect((to, 80)).is_err());
     }
@@ -250,7 +249,7 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
     assert_eq!(node.ns.connect((everywhere, 8081)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let attach = |id: &str, ports| {
         let id = id.to_owned();
-        node.attach(Attach { name: id.clone(), id, network: "local".into(), address: None, ports })
+        node.attach(Attach { name: id.clone(), id, networks: vec![Join::new("local", None)], ports })
     };
     let conflict = attach("b", vec![port(Some(Ipv4Addr::LOCALHOST), 8080)]).unwrap_err();
     assert!(matches!(&conflict, Error::PortConflict { port: 8080, holder, .. } if holder == "container a"));
@@ -266,7 +265,7 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
     node.detach("a");
     assert_eq!(node.ns.connect((everywhere, 8080)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let c = attach("c", vec![port(None, 8080)]).unwrap();
-    assert_ne!(c.address, a.address);
+    assert_ne!(c.address(), Some(a.address));
 }
 
 #[test]
@@ -298,15 +297,14 @@ fn bad_input_names_the_field() {
         let result = node.attach(Attach {
             id: id.into(),
             name: "x".into(),
-            network: "default".into(),
-            address,
+            networks: vec![Join::new("default", address)],
             ports: vec![],
         });
         result.unwrap_err().to_string()
     };
     assert!(attach("../x", None).starts_with("attach.id \"../x\""));
-    assert!(attach("x", Some(Ipv4Addr::new(192, 168, 1, 1))).starts_with("attach.address"));
-    let block = Block { block: "10.1.0.0/26".parse().unwrap(), network: "x".into(), node: "n1".into() };
+    assert!(attach("x", Some(Ipv4Addr::new(10, 214, 1, 1))).starts_with("attach.networks.address"));
+    let block = Block { block: "10.214.0.0/26".parse().unwrap(), network: "x".into(), node: "n1".into() };
     let error = node.apply(Change { blocks: vec![block], ..Change::default() }).unwrap_err();
     assert!(error.to_string().starts_with("change.blocks.block"));
     assert!(node.attached().is_empty());

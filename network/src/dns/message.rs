@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 
 use simple_dns::rdata::{A, RData};
-use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE};
+use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
-use super::names::Names;
+use super::names::{Asker, Names};
 
 /// What a client without EDNS takes over UDP (RFC 1035, section 4.2.1).
 const SMALL_BYTES: usize = 512;
@@ -23,8 +23,8 @@ pub(crate) enum Verdict {
     Ignore,
 }
 
-/// Decides on a message of a client in a network. `over_tcp`: any length can be answered.
-pub(crate) fn decide(names: &Names, network: &str, message: &[u8], over_tcp: bool) -> Verdict {
+/// Decides on a message of a client. `over_tcp`: any length can be answered.
+pub(crate) fn decide(names: &Names, asker: &Asker, message: &[u8], over_tcp: bool) -> Verdict {
     let Ok(query) = Packet::parse(message) else { return malformed(message) };
     if query.has_flags(PacketFlag::RESPONSE) {
         return Verdict::Ignore;
@@ -35,9 +35,16 @@ pub(crate) fn decide(names: &Names, network: &str, message: &[u8], over_tcp: boo
     let [question] = query.questions.as_slice() else { return refuse(&query, RCODE::FormatError) };
     let name = question.qname.to_string().to_ascii_lowercase();
     let name = name.trim_end_matches('.');
-    let Some(addresses) = names.find(network, name) else {
+    if let Some(address) = reversed(name) {
+        return match names.name_of(asker, address) {
+            Some(known) => point(&query, question, &known),
+            None if asker.outside => Verdict::Forward,
+            None => refuse(&query, RCODE::NameError),
+        };
+    }
+    let Some(addresses) = names.find(asker, name) else {
         let single_label = !name.contains('.');
-        return if single_label && !name.is_empty() {
+        return if !asker.outside || (single_label && !name.is_empty()) {
             refuse(&query, RCODE::NameError)
         } else {
             Verdict::Forward
@@ -59,6 +66,23 @@ pub(crate) fn failure(message: &[u8]) -> Verdict {
         Ok(query) => refuse(&query, RCODE::ServerFailure),
         Err(_) => malformed(message),
     }
+}
+
+/// The address that a name as `2.0.213.10.in-addr.arpa` asks for (RFC 1035, section 3.5).
+fn reversed(name: &str) -> Option<Ipv4Addr> {
+    let parts: Vec<&str> = name.strip_suffix(".in-addr.arpa")?.split('.').rev().collect();
+    parts.join(".").parse().ok()
+}
+
+/// The name of an address; whoever asks for something else of it learns that there is nothing.
+fn point(query: &Packet, question: &Question, name: &str) -> Verdict {
+    let mut reply = reply_to(query, RCODE::NoError);
+    let Ok(target) = Name::new(name) else { return refuse(query, RCODE::ServerFailure) };
+    if matches!(question.qtype, QTYPE::TYPE(TYPE::PTR) | QTYPE::ANY) {
+        let data = RData::PTR(target.into());
+        reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 0, data));
+    }
+    build(&reply)
 }
 
 fn answer(query: &Packet, name: Name, addresses: &[Ipv4Addr], limit: usize) -> Verdict {
@@ -110,7 +134,7 @@ fn malformed(message: &[u8]) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use simple_dns::{QCLASS, Question};
+    use simple_dns::QCLASS;
 
     use super::super::names::{Entry, Owner};
     use super::*;
@@ -118,8 +142,13 @@ mod tests {
     fn names(addresses: usize) -> Names {
         let names = Names::default();
         let addresses = (1..=addresses).map(|i| Ipv4Addr::from(0x0ad5_0000 + i as u32)).collect();
-        names.set(Owner::Service("s".into()), "default", vec![Entry { name: "web".into(), addresses }]);
+        let entry = Entry { network: "default".into(), name: "web".into(), addresses };
+        names.set(Owner::Service("s".into()), vec![entry]);
         names
+    }
+
+    fn asker(network: &str, outside: bool) -> Asker {
+        Asker { networks: vec![network.to_owned()], outside }
     }
 
     fn question(name: &str, kind: TYPE) -> Vec<u8> {
@@ -130,7 +159,7 @@ mod tests {
     }
 
     fn ask(names: &Names, network: &str, name: &str, kind: TYPE) -> (RCODE, usize) {
-        match decide(names, network, &question(name, kind), false) {
+        match decide(names, &asker(network, true), &question(name, kind), false) {
             Verdict::Answer(bytes) => {
                 let packet = Packet::parse(&bytes).unwrap();
                 assert_eq!(packet.id(), 77);
@@ -153,14 +182,40 @@ mod tests {
     #[test]
     fn other_names_are_forwarded() {
         let message = question("example.com", TYPE::A);
-        assert_eq!(decide(&names(1), "default", &message, false), Verdict::Forward);
+        assert_eq!(decide(&names(1), &asker("default", true), &message, false), Verdict::Forward);
+    }
+
+    #[test]
+    fn an_address_leads_back_to_its_name_in_a_shared_network_only() {
+        let names = names(1);
+        let message = question("1.0.213.10.in-addr.arpa", TYPE::PTR);
+        let Verdict::Answer(bytes) = decide(&names, &asker("default", true), &message, false) else {
+            panic!("no answer");
+        };
+        let packet = Packet::parse(&bytes).unwrap();
+        let RData::PTR(target) = &packet.answers[0].rdata else { panic!("{packet:?}") };
+        assert_eq!(target.0.to_string(), "web");
+        assert_eq!(decide(&names, &asker("other", true), &message, false), Verdict::Forward);
+        assert_eq!(ask(&names, "default", "1.0.213.10.in-addr.arpa", TYPE::A), (RCODE::NoError, 0));
+    }
+
+    #[test]
+    fn nothing_leaves_an_internal_network_not_even_a_question() {
+        let names = names(1);
+        for name in ["secret.example.com", "9.9.9.9.in-addr.arpa"] {
+            let message = question(name, TYPE::A);
+            let Verdict::Answer(bytes) = decide(&names, &asker("default", false), &message, false) else {
+                panic!("{name} went out");
+            };
+            assert_eq!(Packet::parse(&bytes).unwrap().rcode(), RCODE::NameError);
+        }
     }
 
     #[test]
     fn a_long_answer_is_truncated_over_udp_only() {
         let names = names(200);
         let message = question("web", TYPE::A);
-        let read = |over_tcp| match decide(&names, "default", &message, over_tcp) {
+        let read = |over_tcp| match decide(&names, &asker("default", true), &message, over_tcp) {
             Verdict::Answer(bytes) => bytes,
             other => panic!("{other:?}"),
         };
@@ -176,17 +231,17 @@ mod tests {
         let names = names(1);
         let good = question("web", TYPE::A);
         for length in 0..good.len() {
-            decide(&names, "default", &good[..length], false);
+            decide(&names, &asker("default", true), &good[..length], false);
         }
         for at in 0..good.len() {
             for value in [0, 1, 0x3f, 0xc0, 0xff] {
                 let mut bad = good.clone();
                 bad[at] = value;
-                decide(&names, "default", &bad, false);
+                decide(&names, &asker("default", true), &bad, false);
             }
         }
         let mut reply = good.clone();
         reply[2] |= 0x80;
-        assert_eq!(decide(&names, "default", &reply, false), Verdict::Ignore);
+        assert_eq!(decide(&names, &asker("default", true), &reply, false), Verdict::Ignore);
     }
 }

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::fabric::DNS;
 use forward::Upstreams;
 use message::Verdict;
-use names::Names;
+use names::{Asker, Names};
 
 const PORT: u16 = 53;
 /// Questions that wait for other resolvers at one time. More are refused, and clients ask again.
@@ -85,8 +85,9 @@ impl Resolver {
             IpAddr::V4(address) => address,
             IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
-        let network = self.names.network_of(client);
-        message::decide(&self.names, network.as_deref().unwrap_or(NODE_NETWORK), message, over_tcp)
+        let node = || Asker { networks: vec![NODE_NETWORK.to_owned()], outside: true };
+        let asker = self.names.asker(client).unwrap_or_else(node);
+        message::decide(&self.names, &asker, message, over_tcp)
     }
 
     /// The answer of another resolver, or an error to send back.

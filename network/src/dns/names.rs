@@ -1,6 +1,6 @@
 //! The names that this node knows, by network. Written by the engine with every change, read by the resolver.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{PoisonError, RwLock};
 
@@ -13,9 +13,10 @@ pub(crate) enum Owner {
     Container(String),
 }
 
-/// A name and its addresses.
+/// A name in a network, and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
+    pub(crate) network: String,
     pub(crate) name: String,
     pub(crate) addresses: Vec<Ipv4Addr>,
 }
@@ -32,7 +33,21 @@ pub(crate) struct Names {
 struct Tables {
     names: HashMap<Key, BTreeMap<Owner, Vec<Ipv4Addr>>>,
     owned: HashMap<Owner, Vec<Key>>,
-    networks: HashMap<Ipv4Addr, String>,
+    /// The name of an address, and in which network.
+    reverse: HashMap<Ipv4Addr, BTreeMap<Owner, Key>>,
+    /// The networks of a container, by each of its addresses.
+    clients: HashMap<Ipv4Addr, Vec<String>>,
+    /// Networks without a way out.
+    internal: HashSet<String>,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asker {
+    /// The networks in whose names it asks; where two know a name, the first is answered.
+    pub(crate) networks: Vec<String>,
+    /// Names that are not ours are looked for outside: a question is a way out, too.
+    pub(crate) outside: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -49,12 +64,21 @@ impl Names {
     }
 
     /// Replaces all that an owner brings.
-    pub(crate) fn set(&self, owner: Owner, network: &str, entries: Vec<Entry>) {
+    pub(crate) fn set(&self, owner: Owner, entries: Vec<Entry>) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         tables.remove(&owner);
         let mut keys = Vec::with_capacity(entries.len());
-        for Entry { name, addresses } in entries {
-            let key = Key { network: network.to_owned(), name: name.to_ascii_lowercase() };
+        for Entry { network, name, addresses } in entries {
+            let key = Key { network, name: name.to_ascii_lowercase() };
+            if let [address] = addresses[..] {
+                // The first name that means nothing but this address is its name.
+                tables
+                    .reverse
+                    .entry(address)
+                    .or_default()
+                    .entry(owner.clone())
+                    .or_insert_with(|| key.clone());
+            }
             tables.names.entry(key.clone()).or_default().insert(owner.clone(), addresses);
             keys.push(key);
         }
@@ -66,36 +90,68 @@ impl Names {
         self.tables.write().unwrap_or_else(PoisonError::into_inner).remove(owner);
     }
 
-    /// Notes that questions from this address are asked in a network.
-    pub(crate) fn set_client(&self, address: Ipv4Addr, network: &str) {
+    /// Notes that questions from these addresses are asked by a container in these networks.
+    pub(crate) fn set_client(&self, addresses: &[Ipv4Addr], networks: &[String]) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
-        tables.networks.insert(address, network.to_owned());
+        tables.clients.extend(addresses.iter().map(|address| (*address, networks.to_vec())));
     }
 
-    /// Forgets an address.
-    pub(crate) fn remove_client(&self, address: Ipv4Addr) {
-        self.tables.write().unwrap_or_else(PoisonError::into_inner).networks.remove(&address);
+    /// Forgets addresses.
+    pub(crate) fn remove_client(&self, addresses: &[Ipv4Addr]) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        tables.clients.retain(|address, _| !addresses.contains(address));
     }
 
-    /// The network of a container's address; `None` for the node itself.
-    pub(crate) fn network_of(&self, client: Ipv4Addr) -> Option<String> {
-        self.tables.read().unwrap_or_else(PoisonError::into_inner).networks.get(&client).cloned()
+    /// Notes whether a network has a way out.
+    pub(crate) fn set_internal(&self, network: &str, internal: bool) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        if internal {
+            tables.internal.insert(network.to_owned());
+        } else {
+            tables.internal.remove(network);
+        }
+    }
+
+    /// Who asks from an address; `None` for the node itself.
+    pub(crate) fn asker(&self, client: Ipv4Addr) -> Option<Asker> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let networks = tables.clients.get(&client)?.clone();
+        let outside = !networks.iter().all(|network| tables.internal.contains(network));
+        Some(Asker { networks, outside })
     }
 
     /// The addresses of a name (lower case, no final dot). `Some` and empty: the name is known and has none.
-    pub(crate) fn find(&self, network: &str, name: &str) -> Option<Vec<Ipv4Addr>> {
+    pub(crate) fn find(&self, asker: &Asker, name: &str) -> Option<Vec<Ipv4Addr>> {
         if self.own.contains(name) {
             return Some(vec![DNS]);
         }
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        let key = Key { network: network.to_owned(), name: name.to_owned() };
-        tables.names.get(&key)?.values().next().cloned()
+        asker.networks.iter().find_map(|network| {
+            let key = Key { network: network.clone(), name: name.to_owned() };
+            tables.names.get(&key)?.values().next().cloned()
+        })
+    }
+
+    /// The name of an address, where the asker shares its network.
+    pub(crate) fn name_of(&self, asker: &Asker, address: Ipv4Addr) -> Option<String> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let mut known = tables.reverse.get(&address)?.values();
+        known.find(|key| asker.networks.contains(&key.network)).map(|key| key.name.clone())
     }
 }
 
 impl Tables {
     fn remove(&mut self, owner: &Owner) {
         for key in self.owned.remove(owner).unwrap_or_default() {
+            let had = self.names.get(&key).and_then(|holders| holders.get(owner));
+            for address in had.into_iter().flatten() {
+                if let Some(holders) = self.reverse.get_mut(address) {
+                    holders.remove(owner);
+                    if holders.is_empty() {
+                        self.reverse.remove(address);
+                    }
+                }
+            }
             if let Some(holders) = self.names.get_mut(&key) {
                 holders.remove(owner);
                 if holders.is_empty() {
@@ -113,36 +169,76 @@ mod tests {
     const A: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 1);
     const B: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 2);
 
-    fn entry(name: &str, address: Ipv4Addr) -> Entry {
-        Entry { name: name.to_owned(), addresses: vec![address] }
+    fn entry(network: &str, name: &str, address: Ipv4Addr) -> Entry {
+        Entry { network: network.to_owned(), name: name.to_owned(), addresses: vec![address] }
+    }
+
+    fn asker(networks: &[&str]) -> Asker {
+        Asker { networks: networks.iter().map(|name| (*name).to_owned()).collect(), outside: true }
     }
 
     #[test]
     fn a_service_comes_before_a_container_of_the_same_name() {
         let names = Names::default();
         let (service, container) = (Owner::Service("s".into()), Owner::Container("c".into()));
-        names.set(container, "default", vec![entry("web", A)]);
-        names.set(service.clone(), "default", vec![entry("Web", B)]);
-        assert_eq!(names.find("default", "web"), Some(vec![B]));
+        names.set(container, vec![entry("default", "web", A)]);
+        names.set(service.clone(), vec![entry("default", "Web", B)]);
+        assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![B]));
         names.remove(&service);
-        assert_eq!(names.find("default", "web"), Some(vec![A]));
-        assert_eq!(names.find("other", "web"), None);
+        assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![A]));
+        assert_eq!(names.find(&asker(&["other"]), "web"), None);
+    }
+
+    #[test]
+    fn a_name_is_found_in_the_networks_of_the_asker_in_their_order() {
+        let names = Names::default();
+        names.set(Owner::Service("s".into()), vec![entry("one", "db", A), entry("two", "db", B)]);
+        assert_eq!(names.find(&asker(&["two", "one"]), "db"), Some(vec![B]));
+        assert_eq!(names.find(&asker(&["none", "one"]), "db"), Some(vec![A]));
+        assert_eq!(names.find(&asker(&[]), "db"), None);
     }
 
     #[test]
     fn the_nodes_own_names_mean_it_in_every_network() {
         let names = Names::new(&["Registry.example".to_owned()]);
-        assert_eq!(names.find("default", "registry.example"), Some(vec![DNS]));
-        assert_eq!(names.find("any", "registry.example"), Some(vec![DNS]));
-        assert_eq!(names.find("any", "example"), None);
+        assert_eq!(names.find(&asker(&["default"]), "registry.example"), Some(vec![DNS]));
+        assert_eq!(names.find(&asker(&["any"]), "registry.example"), Some(vec![DNS]));
+        assert_eq!(names.find(&asker(&["any"]), "example"), None);
     }
 
     #[test]
     fn setting_again_forgets_the_names_of_before() {
         let names = Names::default();
         let owner = Owner::Service("s".into());
-        names.set(owner.clone(), "default", vec![entry("web", A), entry("web.1", A)]);
-        names.set(owner, "default", vec![entry("web", A)]);
-        assert_eq!(names.find("default", "web.1"), None);
+        names.set(owner.clone(), vec![entry("default", "web", A), entry("default", "web.1", A)]);
+        names.set(owner, vec![entry("default", "web", A)]);
+        assert_eq!(names.find(&asker(&["default"]), "web.1"), None);
+    }
+
+    #[test]
+    fn an_address_has_a_name_for_those_who_share_its_network() {
+        let names = Names::default();
+        let owner = Owner::Service("s".into());
+        let all = Entry { network: "one".into(), name: "tasks.web".into(), addresses: vec![A, B] };
+        let entries = vec![all, entry("one", "web.1", A), entry("one", "db", A)];
+        names.set(owner.clone(), entries);
+        assert_eq!(names.name_of(&asker(&["one"]), A).as_deref(), Some("web.1"));
+        assert_eq!(names.name_of(&asker(&["two"]), A), None);
+        names.remove(&owner);
+        assert_eq!(names.name_of(&asker(&["one"]), A), None);
+    }
+
+    #[test]
+    fn a_container_asks_outside_unless_none_of_its_networks_has_a_way_out() {
+        let names = Names::default();
+        let networks = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        names.set_internal("shut", true);
+        names.set_client(&[A], &networks(&["shut"]));
+        names.set_client(&[B], &networks(&["shut", "open"]));
+        assert!(!names.asker(A).unwrap().outside && names.asker(B).unwrap().outside);
+        names.set_internal("shut", false);
+        assert!(names.asker(A).unwrap().outside);
+        names.remove_client(&[A]);
+        assert_eq!(names.asker(A), None);
     }
 }

@@ -224,6 +224,8 @@ pub(crate) enum RuleAction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) priority: u32,
+    /// Only packets of this address.
+    pub(crate) from: Option<Ipv4Addr>,
     pub(crate) mark: u32,
     pub(crate) mask: u32,
     pub(crate) action: RuleAction,
@@ -237,11 +239,15 @@ impl Rule {
             RuleAction::Nothing => (3, 0),
         };
         // struct fib_rule_hdr
-        let header = [AF_INET, 0, 0, 0, 0, 0, 0, action, 0, 0, 0, 0];
+        let source_bits = if self.from.is_some() { 32 } else { 0 };
+        let header = [AF_INET, 0, source_bits, 0, 0, 0, 0, action, 0, 0, 0, 0];
         let mut request = Request::new(kind, flags, format!("{operation} routing rule {}", self.priority))
             .put(&header)
             .attr_u32(6, self.priority)
             .attr(21, &[ROUTE_PROTOCOL]);
+        if let Some(from) = self.from {
+            request = request.attr(2, &from.octets());
+        }
         if self.mask != 0 {
             request = request.attr_u32(10, self.mark).attr_u32(16, self.mask);
         }
@@ -278,7 +284,8 @@ pub(crate) fn list_rules(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
             _ => RuleAction::Nothing,
         };
         let (mark, mask) = (value(10).unwrap_or(0), value(16).unwrap_or(0));
-        rules.push(Rule { priority: value(6).unwrap_or(0), mark, mask, action });
+        let from = attribute(payload, 12, 2).and_then(ipv4);
+        rules.push(Rule { priority: value(6).unwrap_or(0), from, mark, mask, action });
     }
     Ok(rules)
 }

@@ -5,6 +5,7 @@ use ipnet::Ipv4Net;
 use crate::fabric::{DNS, GATEWAY};
 use crate::model::LOCAL_NETWORK;
 use crate::ruleset::parts;
+use crate::ruleset::rule::joined;
 
 /// Bits of the packet's and the connection's mark that say through which peer a reply has to go.
 pub(crate) const MARK_MASK: u32 = 0x0fff_0000;
@@ -21,6 +22,8 @@ pub(crate) struct Fixed {
     pub(crate) tunnel: String,
     /// UDP port of the tunnel.
     pub(crate) tunnel_port: u16,
+    /// TCP ports of the node that containers may not reach.
+    pub(crate) guarded_ports: Vec<u16>,
     pub(crate) cluster_pool: Ipv4Net,
     pub(crate) vip_pool: Ipv4Net,
     pub(crate) local_pool: Ipv4Net,
@@ -29,7 +32,11 @@ pub(crate) struct Fixed {
 impl Fixed {
     /// The table with its sets and hooks, and the local network, which always exists.
     pub(crate) fn script(&self) -> String {
-        let Fixed { table, veth_prefix, tunnel, tunnel_port, cluster_pool, vip_pool, local_pool } = self;
+        let Fixed { table, veth_prefix, tunnel, tunnel_port, cluster_pool, vip_pool, local_pool, .. } = self;
+        let guard = match self.guarded_ports.as_slice() {
+            [] => String::new(),
+            ports => format!("tcp dport {{ {} }} reject with tcp reset", joined(ports)),
+        };
         let others = !MARK_MASK;
         let local_chain = parts::network_chain(LOCAL_NETWORK);
         format!(
@@ -44,6 +51,16 @@ impl Fixed {
   # Ethernet address of a peer → its mark
   map peers {{ type ether_addr : mark; }}
   set peer_addresses {{ type ipv4_addr; }}
+  # published ports of services, as a set
+  set open_ports {{ type inet_proto . inet_service; }}
+  # all addresses of containers and services
+  set pools {{ type ipv4_addr; flags interval; elements = {{ {cluster_pool}, {vip_pool}, {local_pool} }} }}
+  # blocks of networks without a way out, and of those that may reach link-local addresses
+  set closed {{ type ipv4_addr; flags interval; }}
+  set metadata {{ type ipv4_addr; flags interval; }}
+  # first address of a container in several networks → what else it reaches, and as whom
+  map several {{ type ipv4_addr : verdict; }}
+  map poses {{ type ipv4_addr : verdict; }}
   # containers that may be balanced to themselves
   set hairpin {{ type ipv4_addr . ipv4_addr; }}
   # a peer's address and a block of its own
@@ -53,12 +70,13 @@ impl Fixed {
 
   chain {local_chain} {{
     ip daddr {local_pool} accept
-    ip daddr {{ {cluster_pool}, {vip_pool} }} reject with icmpx admin-prohibited
+    ip daddr @pools reject with icmpx admin-prohibited
   }}
 
   chain guard {{
     type filter hook prerouting priority raw; policy accept;
-    # a container sends from its own address only
+    # a container sends from its own address only, and not by IPv6, which it has no address of
+    iifname "{veth_prefix}*" meta nfproto ipv6 drop
     iifname "{veth_prefix}*" fib saddr . iif oif missing drop
     # route_localnet is on for our links, so the kernel no longer refuses these itself
     iifname != "lo" ip daddr 127.0.0.0/8 drop
@@ -69,10 +87,10 @@ impl Fixed {
     type filter hook prerouting priority mangle; policy accept;
     # the reply of a container goes back through the node that balanced the request
     iifname "{veth_prefix}*" ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
-    iifname != "{veth_prefix}*" ip daddr {cluster_pool} ip saddr != {{ {cluster_pool}, {vip_pool} }} ct state new ct mark set ether saddr map @peers
+    iifname != "{veth_prefix}*" ip daddr @pools ip saddr != @pools ct state new ct mark set ether saddr map @peers
     # a packet of this node itself to an address that nobody has
-    iifname "lo" ip daddr {{ {cluster_pool}, {vip_pool}, {local_pool} }} meta l4proto tcp reject with tcp reset
-    iifname "lo" ip daddr {{ {cluster_pool}, {vip_pool}, {local_pool} }} reject
+    iifname "lo" ip daddr @pools meta l4proto tcp reject with tcp reset
+    iifname "lo" ip daddr @pools reject
   }}
 
   chain steer_own {{
@@ -117,28 +135,47 @@ impl Fixed {
     oifname "lo" goto nobody
     oifname "{tunnel}" tcp flags syn tcp option maxseg size set rt mtu
     ct state established,related accept
+    # what lies around the node is not for containers: metadata of a cloud, other nodes beyond what they publish
+    iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata reject with icmpx admin-prohibited
+    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports reject with icmpx admin-prohibited
     ct status dnat ct original ip daddr != {vip_pool} accept
+    ip saddr vmap @several
     ip saddr vmap @networks
-    ip saddr {{ {cluster_pool}, {local_pool} }} ip daddr {{ {cluster_pool}, {local_pool}, {vip_pool} }} reject with icmpx admin-prohibited
+    # an address whose network is not known yet
+    iifname "{veth_prefix}*" reject with icmpx admin-prohibited
+    ip saddr @pools ip daddr @pools reject with icmpx admin-prohibited
+    # containers are reached through published ports, here or at a peer
+    ip daddr @pools ct mark and {MARK_MASK:#x} == 0 reject with icmpx admin-prohibited
   }}
 
   chain protect {{
     type filter hook input priority filter; policy accept;
     ip daddr {{ {DNS}, {GATEWAY} }} iifname != "lo" iifname != "{veth_prefix}*" drop
     udp dport {tunnel_port} ip saddr != @peer_addresses drop
+    iifname "{veth_prefix}*" goto from_container
+  }}
+
+  chain from_container {{
+    ct state established,related accept
+    ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
+    ip saddr @closed reject with icmpx admin-prohibited
+    {guard}
   }}
 
   chain translate {{
     type nat hook postrouting priority srcnat; policy accept;
     # a container that was balanced to itself would answer itself directly
     ip saddr . ip daddr @hairpin snat ip to {GATEWAY}
+    ip saddr vmap @poses
     # a peer that was balanced to itself would take its own address for a forgery
     ip saddr . ip daddr @own_blocks masquerade
     oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
     oifname "{veth_prefix}*" accept
     oifname != "lo" ip saddr 127.0.0.0/8 masquerade
+    # a container that calls a published port may be in another network than who answers: at the other node this one asks
+    ip saddr @pools ct status dnat ct original ip daddr != {vip_pool} masquerade
     ip saddr {local_pool} masquerade
-    ip saddr {cluster_pool} ip daddr != {{ {cluster_pool}, {vip_pool} }} masquerade
+    ip saddr @pools ip daddr != @pools masquerade
   }}
 }}
 "#

@@ -28,6 +28,8 @@ pub(crate) enum Item {
     Block(ipnet::Ipv4Net),
     Peer(String),
     Ports(String),
+    /// What a container in several networks needs for that.
+    Several(String),
 }
 
 /// An element of a set or map.

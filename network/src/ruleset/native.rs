@@ -1,7 +1,7 @@
 //! The steps of a transaction as netlink messages, where every step has that form.
 //!
-//! What changes while services run has it: chains that balance or refuse, and elements without ranges. Blocks and
-//! networks, which come and go with leases and not with tasks, have not: `nft` cuts their ranges into the pieces
+//! What changes while services run has it: chains that balance or refuse, and elements without ranges. Blocks,
+//! networks and containers in several of them, which come and go with leases and not with tasks, have not: `nft` cuts their ranges into the pieces
 //! that the kernel's interval sets want, and what it has cut only it can take away again.
 
 use super::rule::{Field, Fields, Rule, Value};
@@ -42,6 +42,7 @@ fn element((key, value): &(Fields, Option<Value>)) -> Option<(Vec<u8>, Option<Da
     let data = match value {
         None => None,
         Some(Value::Goto(chain)) => Some(Data::Goto(chain.clone())),
+        Some(Value::Jump(_)) => return None,
         Some(Value::Fields(fields)) => Some(Data::Bytes(bytes(fields)?)),
         Some(Value::Mark(mark)) => Some(Data::Bytes(mark.to_ne_bytes().to_vec())),
     };
@@ -101,7 +102,7 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
             Some(all)
         }
         Rule::Refuse => Some(vec![Expression::Refuse]),
-        Rule::Reach { .. } | Rule::Fence { .. } => None,
+        Rule::Reach { .. } | Rule::Fence | Rule::Shut | Rule::Leave | Rule::Pose { .. } => None,
     }
 }
 

@@ -20,6 +20,7 @@ fn ruleset() -> Ruleset {
         veth_prefix: "rqcaaaaa".into(),
         tunnel: "rqxaaaaa".into(),
         tunnel_port: 7271,
+        guarded_ports: vec![4780],
         cluster_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         local_pool: "10.215.0.0/24".parse().unwrap(),
@@ -40,6 +41,7 @@ fn service(id: &str, endpoints: u32, ports: &[PublishedPort]) -> (Item, Option<P
     let view = ServiceView {
         id: id.into(),
         name: id.into(),
+        aliases: vec![],
         network: "default".into(),
         vip: Some(Ipv4Addr::new(10, 214, 0, id.len() as u8)),
         ports: ports.to_vec(),

@@ -2,12 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
-
 use super::base::MARK_SHIFT;
 use super::rule::{Field, Fields, Rule, Value};
 use super::{Element, Parts};
-use crate::model::{Block, HostPort, Protocol, PublishedPort, ServiceView};
+use crate::model::{Block, HostPort, Network, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
 use crate::random;
 
@@ -41,6 +39,7 @@ pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str
         let chain = format!("port_{}_{}", port.protocol, port.published);
         parts.chain(&chain, balance(&addresses, Some((port.protocol, port.target))));
         parts.elements.insert(published(port), Some(Value::Goto(chain)));
+        parts.element("open_ports", &[Field::Protocol(port.protocol), Field::Port(port.published)], None);
     }
     for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
         parts.element("hairpin", &[Field::Address(endpoint.address); 2], None);
@@ -92,23 +91,60 @@ pub(crate) fn peer(underlay: Ipv4Addr, mac: Option<Mac>, number: u16) -> Parts {
     parts
 }
 
-/// A network: its containers reach its blocks and nothing else of the cluster.
-pub(crate) fn network(name: &str, cluster_pool: Ipv4Net, vip_pool: Ipv4Net, local_pool: Ipv4Net) -> Parts {
+/// A network: its containers reach its blocks and nothing else of the cluster; of an internal one, nothing else at
+/// all.
+pub(crate) fn network(name: &str, known: Option<&Network>) -> Parts {
     let mut parts = Parts::default();
     let set = network_set(name);
-    let fence = Rule::Fence { ranges: vec![cluster_pool, vip_pool, local_pool] };
-    parts.chain(&network_chain(name), vec![Rule::Reach { set: set.clone() }, fence]);
+    let end = if known.is_some_and(|network| network.internal) { Rule::Shut } else { Rule::Fence };
+    parts.chain(&network_chain(name), vec![Rule::Reach { set: set.clone() }, end]);
     parts.sets.insert(set, "type ipv4_addr; flags interval;");
+    for subnet in known.into_iter().flat_map(|network| &network.subnets) {
+        parts.element("pools", &[Field::Range(subnet.trunc())], None);
+    }
+    parts
+}
+
+/// A container in several networks. Its own connections have its first address, which reaches what is in the others
+/// as well, and comes there as its address of that network. A way out of one of them is a way out.
+pub(crate) fn several(id: &str, networks: &[(&str, Ipv4Addr)], internal: impl Fn(&str) -> bool) -> Parts {
+    let mut parts = Parts::default();
+    let [(first, address), others @ ..] = networks else { return parts };
+    if others.is_empty() {
+        return parts;
+    }
+    let (reach, pose) = (format!("also_{}", identifier(id)), format!("as_{}", identifier(id)));
+    let mut reaches = Vec::new();
+    let mut poses = Vec::new();
+    for (network, own) in others {
+        let set = network_set(network);
+        reaches.push(Rule::Reach { set: set.clone() });
+        poses.push(Rule::Pose { set, address: *own });
+        parts.element("hairpin", &[Field::Address(*address), Field::Address(*own)], None);
+    }
+    if internal(first) && !others.iter().all(|(network, _)| internal(network)) {
+        reaches.push(Rule::Leave);
+    }
+    parts.chain(&reach, reaches);
+    parts.chain(&pose, poses);
+    parts.element("several", &[Field::Address(*address)], Some(Value::Jump(reach)));
+    parts.element("poses", &[Field::Address(*address)], Some(Value::Jump(pose)));
     parts
 }
 
 /// A block: part of its network, and known to be its node's.
-pub(crate) fn block(block: &Block, underlay: Option<Ipv4Addr>) -> Parts {
+pub(crate) fn block(block: &Block, underlay: Option<Ipv4Addr>, known: Option<&Network>) -> Parts {
     let mut parts = Parts::default();
     let range = block.block.trunc();
     let chain = network_chain(&block.network);
     parts.element(&network_set(&block.network), &[Field::Range(range)], None);
     parts.element("networks", &[Field::Range(range)], Some(Value::Goto(chain)));
+    if known.is_some_and(|network| network.internal) {
+        parts.element("closed", &[Field::Range(range)], None);
+    }
+    if known.is_some_and(|network| network.link_local) {
+        parts.element("metadata", &[Field::Range(range)], None);
+    }
     if let Some(underlay) = underlay {
         parts.element("own_blocks", &[Field::Address(underlay), Field::Range(range)], None);
     }

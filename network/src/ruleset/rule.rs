@@ -57,6 +57,8 @@ impl fmt::Display for Fields {
 pub(crate) enum Value {
     /// To a chain.
     Goto(String),
+    /// To a chain and back.
+    Jump(String),
     Fields(Fields),
     Mark(u32),
 }
@@ -65,6 +67,7 @@ impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Value::Goto(chain) => write!(f, "goto {chain}"),
+            Value::Jump(chain) => write!(f, "jump {chain}"),
             Value::Fields(fields) => fields.fmt(f),
             Value::Mark(mark) => write!(f, "{mark:#010x}"),
         }
@@ -83,8 +86,14 @@ pub(crate) enum Rule {
     Refuse,
     /// Traffic to an address of the set passes.
     Reach { set: String },
-    /// Traffic to these is refused.
-    Fence { ranges: Vec<Ipv4Net> },
+    /// Traffic to other addresses of the cluster is refused.
+    Fence,
+    /// All traffic is refused.
+    Shut,
+    /// Traffic to what is not the cluster's passes.
+    Leave,
+    /// Traffic to an address of the set gets this source address.
+    Pose { set: String, address: Ipv4Addr },
 }
 
 impl fmt::Display for Rule {
@@ -100,9 +109,10 @@ impl fmt::Display for Rule {
             Rule::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
             Rule::Refuse => f.write_str("reject"),
             Rule::Reach { set } => write!(f, "ip daddr @{set} accept"),
-            Rule::Fence { ranges } => {
-                write!(f, "ip daddr {{ {} }} reject with icmpx admin-prohibited", joined(ranges))
-            }
+            Rule::Fence => f.write_str("ip daddr @pools reject with icmpx admin-prohibited"),
+            Rule::Shut => f.write_str("reject with icmpx admin-prohibited"),
+            Rule::Leave => f.write_str("ip daddr != @pools accept"),
+            Rule::Pose { set, address } => write!(f, "ip daddr @{set} snat ip to {address}"),
         }
     }
 }

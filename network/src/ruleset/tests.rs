@@ -12,6 +12,7 @@ fn ruleset() -> Ruleset {
         veth_prefix: "rqcaaaaa".into(),
         tunnel: "rqxaaaaa".into(),
         tunnel_port: 7271,
+        guarded_ports: vec![4780],
         cluster_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         local_pool: "10.215.0.0/24".parse().unwrap(),
@@ -30,6 +31,7 @@ fn service(id: &str, endpoints: u32, ports: &[u16]) -> (Item, Option<Parts>) {
     let view = ServiceView {
         id: id.into(),
         name: id.into(),
+        aliases: vec![],
         network: "default".into(),
         vip: Some(Ipv4Addr::new(10, 214, 0, 1)),
         ports: ports.clone(),

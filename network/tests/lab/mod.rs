@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rorqual_network::{
-    Attach, Attachment, Block, Change, Endpoint, Error, Fabric, HostPort, NetworkOptions, Peer, Protocol,
-    PublishedPort, ServiceView,
+    Attach, Attachment, Block, Change, Endpoint, Error, Fabric, HostPort, Join, NetworkOptions, Peer,
+    Protocol, PublishedPort, ServiceView,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -222,6 +222,7 @@ impl Node {
             vip_pool: "10.214.0.0/16".parse().unwrap(),
             local_pool: "10.215.0.0/24".parse().unwrap(),
             dns_upstreams: Some(vec![]),
+            guarded_ports: vec![4780],
             own_names: vec!["registry.rorqual.internal".to_owned()],
             mtu: None,
         };
@@ -284,8 +285,7 @@ impl Node {
         let attach = Attach {
             id: name.clone(),
             name: name.clone(),
-            network: "default".into(),
-            address: Some(self.address(n)),
+            networks: vec![Join::new("default", Some(self.address(n)))],
             ports: vec![],
         };
         Container::new(self, name, attach)
@@ -294,7 +294,7 @@ impl Node {
     /// A container that only this node knows.
     pub fn local_container(&self, name: &str, ports: Vec<HostPort>) -> Container {
         let attach =
-            Attach { id: name.into(), name: name.into(), network: "local".into(), address: None, ports };
+            Attach { id: name.into(), name: name.into(), networks: vec![Join::new("local", None)], ports };
         Container::new(self, name.to_owned(), attach)
     }
 
@@ -349,15 +349,15 @@ pub struct Container {
 }
 
 impl Container {
-    fn new(node: &Node, name: String, attach: Attach) -> Container {
+    pub fn new(node: &Node, name: String, attach: Attach) -> Container {
         let attachment = node.attach(attach).unwrap();
         let ns = Ns::open(&attachment.netns);
         let server = Server::start(&ns, &name, 80);
         Container {
             id: name,
             ns,
+            address: attachment.address().unwrap(),
             netns: attachment.netns,
-            address: attachment.address,
             node: node.name.clone(),
             server,
         }
@@ -438,6 +438,7 @@ pub fn web(endpoints: &[&Container]) -> ServiceView {
     ServiceView {
         id: "web-1".into(),
         name: "web".into(),
+        aliases: vec!["shop".into()],
         network: "default".into(),
         vip: Some(VIP),
         ports: vec![PublishedPort { published: 8080, target: 80, protocol: Protocol::Tcp }],

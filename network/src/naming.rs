@@ -1,0 +1,40 @@
+//! Which names services and containers have.
+
+use std::net::Ipv4Addr;
+
+use crate::container::Record;
+use crate::dns::names::{Entry, Names, Owner};
+use crate::model::{Attach, ServiceView};
+
+/// The names of a service in its network: its own and its aliases mean its virtual address (all endpoints where it
+/// has none), `tasks.<name>` all endpoints, and each endpoint has one. Those come first: an address is called after
+/// them.
+pub(crate) fn of_service(service: &ServiceView) -> Vec<Entry> {
+    let entry =
+        |name: String, addresses: Vec<Ipv4Addr>| Entry { network: service.network.clone(), name, addresses };
+    let all: Vec<Ipv4Addr> = service.endpoints.iter().map(|e| e.address).collect();
+    let mut entries: Vec<Entry> =
+        service.endpoints.iter().map(|e| entry(e.name.clone(), vec![e.address])).collect();
+    let addresses = service.vip.map_or_else(|| all.clone(), |vip| vec![vip]);
+    for name in std::iter::once(&service.name).chain(&service.aliases) {
+        entries.push(entry(name.clone(), addresses.clone()));
+    }
+    entries.push(entry(format!("tasks.{}", service.name), all));
+    entries
+}
+
+/// Makes a container known to the resolver: its name and aliases, and in which networks it asks.
+pub(crate) fn announce(names: &Names, record: &Record) {
+    let Attach { id, name, networks, .. } = &record.attach;
+    let mut entries = Vec::new();
+    for (join, interface) in networks.iter().zip(&record.interfaces) {
+        for name in std::iter::once(name).chain(&join.aliases) {
+            let (network, name) = (join.network.clone(), name.clone());
+            entries.push(Entry { network, name, addresses: vec![interface.address] });
+        }
+    }
+    names.set(Owner::Container(id.clone()), entries);
+    let addresses: Vec<Ipv4Addr> = record.interfaces.iter().map(|i| i.address).collect();
+    let networks: Vec<String> = networks.iter().map(|join| join.network.clone()).collect();
+    names.set_client(&addresses, &networks);
+}

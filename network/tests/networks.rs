@@ -1,0 +1,310 @@
+//! Several networks: who reaches whom from a container that is in some of them, what has no way out, and what is
+//! around the node. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lab;
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use lab::{CLIENT, Container, Lab, Node, PATIENCE, Server};
+use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, ServiceView};
+
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const FRONT_VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 5);
+
+/// Networks `front` (the pool's), `back` (an own range), `shut` (internal) and `cloud` (may reach metadata): on node
+/// `n` each has one block.
+fn networks(lab: &Lab) -> Change {
+    let known = |id: &str, subnet: Option<&str>, internal, link_local| Network {
+        id: id.into(),
+        subnets: subnet.map(|net| net.parse().unwrap()).into_iter().collect(),
+        internal,
+        link_local,
+    };
+    let mut change = lab.base();
+    change.networks = vec![
+        known("front", None, false, false),
+        known("back", Some("192.168.50.0/24"), false, false),
+        known("shut", None, true, false),
+        known("cloud", None, false, true),
+    ];
+    for (at, node) in lab.nodes.iter().enumerate() {
+        for network in ["front", "back", "shut", "cloud"] {
+            let block = Ipv4Addr::from(u32::from(first(network)) + 8 * at as u32);
+            change.blocks.push(Block {
+                block: format!("{block}/29").parse().unwrap(),
+                network: network.into(),
+                node: node.name.clone(),
+            });
+        }
+    }
+    change
+}
+
+fn first(network: &str) -> Ipv4Addr {
+    match network {
+        "front" => Ipv4Addr::new(10, 213, 10, 0),
+        "back" => Ipv4Addr::new(192, 168, 50, 0),
+        "shut" => Ipv4Addr::new(10, 213, 20, 0),
+        _ => Ipv4Addr::new(10, 213, 30, 0),
+    }
+}
+
+/// A network and the `n`th address of a node's block in it.
+fn join(lab: &Lab, node: usize, network: &str, n: u32) -> Join {
+    assert!(node < lab.nodes.len());
+    Join::new(network, Some(Ipv4Addr::from(u32::from(first(network)) + 8 * node as u32 + n)))
+}
+
+fn container(lab: &Lab, node: usize, name: &str, n: u32, networks: &[&str]) -> Container {
+    let networks = networks.iter().map(|network| join(lab, node, network, n)).collect();
+    let attach = Attach { id: name.into(), name: name.into(), networks, ports: vec![] };
+    Container::new(&lab.nodes[node], name.to_owned(), attach)
+}
+
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.apply_all(&networks(&lab));
+    lab
+}
+
+/// Asks the node's resolver from inside: the first address.
+fn look_up(container: &Container, name: &str) -> Option<Ipv4Addr> {
+    let name = name.to_owned();
+    container.ns.run(move || ask(&name))
+}
+
+/// A question of type A, as RFC 1035 writes it, and the first address of the answer.
+fn ask(name: &str) -> Option<Ipv4Addr> {
+    let mut message = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(label.len() as u8);
+        message.extend_from_slice(label.as_bytes());
+    }
+    message.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send_to(&message, (rorqual_network::DNS, 53)).unwrap();
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).ok()?;
+    if answer[7] == 0 || length < 4 {
+        return None;
+    }
+    let tail: [u8; 4] = answer[length - 4..length].try_into().unwrap();
+    Some(tail.into())
+}
+
+fn reaches(from: &Container, to: Ipv4Addr) -> bool {
+    from.ns.connect((to, 80)).is_ok()
+}
+
+#[test]
+fn a_container_in_two_networks_is_in_each_as_its_address_of_it() {
+    let lab = lab();
+    let both = container(&lab, 0, "both", 1, &["front", "back"]);
+    let (in_front, in_back) = (both.address, join(&lab, 0, "back", 1).address.unwrap());
+    let front = container(&lab, 1, "front", 2, &["front"]);
+    let back = container(&lab, 2, "back", 2, &["back"]);
+    let near = container(&lab, 0, "near", 3, &["back"]);
+    assert!(!reaches(&front, back.address) && !reaches(&back, front.address));
+    // Out: as the address of the network that the other one is in.
+    assert_eq!(both.ns.connect((front.address, 80)).unwrap().client, in_front);
+    assert_eq!(both.ns.connect((back.address, 80)).unwrap().client, in_back);
+    assert_eq!(both.ns.connect((near.address, 80)).unwrap().client, in_back);
+    // In: at the address of the shared network alone.
+    assert_eq!(front.ns.connect((in_front, 80)).unwrap().server, "both");
+    assert_eq!(back.ns.connect((in_back, 80)).unwrap().server, "both");
+    assert!(!reaches(&front, in_back) && !reaches(&back, in_front));
+    // To itself, by either.
+    assert_eq!(both.ns.connect((in_back, 80)).unwrap().server, "both");
+    // Out of the cluster it goes like any other.
+    let outside = Server::start(&lab.client, "client", 80);
+    assert_eq!(both.ns.connect((CLIENT, 80)).unwrap().client, lab.nodes[0].underlay);
+    drop(outside);
+}
+
+#[test]
+fn virtual_addresses_and_names_are_those_of_the_shared_networks() {
+    let lab = lab();
+    let both = container(&lab, 0, "both", 1, &["front", "back"]);
+    let front = container(&lab, 1, "one", 2, &["front"]);
+    let back = container(&lab, 1, "two", 2, &["back"]);
+    let view = |network: &str, vip, address| ServiceView {
+        id: format!("db.{network}"),
+        name: "db".into(),
+        aliases: vec![format!("{network}-db")],
+        network: network.into(),
+        vip,
+        ports: vec![],
+        endpoints: vec![Endpoint {
+            id: format!("db.1.{network}"),
+            name: "db.1".into(),
+            address,
+            node: lab.nodes[1].name.clone(),
+        }],
+    };
+    let back_vip = Ipv4Addr::new(10, 214, 0, 6);
+    lab.apply_all(&Change {
+        services: vec![
+            view("front", Some(FRONT_VIP), front.address),
+            view("back", Some(back_vip), back.address),
+        ],
+        ..Change::default()
+    });
+    // Through the virtual address of its second network, too.
+    let talk = both.ns.connect((back_vip, 80)).unwrap();
+    assert_eq!(
+        (talk.server.as_str(), talk.client),
+        ("two", join(&lab, 0, "back", 1).address.unwrap().into())
+    );
+    assert_eq!(both.ns.connect((FRONT_VIP, 80)).unwrap().server, "one");
+    assert!(front.ns.connect((back_vip, 80)).is_err());
+    assert_eq!(look_up(&both, "db"), Some(FRONT_VIP), "the first network's");
+    assert_eq!(look_up(&both, "back-db"), Some(back_vip));
+    assert_eq!(look_up(&front, "db"), Some(FRONT_VIP));
+    assert_eq!(look_up(&front, "back-db"), None);
+    assert_eq!(look_up(&back, "tasks.db"), Some(back.address));
+}
+
+#[test]
+fn an_internal_network_has_no_way_out_and_a_second_network_is_one() {
+    let lab = lab();
+    let shut = container(&lab, 0, "shut", 1, &["shut"]);
+    let mate = container(&lab, 1, "mate", 1, &["shut"]);
+    let freed = container(&lab, 0, "freed", 2, &["shut", "front"]);
+    let front = container(&lab, 1, "front", 2, &["front"]);
+    let _outside = Server::start(&lab.client, "client", 80);
+    let _host = Server::start(&lab.nodes[0].ns, "host", 81);
+    assert!(reaches(&shut, mate.address) && reaches(&mate, shut.address));
+    for (to, port) in [(CLIENT, 80), (lab.nodes[0].underlay, 81), (rorqual_network::DNS, 81)] {
+        assert!(shut.ns.connect((to, port)).is_err(), "{to}:{port}");
+    }
+    assert!(!reaches(&shut, front.address));
+    assert_eq!(look_up(&shut, "mate"), None, "plain containers of other nodes have no name here");
+    assert_eq!(look_up(&shut, "freed"), Some(freed.address));
+    assert!(reaches(&freed, CLIENT) && reaches(&freed, front.address) && reaches(&freed, mate.address));
+    // The node itself may look into it.
+    assert_eq!(lab.nodes[0].ns.connect((shut.address, 80)).unwrap().server, "shut");
+}
+
+#[test]
+fn what_lies_around_the_node_is_not_for_containers() {
+    let lab = lab();
+    lab.switch.ip(&format!("addr add {METADATA}/32 dev br0"));
+    lab.switch.ip("addr add 10.99.0.253/24 dev br0");
+    let cloud_server = Server::start(&lab.switch, "metadata", 80);
+    for node in &lab.nodes {
+        node.ns.ip(&format!("route add {METADATA}/32 dev eth0"));
+    }
+    let front = container(&lab, 0, "front", 1, &["front"]);
+    let cloud = container(&lab, 0, "cloud", 1, &["cloud"]);
+    assert!(reaches(&cloud, METADATA) && !reaches(&front, METADATA));
+    drop(cloud_server);
+    // The node's own services are open to its containers, but for those of the cluster.
+    let _own = Server::start(&lab.nodes[0].ns, "own", 81);
+    let _control = Server::start(&lab.nodes[0].ns, "control", 4780);
+    let _other = Server::start(&lab.nodes[1].ns, "other", 81);
+    let _other_control = Server::start(&lab.nodes[1].ns, "other-control", 4780);
+    assert!(front.ns.connect(lab.nodes[0].at(81)).is_ok());
+    assert!(front.ns.connect(lab.nodes[0].at(4780)).is_err());
+    assert!(front.ns.connect((rorqual_network::DNS, 4780)).is_err());
+    assert!(front.ns.connect(lab.nodes[1].at(81)).is_err());
+    assert!(front.ns.connect(lab.nodes[1].at(4780)).is_err());
+    // What another node publishes is reached there as well.
+    let web = lab.nodes[1].container(1);
+    lab.serve(&[&web]);
+    assert_eq!(front.ns.connect(lab.nodes[1].at(8080)).unwrap().server, web.id);
+    assert_eq!(front.ns.connect(lab.nodes[0].at(8080)).unwrap().server, web.id);
+}
+
+#[test]
+fn a_machine_beside_the_nodes_reaches_containers_through_published_ports_alone() {
+    let lab = lab();
+    let a = lab.nodes[0].container(1);
+    lab.client.ip(&format!("route add 10.213.0.0/16 via {}", lab.nodes[0].underlay));
+    lab.client.ip(&format!("route add 192.168.50.0/24 via {}", lab.nodes[0].underlay));
+    let back = container(&lab, 0, "back", 1, &["back"]);
+    for address in [a.address, back.address] {
+        assert!(lab.client.connect((address, 80)).is_err(), "{address}");
+    }
+    lab.serve(&[&a]);
+    for node in &lab.nodes {
+        assert_eq!(lab.client.connect(node.at(8080)).unwrap().client, CLIENT);
+    }
+}
+
+#[test]
+fn a_running_container_joins_and_leaves_networks() {
+    let mut lab = lab();
+    let front = container(&lab, 1, "front", 2, &["front"]);
+    let back = container(&lab, 1, "back", 2, &["back"]);
+    let one = container(&lab, 0, "one", 1, &["front"]);
+    let attach =
+        |networks: Vec<Join>| Attach { id: "one".into(), name: "one".into(), networks, ports: vec![] };
+    let (in_front, in_back) = (join(&lab, 0, "front", 1), join(&lab, 0, "back", 1));
+    assert!(!reaches(&one, back.address));
+    let joined = lab.nodes[0].attach(attach(vec![in_front.clone(), in_back.clone()])).unwrap();
+    let names: Vec<&str> = joined.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+    assert_eq!(names, ["eth0", "eth1"]);
+    assert!(reaches(&one, back.address) && reaches(&one, front.address));
+    let mut talk = one.ns.connect((back.address, 80)).unwrap();
+    // A daemon that starts again takes it over as it is.
+    lab.nodes[0].stop();
+    lab.nodes[0].start().unwrap();
+    lab.nodes[0].apply(Change { full: true, ..networks(&lab) }).unwrap();
+    talk.echo().unwrap();
+    assert!(reaches(&one, back.address) && reaches(&one, front.address));
+    // The first one goes: what is left has the way out.
+    lab.nodes[0].attach(attach(vec![in_back.clone()])).unwrap();
+    assert!(!reaches(&one, front.address) && !reaches(&front, one.address));
+    assert!(reaches(&one, back.address) && reaches(&back, in_back.address.unwrap()));
+    let _outside = Server::start(&lab.client, "client", 80);
+    assert!(reaches(&one, CLIENT));
+    // Back again, and none at all.
+    let again = lab.nodes[0].attach(attach(vec![in_back, in_front])).unwrap();
+    assert_eq!(again.interfaces[1].name, "eth0");
+    assert!(reaches(&one, front.address) && reaches(&one, back.address));
+    assert_eq!(lab.nodes[0].attach(attach(vec![])).unwrap().address(), None);
+    assert!(!reaches(&one, CLIENT));
+    assert_eq!(one.ns.ip("-o link").lines().count(), 1, "lo is left");
+    lab.nodes[0].detach("one");
+    let table = lab.nodes[0].ns.command("nft", "list table inet rorqual_n1");
+    assert!(!table.contains("also_") && !table.contains("as_one"), "{table}");
+}
+
+#[test]
+fn an_address_of_another_network_or_version_cannot_be_forged() {
+    let lab = lab();
+    let both = container(&lab, 0, "both", 1, &["front", "back"]);
+    let sink = lab.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9001)).unwrap());
+    sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let in_back = join(&lab, 0, "back", 1).address.unwrap();
+    let send = |source: Ipv4Addr| {
+        both.ns.run(move || UdpSocket::bind((source, 0)).unwrap().send_to(b"x", (CLIENT, 9001)).unwrap());
+    };
+    send(in_back);
+    sink.recv(&mut [0; 8]).unwrap();
+    // Its own address of one network at the interface of the other.
+    both.ns.ip("rule del priority 101");
+    send(in_back);
+    assert!(sink.recv(&mut [0; 8]).is_err());
+    let rules = lab.nodes[0].ns.command("nft", "list chain inet rorqual_n1 guard");
+    assert!(rules.contains("meta nfproto ipv6 drop"), "{rules}");
+}
+
+#[test]
+fn networks_that_are_gone_leave_nothing() {
+    let lab = lab();
+    let node: &Node = &lab.nodes[0];
+    assert!(node.ns.ip("route").contains("192.168.50.0/24 dev lo"));
+    let gone: Vec<String> = networks(&lab).networks.into_iter().map(|network| network.id).collect();
+    let blocks = networks(&lab).blocks.into_iter().filter(|block| gone.contains(&block.network));
+    let removed_blocks = blocks.map(|block| block.block).collect();
+    node.apply(Change { removed_networks: gone, removed_blocks, ..Change::default() }).unwrap();
+    let table = node.ns.command("nft", "list table inet rorqual_n1");
+    for word in ["192.168.50", "from_front", "net_back", "10.213.30"] {
+        assert!(!table.contains(word), "{word} in {table}");
+    }
+    assert!(!node.ns.ip("route").contains("192.168.50"), "{}", node.ns.ip("route"));
+}
