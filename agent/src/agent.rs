@@ -387,6 +387,8 @@ fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnN
     let parsed = |text: Option<&String>, default: &str| {
         text.and_then(|text| text.parse().ok()).unwrap_or_else(|| pool(default))
     };
+    let port = membership.and_then(|member| u16::try_from(member.port).ok()).filter(|port| *port > 0);
+    let port = port.or_else(|| options.advertise.map(|address| address.port()));
     let underlay = membership.and_then(|member| member.underlay.parse().ok());
     let network = NetworkOptions {
         node: fabric.clone(),
@@ -396,6 +398,7 @@ fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnN
         vip_pool: parsed(membership.map(|member| &member.vip_pool), DEFAULT_VIP_POOL),
         local_pool: options.local_pool,
         dns_upstreams: None,
+        guarded_ports: port.into_iter().collect(),
         own_names: vec![rorqual_proto::tls::REGISTRY_NAME.to_owned()],
         mtu: None,
     };

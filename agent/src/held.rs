@@ -92,6 +92,7 @@ mod tests {
         ServiceView {
             id: "s".into(),
             name: "web".into(),
+            aliases: Vec::new(),
             network: "net".into(),
             vip: None,
             ports: ports.iter().map(port).collect(),

@@ -23,5 +23,6 @@ pub(crate) fn description(facts: &HostFacts, options: &AgentOptions) -> NodeDesc
         .to_owned(),
         labels: options.labels.clone(),
         held_ports: Vec::new(),
+        routes: Vec::new(),
     }
 }

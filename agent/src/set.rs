@@ -3,10 +3,12 @@
 //! Pure: [`AssignmentSet::take`] says what a message changes, and what of it has to be written to disk before
 //! it is acknowledged. A message is refused where it is older than the set, or builds on another one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
-use rorqual_proto::wire::{Assignments, Controller, NetworkBlock, NodePeer, ServiceEndpoints, Task};
+use rorqual_proto::wire::{
+    Assignments, Controller, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints, Task,
+};
 
 use crate::store::SetWrite;
 
@@ -27,7 +29,9 @@ struct Controllers {
 pub(crate) struct AssignmentSet {
     pub(crate) number: u64,
     pub(crate) tasks: BTreeMap<String, Task>,
+    /// By [`view_key`].
     pub(crate) services: BTreeMap<String, ServiceEndpoints>,
+    pub(crate) networks: BTreeMap<String, NodeNetwork>,
     pub(crate) blocks: BTreeMap<String, NetworkBlock>,
     pub(crate) peers: BTreeMap<String, NodePeer>,
     pub(crate) controllers: Vec<Controller>,
@@ -53,7 +57,10 @@ pub(crate) struct SetChange {
     pub(crate) tasks: Vec<Task>,
     pub(crate) removed_tasks: Vec<String>,
     pub(crate) services: Vec<ServiceEndpoints>,
+    /// By [`view_key`].
     pub(crate) removed_services: Vec<String>,
+    pub(crate) networks: Vec<NodeNetwork>,
+    pub(crate) removed_networks: Vec<String>,
     pub(crate) blocks: Vec<NetworkBlock>,
     pub(crate) removed_blocks: Vec<String>,
     pub(crate) peers: Vec<NodePeer>,
@@ -78,6 +85,9 @@ impl AssignmentSet {
             Some(("task", id)) => drop(self.tasks.insert(id.to_owned(), Task::decode(value).ok()?)),
             Some(("service", id)) => {
                 self.services.insert(id.to_owned(), ServiceEndpoints::decode(value).ok()?);
+            }
+            Some(("network", id)) => {
+                self.networks.insert(id.to_owned(), NodeNetwork::decode(value).ok()?);
             }
             Some(("block", net)) => {
                 self.blocks.insert(net.to_owned(), NetworkBlock::decode(value).ok()?);
@@ -110,10 +120,14 @@ impl AssignmentSet {
         let tasks = given.tasks.into_iter().map(|task| (task.id.clone(), task));
         let part = Part { prefix: "task", full, writes };
         (change.tasks, change.removed_tasks) = part.merge(&mut self.tasks, tasks, given.removed_tasks);
-        let services = given.services.into_iter().map(|service| (service.service_id.clone(), service));
+        let removed = views_gone(&self.services, &given.services, &given.removed_services);
+        let services = given.services.into_iter().map(|service| (view_key(&service), service));
         let part = Part { prefix: "service", full, writes };
-        (change.services, change.removed_services) =
-            part.merge(&mut self.services, services, given.removed_services);
+        (change.services, change.removed_services) = part.merge(&mut self.services, services, removed);
+        let networks = given.networks.into_iter().map(|network| (network.network_id.clone(), network));
+        let part = Part { prefix: "network", full, writes };
+        (change.networks, change.removed_networks) =
+            part.merge(&mut self.networks, networks, given.removed_networks);
         let blocks = given.blocks.into_iter().map(|block| (block.block.clone(), block));
         let part = Part { prefix: "block", full, writes };
         (change.blocks, change.removed_blocks) = part.merge(&mut self.blocks, blocks, given.removed_blocks);
@@ -144,11 +158,34 @@ impl AssignmentSet {
             full: true,
             tasks: self.tasks.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
+            networks: self.networks.values().cloned().collect(),
             blocks: self.blocks.values().cloned().collect(),
             peers: self.peers.values().cloned().collect(),
             ..SetChange::default()
         }
     }
+}
+
+/// A service stands in the set once for each of its networks.
+pub(crate) fn view_key(view: &ServiceEndpoints) -> String {
+    format!("{}/{}", view.service_id, view.network_id)
+}
+
+/// The views of services that a message removes, and of those that it names with others.
+fn views_gone(
+    own: &BTreeMap<String, ServiceEndpoints>,
+    given: &[ServiceEndpoints],
+    removed: &[String],
+) -> Vec<String> {
+    let named: BTreeSet<&str> =
+        given.iter().map(|view| view.service_id.as_str()).chain(removed.iter().map(String::as_str)).collect();
+    let stays: BTreeSet<String> = given.iter().map(view_key).collect();
+    // The views of one service stand side by side: this costs what is named, not what there is.
+    let all = named.into_iter().flat_map(|id| {
+        let first = format!("{id}/");
+        own.range(first.clone()..).map(|(key, _)| key).take_while(move |key| key.starts_with(&first))
+    });
+    all.filter(|key| !stays.contains(*key)).cloned().collect()
 }
 
 /// One kind of object of a message.
@@ -225,6 +262,32 @@ mod tests {
         let change = set.take(full(2, vec![task(2, 2)])).unwrap();
         assert_eq!(change.removed_tasks, ["t1"]);
         assert_eq!(change.tasks, [task(2, 2)]);
+    }
+
+    #[test]
+    fn a_service_that_is_named_is_replaced_in_all_its_networks() {
+        let view = |service: &str, network: &str| ServiceEndpoints {
+            service_id: service.into(),
+            network_id: network.into(),
+            ..ServiceEndpoints::default()
+        };
+        let mut set = AssignmentSet::default();
+        let services = vec![view("s1", "a"), view("s1", "b"), view("s11", "a")];
+        set.take(Assignments { set: 1, full: true, services, ..Assignments::default() }).unwrap();
+        assert_eq!(set.services.len(), 3);
+        let change = |set: u64, services: Vec<ServiceEndpoints>, removed: &[&str]| Assignments {
+            set,
+            base: set - 1,
+            services,
+            removed_services: removed.iter().map(|id| (*id).to_owned()).collect(),
+            ..Assignments::default()
+        };
+        let taken = set.take(change(2, vec![view("s1", "b"), view("s1", "c")], &[])).unwrap();
+        assert_eq!(taken.removed_services, ["s1/a"]);
+        assert_eq!(taken.services, [view("s1", "c")], "the other one is as it was");
+        let taken = set.take(change(3, vec![], &["s1"])).unwrap();
+        assert_eq!(taken.removed_services, ["s1/b", "s1/c"]);
+        assert_eq!(set.services.keys().collect::<Vec<_>>(), ["s11/a"]);
     }
 
     #[derive(Debug, Clone)]

@@ -120,6 +120,9 @@ pub(crate) struct MembershipRecord {
     pub(crate) container_pool: String,
     #[prost(string, tag = "5")]
     pub(crate) vip_pool: String,
+    /// The port on which it talks to the other nodes.
+    #[prost(uint32, tag = "6")]
+    pub(crate) port: u32,
 }
 
 impl MembershipRecord {
@@ -130,6 +133,7 @@ impl MembershipRecord {
             underlay: membership.address.ip().to_string(),
             container_pool: membership.container_pool.to_string(),
             vip_pool: membership.vip_pool.to_string(),
+            port: membership.address.port().into(),
         }
     }
 

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rorqual_network::Attach;
-use rorqual_proto::model::{DesiredState, Task, TaskState, TaskStatus};
+use rorqual_network::{Attach, Join};
+use rorqual_proto::model::{DesiredState, Task, TaskAddress, TaskState, TaskStatus};
 use rorqual_proto::wire;
 use rorqual_runtime::ContainerState;
 use tokio::sync::watch;
@@ -228,10 +228,6 @@ impl Tasks {
                     .refuse(id, format!("the task can't be read: {error}; are all nodes of one version?"));
             }
         };
-        if task.addresses.len() != 1 {
-            let count = task.addresses.len();
-            return self.refuse(id, format!("it joins {count} networks; a task of this version joins one"));
-        }
         let known =
             record.and_then(|record| record.status).and_then(|status| TaskStatus::try_from(status).ok());
         if known.is_none() && task.status.state.is_terminal() {
@@ -345,7 +341,7 @@ fn goal(desired: DesiredState) -> Goal {
 }
 
 fn workload(task: &Task) -> Workload {
-    let address = task.addresses.first();
+    let join = |given: &TaskAddress| Join::new(given.network_id.as_str(), Some(given.address));
     Workload {
         id: task.id.to_string(),
         service: Some(task.service_id.to_string()),
@@ -355,8 +351,7 @@ fn workload(task: &Task) -> Workload {
         attach: Attach {
             id: task.id.to_string(),
             name: task.name(),
-            network: address.map(|given| given.network_id.to_string()).unwrap_or_default(),
-            address: address.map(|given| given.address),
+            networks: task.addresses.iter().map(join).collect(),
             ports: Vec::new(),
         },
         drain_ms: DRAIN_MS,

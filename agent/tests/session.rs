@@ -57,6 +57,7 @@ fn change(base: u64, set: u64, task: &Task) -> wire::Assignments {
 
 fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
     wire::ServiceEndpoints {
+        aliases: Vec::new(),
         service_id: ServiceId::from_bits(1).to_string(),
         name: "web".into(),
         network_id: NetworkId::from_bits(1).to_string(),
@@ -214,7 +215,8 @@ fn what_can_not_run_is_rejected_with_its_reason() {
         assert!(status.message.contains(&name), "{}", status.message);
         assert!(status.message.contains("rctl image load"), "{}", status.message);
         assert!(is_up(&told[fine.id.as_str()]));
-        assert!(told[crowded.id.as_str()].message.contains("2 networks"));
+        let message = &told[crowded.id.as_str()].message;
+        assert!(message.contains("named twice"), "{message}");
 
         // Whoever leads next is told again.
         leader.assign(full(19, &[])).await;

@@ -53,6 +53,12 @@ pub(crate) fn prepare(netlink: &mut Netlink, underlay: Ipv4Addr) -> Result<Under
     Ok(Underlay { address: Some(underlay), mtu: link.mtu })
 }
 
+/// The ranges that this machine reaches by routes of its own: no network of containers may have them. Asked in the
+/// network namespace of the calling thread.
+pub fn foreign_routes() -> Result<Vec<ipnet::Ipv4Net>, Error> {
+    route::list_foreign(&mut Netlink::route()?)
+}
+
 /// Takes the link-local addresses away. Kernel settings stay: others may rely on them by now.
 pub(crate) fn release(netlink: &mut Netlink) -> Result<(), Error> {
     netlink.run(vec![route::delete_address(LOOPBACK, GATEWAY), route::delete_address(LOOPBACK, DNS)])

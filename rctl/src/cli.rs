@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    build, cluster, completion, container, image, node, own_registry, registry, service, system, version,
+    build, cluster, completion, container, image, network, node, own_registry, registry, service, system,
+    version,
 };
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
@@ -35,6 +36,9 @@ enum Command {
     /// See and change the nodes of the cluster
     #[command(subcommand)]
     Node(node::Command),
+    /// Make networks for services and containers
+    #[command(subcommand)]
+    Network(network::Command),
     /// Run services on the cluster
     #[command(subcommand)]
     Service(service::Command),
@@ -119,6 +123,7 @@ impl Cli {
             Command::Attach(args) => return container::attach(args, &connect().await?).await,
             Command::Cluster(command) => cluster::run(command, connect).await?,
             Command::Node(command) => node::run(command, &connect().await?).await?,
+            Command::Network(command) => network::run(command, connect).await?,
             Command::Service(command) => service::run(command, connect).await?,
             Command::Image(command) => image::run(command, &connect().await?).await?,
             Command::Container(command) => container::run_command(command, &connect().await?).await?,
@@ -189,6 +194,13 @@ mod tests {
             "rctl service update --with-registry-auth web",
             "rctl service create --with-registry-auth=false --name web nginx",
             "rctl image ls --node n1 --node web* --filter node=n2",
+            "rctl network create --subnet 10.20.0.0/24 --internal back",
+            "rctl network ls -q --no-trunc -f name=a",
+            "rctl network inspect --format json back",
+            "rctl network rm -f back",
+            "rctl network prune --force --filter until=1h",
+            "rctl service create --name web --network front --network name=back,alias=db nginx",
+            "rctl service update --network-add back --network-rm front web",
             "rctl image load -i nginx.tar",
             "rctl build .",
             "rctl build -t app:1 -f x/Dockerfile --build-arg A=1 --target t --no-cache --pull --label a=b .",

@@ -118,7 +118,9 @@ impl Container<'_> {
                 let attach = self.agent.network().attach(local_attach(self.id, self.id, &[]));
                 let attachment =
                     self.runtime.block_on(attach).map_err(|error| failed("the network of RUN", &error))?;
-                hosts.push_str(&format!("{}\t{HOSTNAME}\n", attachment.address));
+                if let Some(address) = attachment.address() {
+                    hosts.push_str(&format!("{address}\t{HOSTNAME}\n"));
+                }
                 resolver = format!("nameserver {}\noptions ndots:0\n", attachment.dns);
                 netns = Some(attachment.netns);
             }

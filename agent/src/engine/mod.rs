@@ -48,7 +48,7 @@ impl EngineApi {
 
     async fn addresses(&self) -> BTreeMap<String, Ipv4Addr> {
         let attached = self.agent.network().attached().await;
-        attached.into_iter().map(|attachment| (attachment.id, attachment.address)).collect()
+        attached.iter().filter_map(|one| Some((one.id.clone(), one.address()?))).collect()
     }
 
     /// Plain containers and those of tasks, the newest first; without `all` those that run.

@@ -24,7 +24,8 @@ pub(crate) struct Folder {
 #[derive(Debug, Clone)]
 pub(crate) struct Identity<'a> {
     pub(crate) hostname: &'a str,
-    pub(crate) address: Ipv4Addr,
+    /// One for each network.
+    pub(crate) addresses: &'a [Ipv4Addr],
     pub(crate) dns: Ipv4Addr,
 }
 
@@ -78,10 +79,11 @@ impl Folder {
 
     /// Writes `hosts`, `hostname` and `resolv.conf`.
     pub(crate) fn write_identity(&self, identity: &Identity<'_>) -> Result<(), AgentError> {
-        let Identity { hostname, address, dns } = identity;
-        let hosts = format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n"
-        );
+        let Identity { hostname, addresses, dns } = identity;
+        let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        for address in *addresses {
+            hosts.push_str(&format!("{address}\t{hostname}\n"));
+        }
         let files = [
             ("hosts", hosts),
             ("hostname", format!("{hostname}\n")),
@@ -136,12 +138,12 @@ mod tests {
         assert!(folder.upper().join("kept").exists());
         let identity = Identity {
             hostname: "web-3",
-            address: Ipv4Addr::new(10, 213, 0, 5),
+            addresses: &[Ipv4Addr::new(10, 213, 0, 5), Ipv4Addr::new(10, 20, 0, 5)],
             dns: Ipv4Addr::new(169, 254, 53, 53),
         };
         folder.write_identity(&identity).unwrap();
         let hosts = fs::read_to_string(folder.file("hosts")).unwrap();
-        assert!(hosts.contains("10.213.0.5\tweb-3"));
+        assert!(hosts.contains("10.213.0.5\tweb-3\n10.20.0.5\tweb-3\n"));
         let resolv = fs::read_to_string(folder.file("resolv.conf")).unwrap();
         assert!(resolv.starts_with("nameserver 169.254.53.53\n"));
         folder.remove_changes().unwrap();

@@ -10,6 +10,7 @@ mod process;
 mod signals;
 
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,10 +147,11 @@ impl Executor {
             tokio::try_join!(self.image(workload), self.attach(workload.attach.clone()), make,)?;
         let process = process::merge(&workload.spec, image.config.config().as_ref()).map_err(refused)?;
         let hostname = hostname(workload).to_owned();
-        let (address, dns) = (attachment.address, attachment.dns);
+        let addresses: Vec<Ipv4Addr> = attachment.interfaces.iter().map(|i| i.address).collect();
+        let dns = attachment.dns;
         let top = image.layers.first().cloned();
         blocking(move || {
-            let identity = Identity { hostname: &hostname, address, dns };
+            let identity = Identity { hostname: &hostname, addresses: &addresses, dns };
             folder.write_identity(&identity).map_err(|error| engine(&error, false))?;
             top.map_or(Ok(()), |top| folder.adopt_root(&top)).map_err(|error| engine(&error, false))
         })

@@ -145,7 +145,11 @@ impl Parts {
     /// The machine, and what is held of it just now.
     fn description(&self) -> wire::NodeDescription {
         let held_ports = self.network.held_ports().borrow().clone();
-        (&NodeDescription { held_ports, ..self.description.clone() }).into()
+        let routes = rorqual_network::foreign_routes().unwrap_or_else(|error| {
+            tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's routes");
+            Vec::new()
+        });
+        (&NodeDescription { held_ports, routes, ..self.description.clone() }).into()
     }
 
     fn say(&self, state: &str, leader: &str) {

@@ -139,6 +139,24 @@ pub(crate) fn list_routes(netlink: &mut Netlink) -> Result<Vec<Route>, Error> {
     Ok(routes)
 }
 
+/// Where the main table leads by routes that are not ours; the default route is none of them.
+pub(crate) fn list_foreign(netlink: &mut Netlink) -> Result<Vec<Ipv4Net>, Error> {
+    const UNICAST: u8 = 1;
+    let request =
+        Request::new(RTM_GETROUTE, 0, "list routes").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let parse = |payload: &[u8]| {
+        let table = attribute(payload, 12, 15).and_then(|v| u32_at(v, 0)).unwrap_or(MAIN_TABLE);
+        let foreign = payload.get(5) != Some(&ROUTE_PROTOCOL) && payload.get(7) == Some(&UNICAST);
+        let to = Ipv4Net::new(attribute(payload, 12, 1).and_then(ipv4)?, *payload.get(1)?).ok()?;
+        (foreign && table == MAIN_TABLE && to.prefix_len() > 0).then_some(to)
+    };
+    let mut routes: Vec<Ipv4Net> =
+        netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect();
+    routes.sort_unstable();
+    routes.dedup();
+    Ok(routes)
+}
+
 /// How a packet to `address` would leave: interface, and the router if it is not on the segment.
 pub(crate) fn lookup(
     netlink: &mut Netlink,

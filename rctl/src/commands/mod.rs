@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod container;
 pub(crate) mod image;
+pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod own_registry;
 pub(crate) mod registry;

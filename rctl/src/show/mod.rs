@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod container;
 pub(crate) mod image;
 pub(crate) mod image_inspect;
+pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod ports;
 pub(crate) mod registry;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rorqual_proto::wire::{
-    ContainerSpec, DesiredState, Mount, Placement, PortSpec, Resources, RestartPolicy, Service, ServiceSpec,
-    ServiceView, mount::Kind, restart_policy::Condition, service_spec::Mode,
+    ContainerSpec, DesiredState, Mount, NetworkJoin, Placement, PortSpec, Resources, RestartPolicy, Service,
+    ServiceSpec, ServiceView, mount::Kind, restart_policy::Condition, service_spec::Mode,
 };
 use serde::Serialize;
 
@@ -60,6 +60,8 @@ struct TaskTemplate {
 #[serde(rename_all = "PascalCase")]
 struct Target {
     target: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    aliases: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -251,12 +253,16 @@ fn spec(spec: ServiceSpec) -> Spec {
             container_spec: self::container(container),
             restart_policy: restart(spec.restart.unwrap_or_default()),
             placement: placement(spec.placement.unwrap_or_default()),
-            networks: spec.networks.into_iter().map(|target| Target { target }).collect(),
+            networks: spec.networks.iter().map(target).collect(),
             force_update: spec.force_update,
         },
         mode: ModeOf { replicated: ReplicatedOf { replicas } },
         endpoint_spec: Ports { ports: spec.ports.iter().map(port).collect() },
     }
+}
+
+fn target(join: &NetworkJoin) -> Target {
+    Target { target: join.network.clone(), aliases: join.aliases.clone() }
 }
 
 fn replicas(view: &ServiceView) -> u32 {

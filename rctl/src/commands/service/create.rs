@@ -2,7 +2,8 @@
 
 use clap::Args;
 use rorqual_proto::wire::{
-    CreateServiceRequest, Placement, PortSpec, Replicated, Service, ServiceSpec, service_spec::Mode,
+    CreateServiceRequest, NetworkJoin, Placement, PortSpec, Replicated, Service, ServiceSpec,
+    service_spec::Mode,
 };
 
 use super::auth::AuthArgs;
@@ -30,6 +31,9 @@ pub(crate) struct CreateArgs {
     /// Publish a port on every node: [PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
+    /// Join a network: NETWORK, or name=NETWORK,alias=NAME; may be repeated
+    #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
+    network: Vec<NetworkJoin>,
     /// Label of the service
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse::pair)]
     label: Vec<(String, String)>,
@@ -77,6 +81,7 @@ impl CreateArgs {
             container: Some(container),
             mode: Some(Mode::Replicated(Replicated { replicas: self.replicas })),
             ports: self.publish.concat(),
+            networks: self.network,
             restart,
             placement: Some(Placement {
                 constraints: self.constraint,
@@ -138,7 +143,7 @@ mod tests {
     fn every_flag_has_its_field() {
         let spec = spec(
             "--name web --replicas 3 --replicas-max-per-node 2 -p 8080:80 --publish target=53,protocol=udp \
-             --label a=b --container-label c=d --constraint node.role==worker --entrypoint 'sh -c' \
+             --network front --network name=back,alias=db --label a=b --container-label c=d --constraint node.role==worker --entrypoint 'sh -c' \
              --limit-cpu 0.5 --limit-memory 64m --limit-pids 100 --reserve-cpu 0.25 --reserve-memory 32m \
              --restart-condition on-failure --restart-delay 2s --restart-max-attempts 3 --restart-window 1m \
              -e A=1 --env B=2 -u 1000:1000 -w /srv --hostname h --read-only --cap-add NET_ADMIN --cap-drop ALL \
@@ -149,6 +154,8 @@ mod tests {
         assert_eq!(spec.mode, Some(Mode::Replicated(Replicated { replicas: 3 })));
         assert_eq!(spec.labels, [("a".to_owned(), "b".to_owned())].into());
         assert_eq!(spec.ports.len(), 2);
+        let joins: Vec<_> = spec.networks.iter().map(|j| (j.network.as_str(), j.aliases.len())).collect();
+        assert_eq!(joins, [("front", 0), ("back", 1)]);
         let placement = spec.placement.clone().unwrap();
         assert_eq!(
             (placement.constraints, placement.max_replicas_per_node),

@@ -2,8 +2,9 @@
 //! changed it meanwhile.
 
 use clap::{ArgAction, ArgGroup, Args};
+use rorqual_proto::model::network::DEFAULT_NETWORK;
 use rorqual_proto::wire::{
-    ContainerSpec, Mount, PortSpec, Replicated, Service, ServiceSpec, UpdateServiceRequest,
+    ContainerSpec, Mount, NetworkJoin, PortSpec, Replicated, Service, ServiceSpec, UpdateServiceRequest,
     service_spec::Mode,
 };
 use tonic::Code;
@@ -24,7 +25,7 @@ use crate::wait::{self, Goal, WaitArgs};
 const ATTEMPTS: u32 = 5;
 
 /// What changes a spec.
-const CHANGES: [&str; 38] = [
+const CHANGES: [&str; 40] = [
     "image",
     "args",
     "entrypoint",
@@ -39,6 +40,8 @@ const CHANGES: [&str; 38] = [
     "container_label_rm",
     "publish_add",
     "publish_rm",
+    "network_add",
+    "network_rm",
     "mount_add",
     "mount_rm",
     "constraint_add",
@@ -110,6 +113,12 @@ pub(crate) struct UpdateArgs {
     /// Don't publish a target port any more: TARGET[/PROTOCOL]
     #[arg(long, value_name = "TARGET", value_parser = parse::ports)]
     publish_rm: Vec<Vec<PortSpec>>,
+    /// Join a network, or change its aliases: NETWORK, or name=NETWORK,alias=NAME
+    #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
+    network_add: Vec<NetworkJoin>,
+    /// Leave a network
+    #[arg(long, value_name = "NETWORK")]
+    network_rm: Vec<String>,
     /// Add a mount, in place of the one on the same path
     #[arg(long, value_name = "MOUNT", value_parser = parse::mount)]
     mount_add: Vec<Mount>,
@@ -244,6 +253,7 @@ impl UpdateArgs {
         }
         change_map(&mut spec.labels, &self.label_add, &self.label_rm);
         self.apply_ports(&mut spec.ports);
+        self.apply_networks(&mut spec.networks)?;
         self.restart.apply(&mut spec.restart);
         let placement = spec.placement.get_or_insert_default();
         placement.max_replicas_per_node =
@@ -281,6 +291,35 @@ impl UpdateArgs {
         change_list(&mut spec.cap_drop, &self.cap_drop, &self.cap_add);
         change_list(&mut spec.cap_add, &self.cap_add, &self.cap_drop);
         self.resources.apply(spec);
+        Ok(())
+    }
+
+    /// A service that names no network is in the default one: that is a network to be left, and the first that is
+    /// joined is one more.
+    fn apply_networks(&self, joins: &mut Vec<NetworkJoin>) -> Result<()> {
+        if self.network_add.is_empty() && self.network_rm.is_empty() {
+            return Ok(());
+        }
+        if joins.is_empty() {
+            joins.push(NetworkJoin { network: DEFAULT_NETWORK.to_owned(), ..NetworkJoin::default() });
+        }
+        for name in &self.network_rm {
+            if !joins.iter().any(|join| join.network == *name) {
+                return Err(Failure::operation(format!(
+                    "--network-rm: the service is not in network `{name}`"
+                )));
+            }
+        }
+        joins.retain(|join| !self.network_rm.contains(&join.network));
+        for added in &self.network_add {
+            match joins.iter_mut().find(|join| join.network == added.network) {
+                Some(join) => join.clone_from(added),
+                None => joins.push(added.clone()),
+            }
+        }
+        if joins.is_empty() {
+            return Err(Failure::operation("--network-rm: a service stays in one network at least"));
+        }
         Ok(())
     }
 
@@ -395,6 +434,24 @@ mod tests {
         assert_eq!(ports("--publish-add 9090:80/udp"), [(8080, 80), (9090, 80)]);
         assert_eq!(ports("--publish-rm 80"), []);
         assert_eq!(ports("--publish-rm 8080:80 --publish-add 81"), [(0, 81)]);
+    }
+
+    #[test]
+    fn networks_are_joined_changed_and_left() {
+        let networks = |line: &str| -> Vec<String> {
+            updated(line).networks.iter().map(|j| format!("{}{:?}", j.network, j.aliases)).collect()
+        };
+        assert_eq!(networks("--network-add front"), ["default[]", "front[]"]);
+        assert_eq!(networks("--network-add name=default,alias=a"), [r#"default["a"]"#]);
+        assert_eq!(networks("--network-rm default --network-add front"), ["front[]"]);
+        let words = parse::words("update --network-rm front web").unwrap();
+        let line = Line::try_parse_from(words).unwrap();
+        assert!(
+            line.args.apply(&mut spec()).unwrap_err().message.unwrap().contains("not in network `front`")
+        );
+        let words = parse::words("update --network-rm default web").unwrap();
+        let line = Line::try_parse_from(words).unwrap();
+        assert!(line.args.apply(&mut spec()).unwrap_err().message.unwrap().contains("one network at least"));
     }
 
     #[test]

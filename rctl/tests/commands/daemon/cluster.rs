@@ -80,6 +80,22 @@ impl Control for Fake {
         unknown()
     }
 
+    async fn create_network(&self, _: Request<CreateNetworkRequest>) -> Answer<CreateNetworkResponse> {
+        unknown()
+    }
+
+    async fn list_networks(&self, _: Request<ListNetworksRequest>) -> Answer<ListNetworksResponse> {
+        unknown()
+    }
+
+    async fn remove_network(&self, _: Request<RemoveNetworkRequest>) -> Answer<RemoveNetworkResponse> {
+        unknown()
+    }
+
+    async fn prune_networks(&self, _: Request<PruneNetworksRequest>) -> Answer<PruneNetworksResponse> {
+        unknown()
+    }
+
     async fn create_service(&self, request: Request<CreateServiceRequest>) -> Answer<CreateServiceResponse> {
         let request = request.into_inner();
         self.told_auths(&request.auths);

@@ -1,0 +1,53 @@
+//! A network to join: `front`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it.
+
+use rorqual_proto::wire::NetworkJoin;
+
+/// Reads one.
+pub(crate) fn network(text: &str) -> Result<NetworkJoin, String> {
+    if !text.contains('=') {
+        if text.is_empty() || text.contains(',') {
+            return Err(format!("`{text}` is not a network: give a name, or name=NETWORK,alias=NAME"));
+        }
+        return Ok(NetworkJoin { network: text.to_owned(), ..NetworkJoin::default() });
+    }
+    let mut join = NetworkJoin::default();
+    for field in text.split(',') {
+        let Some((key, value)) = field.split_once('=').filter(|(_, value)| !value.is_empty()) else {
+            return Err(format!("`{field}` is not KEY=VALUE, such as name=front or alias=db"));
+        };
+        match key {
+            "name" if join.network.is_empty() => value.clone_into(&mut join.network),
+            "name" => return Err("name stands there twice: give --network once for each network".to_owned()),
+            "alias" => join.aliases.push(value.to_owned()),
+            "ip" => value.clone_into(&mut join.address),
+            _ => return Err(format!("`{key}` is not one of name, alias and ip")),
+        }
+    }
+    if join.network.is_empty() {
+        return Err(format!("`{text}` names no network: add name=NETWORK"));
+    }
+    Ok(join)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::network;
+
+    #[test]
+    fn networks_are_names_or_lists_of_keys() {
+        assert_eq!(network("front").unwrap().network, "front");
+        let join = network("name=back,alias=db,alias=cache,ip=10.20.0.7").unwrap();
+        assert_eq!((join.network.as_str(), join.address.as_str()), ("back", "10.20.0.7"));
+        assert_eq!(join.aliases, ["db", "cache"]);
+        for (wrong, expected) in [
+            ("", "is not a network"),
+            ("a,b", "is not a network"),
+            ("alias=db", "names no network"),
+            ("name=a,name=b", "twice"),
+            ("name=a,db", "is not KEY=VALUE"),
+            ("name=a,mac=x", "is not one of"),
+        ] {
+            assert!(network(wrong).unwrap_err().contains(expected), "{wrong}");
+        }
+    }
+}
