@@ -78,6 +78,10 @@ pass! {
     watch_service: WatchServiceRequest => Self::WatchServiceStream;
     list_tasks: ListTasksRequest => wire::ListTasksResponse;
     service_logs: ServiceLogsRequest => Self::ServiceLogsStream;
+    create_network: CreateNetworkRequest => wire::CreateNetworkResponse;
+    list_networks: ListNetworksRequest => wire::ListNetworksResponse;
+    remove_network: RemoveNetworkRequest => wire::RemoveNetworkResponse;
+    prune_networks: PruneNetworksRequest => wire::PruneNetworksResponse;
     list_registry_users: ListRegistryUsersRequest => wire::ListRegistryUsersResponse;
     put_registry_user: PutRegistryUserRequest => wire::PutRegistryUserResponse;
     remove_registry_user: RemoveRegistryUserRequest => wire::RemoveRegistryUserResponse;

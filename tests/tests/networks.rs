@@ -1,0 +1,204 @@
+//! Networks of the users on three nodes: who reaches whom, by address and by name, and what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rorqual_tests::wait::hold;
+use rorqual_tests::{Lab, Node, images, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Answers with its own name on port 80.
+const SERVER: &str = "mkdir -p /w && hostname >/w/index.html && exec httpd -f -p 80 -h /w";
+
+/// Says for each of its arguments whether it answers on port 80, and with what.
+const PROBE: &str =
+    r#"for to in "$@"; do echo "$to=$(timeout 5 wget -q -O - "http://$to/" 2>/dev/null)"; done"#;
+
+/// One task on each node.
+fn serve(node: &Node, name: &str, networks: &[&str]) {
+    let mut words = vec!["service", "create", "--name", name, "--replicas", "3"];
+    words.extend(["--replicas-max-per-node", "1"]);
+    for network in networks {
+        words.extend(["--network", network]);
+    }
+    words.extend([images::BUSYBOX, "sh", "-c", SERVER]);
+    node.rctl(&words).ok();
+}
+
+/// The addresses of a service's tasks in a network, by node.
+fn addresses(node: &Node, network: &str, service: &str) -> BTreeMap<String, String> {
+    let seen = node.rctl(&["network", "inspect", "--format", "json", network]).json();
+    let members = seen[0]["Containers"].as_object().unwrap();
+    let own =
+        members.values().filter(|one| one["Name"].as_str().unwrap().starts_with(&format!("{service}.")));
+    own.map(|one| (one["Node"].as_str().unwrap().to_owned(), one["IPv4Address"].as_str().unwrap().to_owned()))
+        .collect()
+}
+
+/// What a container of a node gets from each of these.
+fn probe(node: &Node, container: &str, targets: &[&str]) -> BTreeMap<String, String> {
+    let mut words = vec!["exec", container, "sh", "-c", PROBE, "probe"];
+    words.extend(targets);
+    let said = node.rctl(&words).ok();
+    let pairs = said.lines().filter_map(|line| line.split_once('='));
+    pairs.map(|(to, heard)| (to.to_owned(), heard.to_owned())).collect()
+}
+
+/// The service's container on a node.
+fn container(node: &Node, service: &str) -> String {
+    let of_service = format!("{service}.");
+    let found = node.containers().unwrap().into_iter().find(|one| one.name.starts_with(&of_service));
+    found.unwrap_or_else(|| panic!("no {service} on n{}", node.number)).id
+}
+
+/// The services, and their networks in the order of their interfaces.
+const SERVICES: [(&str, &[&str]); 4] =
+    [("fe", &["front"]), ("be", &["back"]), ("both", &["front", "back"]), ("in", &["shut"])];
+
+#[test]
+fn containers_reach_those_whose_network_they_share_and_nothing_else() {
+    let lab = Lab::cluster("netw", 3);
+    let [n1, n2, _] = [1, 2, 3].map(|number| lab.node(number));
+    n1.load(&images::archive("busybox"));
+    n1.rctl(&["network", "create", "front"]).ok();
+    n2.rctl(&["network", "create", "--subnet", "10.20.0.0/24", "back"]).ok();
+    n1.rctl(&["network", "create", "--internal", "shut"]).ok();
+    for (name, networks) in SERVICES {
+        serve(n1, name, networks);
+    }
+
+    // From each service on the first node to each task of each service, in each of its networks.
+    let mut failures = Vec::new();
+    for (from, own) in SERVICES {
+        let id = container(n1, from);
+        for (to, networks) in SERVICES {
+            for network in networks {
+                let targets = addresses(n1, network, to);
+                assert_eq!(targets.len(), 3, "{to} in {network}: {targets:?}");
+                let asked: Vec<&str> = targets.values().map(String::as_str).collect();
+                let heard = probe(n1, &id, &asked);
+                for (node, address) in &targets {
+                    let reached = heard[address].starts_with(&format!("{to}-"));
+                    if reached != own.contains(network) || (!reached && !heard[address].is_empty()) {
+                        failures.push(format!("{from} → {to} on {node} in {network}: {:?}", heard[address]));
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+
+    names_lead_where_networks_are_shared(&lab);
+    what_is_around_is_out_of_reach(&lab);
+    a_service_changes_its_networks(&lab);
+    what_is_used_stays_and_the_rest_goes(&lab);
+    lab.finish();
+}
+
+/// By name, the service's and its aliases: the virtual address leads to the tasks.
+fn names_lead_where_networks_are_shared(lab: &Lab) {
+    for (from, own) in SERVICES {
+        let asked: Vec<&str> = SERVICES.iter().map(|(name, _)| *name).collect();
+        let heard = probe(lab.node(2), &container(lab.node(2), from), &asked);
+        for (to, networks) in SERVICES {
+            let shared = networks.iter().any(|network| own.contains(network));
+            assert_eq!(heard[to].starts_with(&format!("{to}-")), shared, "{from} → {to}: {heard:?}");
+        }
+    }
+}
+
+/// A way out for those that are not in an internal network; the nodes' own services for none.
+fn what_is_around_is_out_of_reach(lab: &Lab) {
+    let node = lab.node(1);
+    let script = r#"for at in "$@"; do
+        if timeout 5 nc "${at%:*}" "${at#*:}" </dev/null >/dev/null 2>&1; then echo "$at=open"; else echo "$at=shut"; fi
+    done"#;
+    let controllers: Vec<String> = lab.nodes().iter().map(|node| format!("{}:4780", node.address)).collect();
+    for service in ["fe", "in"] {
+        let mut words = vec!["exec", "ID", "sh", "-c", script, "probe"];
+        let id = container(node, service);
+        words[1] = &id;
+        words.extend(controllers.iter().map(String::as_str));
+        let said = node.rctl(&words).ok();
+        assert_eq!(said.matches("=shut").count(), 3, "{service}: {said}");
+    }
+}
+
+fn a_service_changes_its_networks(lab: &Lab) {
+    let [n1, n2, _] = [1, 2, 3].map(|number| lab.node(number));
+    // Another name replaces no task.
+    let before: Vec<String> = n1.running("be").unwrap().into_iter().map(|task| task.id).collect();
+    n1.rctl(&["service", "update", "--network-add", "name=back,alias=db", "be"]).ok();
+    let after: Vec<String> = n1.running("be").unwrap().into_iter().map(|task| task.id).collect();
+    assert_eq!(before, after);
+    let both = container(n2, "both");
+    wait_until("the alias is known", SOON, || {
+        let heard = probe(n2, &both, &["db"]);
+        hold(heard["db"].starts_with("be-"), || format!("{heard:?}"))
+    });
+    // Another network does.
+    n2.rctl(&["service", "update", "--network-add", "front", "--network-rm", "back", "be"]).ok();
+    wait_until("the service is found in its other network", SOON, || {
+        let heard = probe(n1, &container(n1, "fe"), &["be", "db"]);
+        hold(heard["be"].starts_with("be-") && heard["db"].is_empty(), || format!("{heard:?}"))
+    });
+}
+
+fn what_is_used_stays_and_the_rest_goes(lab: &Lab) {
+    let [n1, n2, n3] = [1, 2, 3].map(|number| lab.node(number));
+    n1.rctl(&["network", "rm", "front"]).fails(1, &["front", "is used by service"]);
+    n1.rctl(&["network", "create", "--label", "team=a", "spare"]).ok();
+    let pruned = n2.rctl(&["network", "prune", "--force", "--filter", "label=team"]).ok();
+    assert!(pruned.contains("spare"), "{pruned}");
+    n3.rctl(&["service", "rm", "fe", "be", "both", "in"]).ok();
+    for network in ["front", "back", "shut"] {
+        wait_until(&format!("{network} can be removed"), SOON, || {
+            let removed = n1.rctl(&["network", "rm", network]);
+            hold(removed.code == 0, || removed.tell())
+        });
+    }
+    assert_eq!(n2.rctl(&["network", "ls", "--quiet"]).ok().lines().count(), 1, "the default one stays");
+    for node in lab.nodes() {
+        wait_until("the node has forgotten them", SOON, || {
+            let routes = node.exec("ip", &["route"]).ok();
+            hold(!routes.contains("10.20."), || routes.clone())
+        });
+    }
+}
+
+#[test]
+fn bad_input_is_refused_with_the_reason() {
+    let lab = Lab::cluster("netb", 1);
+    let node = lab.node(1);
+    node.load(&images::archive("busybox"));
+    node.rctl(&["network", "create", "--subnet", "10.20.0.0/29", "tiny"]).ok();
+    let own = format!("{}/24", node.machine().to_string().rsplit_once('.').unwrap().0.to_owned() + ".0");
+    let cases: [(&[&str], i32, &[&str]); 11] = [
+        (&["network", "create", "tiny"], 1, &["tiny", "already in use"]),
+        (&["network", "create", "--subnet", "10.20.0.0/16", "x"], 1, &["10.20.0.0/29 of network `tiny`"]),
+        (&["network", "create", "--subnet", "10.214.9.0/24", "x"], 1, &["virtual addresses"]),
+        (&["network", "create", "--subnet", &own, "x"], 1, &["a route of its own", "n1"]),
+        (&["network", "create", "--subnet", "10.21.0.1/24", "x"], 2, &["host bits"]),
+        (&["network", "create", "--subnet", "somewhere", "x"], 2, &["not an IPv4 network"]),
+        (&["network", "create", "--opt", "encrypted", "x"], 2, &["encrypt"]),
+        (&["network", "create", "--driver", "macvlan", "x"], 2, &["one driver"]),
+        (&["network", "create", "host"], 2, &["means something else"]),
+        (&["network", "rm", "default"], 1, &["it stays"]),
+        (&["service", "create", "--name", "s", "--network", "nope", images::BUSYBOX], 1, &["network `nope`"]),
+    ];
+    for (words, code, expected) in cases {
+        node.rctl(words).fails(code, expected);
+    }
+    // An exhausted range is the reason on the task, at once.
+    let words = ["service", "create", "--detach", "--name", "many", "--replicas", "8", "--network", "tiny"];
+    node.rctl(&[&words[..], &[images::BUSYBOX, "sleep", "1000"]].concat()).ok();
+    wait_until("the reason is told", SOON, || {
+        let told = node.rctl(&["service", "inspect", "many"]).ok();
+        let reason = "no free address in network `tiny` and no block is left in its pool";
+        hold(told.contains(reason), || told.clone())
+    });
+    node.rctl(&["service", "rm", "many"]).ok();
+    lab.finish();
+}
