@@ -19,7 +19,8 @@ const PROBE: &str =
 /// One task on each node.
 fn serve(node: &Node, name: &str, networks: &[&str]) {
     let mut words = vec!["service", "create", "--name", name, "--replicas", "3"];
-    words.extend(["--replicas-max-per-node", "1"]);
+    // A first process that has no handler would only end with its patience.
+    words.extend(["--replicas-max-per-node", "1", "--stop-signal", "SIGKILL"]);
     for network in networks {
         words.extend(["--network", network]);
     }

@@ -68,9 +68,16 @@ impl Fixed {
   # source → chain of its network
   map networks {{ type ipv4_addr : verdict; flags interval; elements = {{ {local_pool} : goto {local_chain} }} }}
 
+  # A reset ends a connection attempt at once. An ICMP answer that comes back while the caller still is in connect(2),
+  # as it does across a veth, is kept for later, and the caller waits for a second.
+  chain barred {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
+  }}
+
   chain {local_chain} {{
     ip daddr {local_pool} accept
-    ip daddr @pools reject with icmpx admin-prohibited
+    ip daddr @pools goto barred
   }}
 
   chain guard {{
@@ -136,16 +143,16 @@ impl Fixed {
     oifname "{tunnel}" tcp flags syn tcp option maxseg size set rt mtu
     ct state established,related accept
     # what lies around the node is not for containers: metadata of a cloud, other nodes beyond what they publish
-    iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata reject with icmpx admin-prohibited
-    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports reject with icmpx admin-prohibited
+    iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata goto barred
+    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports goto barred
     ct status dnat ct original ip daddr != {vip_pool} accept
     ip saddr vmap @several
     ip saddr vmap @networks
     # an address whose network is not known yet
-    iifname "{veth_prefix}*" reject with icmpx admin-prohibited
-    ip saddr @pools ip daddr @pools reject with icmpx admin-prohibited
+    iifname "{veth_prefix}*" goto barred
+    ip saddr @pools ip daddr @pools goto barred
     # containers are reached through published ports, here or at a peer
-    ip daddr @pools ct mark and {MARK_MASK:#x} == 0 reject with icmpx admin-prohibited
+    ip daddr @pools ct mark and {MARK_MASK:#x} == 0 goto barred
   }}
 
   chain protect {{
@@ -158,7 +165,7 @@ impl Fixed {
   chain from_container {{
     ct state established,related accept
     ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
-    ip saddr @closed reject with icmpx admin-prohibited
+    ip saddr @closed goto barred
     {guard}
   }}
 

@@ -109,8 +109,8 @@ impl fmt::Display for Rule {
             Rule::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
             Rule::Refuse => f.write_str("reject"),
             Rule::Reach { set } => write!(f, "ip daddr @{set} accept"),
-            Rule::Fence => f.write_str("ip daddr @pools reject with icmpx admin-prohibited"),
-            Rule::Shut => f.write_str("reject with icmpx admin-prohibited"),
+            Rule::Fence => f.write_str("ip daddr @pools goto barred"),
+            Rule::Shut => f.write_str("goto barred"),
             Rule::Leave => f.write_str("ip daddr != @pools accept"),
             Rule::Pose { set, address } => write!(f, "ip daddr @{set} snat ip to {address}"),
         }
