@@ -27,7 +27,7 @@ use crate::executor::Executor;
 use crate::logs::{self, Lines, Origin, Wanted};
 use crate::network::local_attach;
 use crate::store::{ContainerRecord, NodeStore, StoreError};
-use crate::workload::{Driver, Event, Exit, Goal, Handle, Sink, Start, Workload};
+use crate::workload::{Driver, Event, Exit, Goal, Handle, Networking, Sink, Start, Workload};
 
 /// The most plain containers of a node.
 const MOST: usize = 4_096;
@@ -72,6 +72,7 @@ pub(crate) struct NewContainer {
     pub(crate) ports: Vec<wire::PortSpec>,
     pub(crate) restart: RestartPolicy,
     pub(crate) auto_remove: bool,
+    pub(crate) network_mode: wire::NetworkMode,
 }
 
 /// The plain containers. Clones share them.
@@ -244,6 +245,7 @@ impl Containers {
         validate::container_spec(&new.spec).map_err(|error| error.within("spec"))?;
         validate::restart_policy(&new.restart).map_err(|error| error.within("restart"))?;
         info::check_ports(&new.ports)?;
+        info::check_network(new.network_mode, &new.ports, &new.spec)?;
         if !new.name.is_empty() {
             names::check(&new.name)?;
         }
@@ -271,6 +273,7 @@ impl Containers {
                 ports: new.ports,
                 restart: Some((&new.restart).into()),
                 auto_remove: new.auto_remove,
+                network_mode: new.network_mode.into(),
                 created_at_ms: clock::wall_ms(),
                 ..ContainerRecord::default()
             };
@@ -352,7 +355,13 @@ impl Containers {
             hostname: info::short_id(&record.id).to_owned(),
             spec: entry.spec.clone(),
             restart: restart(record),
-            attach: local_attach(&record.id, &record.name, &record.ports),
+            network: match record.network_mode() {
+                wire::NetworkMode::Unspecified => {
+                    Networking::Attached(local_attach(&record.id, &record.name, &record.ports))
+                }
+                wire::NetworkMode::Host => Networking::Host,
+                wire::NetworkMode::None => Networking::Alone,
+            },
             drain_ms: 0,
         };
         let sink = Arc::new(ContainerSink { containers: self.clone() });

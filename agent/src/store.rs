@@ -104,6 +104,8 @@ pub(crate) struct ContainerRecord {
     /// It was started and not stopped by its user.
     #[prost(bool, tag = "11")]
     pub(crate) wanted: bool,
+    #[prost(enumeration = "wire::NetworkMode", tag = "12")]
+    pub(crate) network_mode: i32,
 }
 
 /// The cluster that the node is a member of, as far as its network has to know.

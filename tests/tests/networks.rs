@@ -203,3 +203,30 @@ fn bad_input_is_refused_with_the_reason() {
     node.rctl(&["service", "rm", "many"]).ok();
     lab.finish();
 }
+
+/// Plain containers: in the node's own network, in none, and in the one that each node has for them.
+#[test]
+fn a_plain_container_may_share_the_nodes_network_or_have_none() {
+    let lab = Lab::up("netp", 1);
+    let node = lab.node(1);
+    node.load(&images::archive("busybox"));
+    let run = |arguments: &[&str], script: &str| {
+        let words = [&["run", "--rm"], arguments, &[images::BUSYBOX, "sh", "-c", script]].concat();
+        node.rctl(&words)
+    };
+    let host = run(&["--network", "host"], "hostname; ifconfig -a").ok();
+    assert!(host.starts_with("n1\n") && host.contains(&node.address.to_string()), "{host}");
+    let none = run(&["--network", "none"], "ifconfig -a; cat /etc/resolv.conf").ok();
+    assert!(none.contains("lo ") && !none.contains("eth0") && !none.contains("nameserver"), "{none}");
+    let usual = run(&[], "ifconfig -a").ok();
+    assert!(usual.contains("eth0"), "{usual}");
+    for (arguments, expected) in [
+        (&["--network", "host", "--publish", "8080:80"][..], "the node's ports already"),
+        (&["--network", "none", "--publish", "8080:80"], "can't be reached"),
+        (&["--network", "host", "--sysctl", "net.core.somaxconn=1"], "the whole node"),
+    ] {
+        run(arguments, "true").fails(125, &[expected]);
+    }
+    run(&["--network", "front"], "true").fails(2, &["neither host nor none"]);
+    lab.finish();
+}

@@ -30,6 +30,28 @@ pub(super) fn check_ports(ports: &[wire::PortSpec]) -> Result<(), InvalidField> 
     validate::port_specs(&specs, "ports")
 }
 
+/// A container without a network of its own publishes nothing, and sets nothing of it.
+pub(super) fn check_network(
+    mode: wire::NetworkMode,
+    ports: &[wire::PortSpec],
+    spec: &model::ContainerSpec,
+) -> Result<(), InvalidField> {
+    let why = match mode {
+        wire::NetworkMode::Unspecified => return Ok(()),
+        wire::NetworkMode::Host => "a container in the node's own network has the node's ports already",
+        wire::NetworkMode::None => "a container without a network can't be reached",
+    };
+    if !ports.is_empty() {
+        return Err(InvalidField::new("ports", why).remedy("leave --publish out, or name another --network"));
+    }
+    let sysctl = spec.sysctls.keys().find(|name| name.starts_with("net."));
+    if let Some(name) = sysctl.filter(|_| mode == wire::NetworkMode::Host) {
+        return Err(InvalidField::new(format!("spec.sysctls.{name}"), "would be set for the whole node")
+            .remedy("leave it out, or name another --network"));
+    }
+    Ok(())
+}
+
 fn status_of(record: &ContainerRecord) -> Option<TaskStatus> {
     record.status.clone().and_then(|status| TaskStatus::try_from(status).ok())
 }
@@ -63,6 +85,7 @@ pub(crate) fn of_record(
         started_at_ms: record.started_at_ms,
         finished_at_ms: record.finished_at_ms,
         ports: record.ports.clone(),
+        network_mode: record.network_mode,
         ..wire::ContainerInfo::default()
     };
     fill(&mut info, status.as_ref(), addresses);

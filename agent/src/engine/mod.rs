@@ -73,8 +73,8 @@ impl EngineApi {
     }
 
     fn new_container(request: wire::CreateContainerRequest) -> Result<NewContainer, InvalidField> {
-        let wire::CreateContainerRequest { name, spec, ports, restart, auto_remove, credentials: _ } =
-            request;
+        let network_mode = request.network_mode();
+        let wire::CreateContainerRequest { name, spec, ports, restart, auto_remove, .. } = request;
         let spec = spec.ok_or_else(|| InvalidField::missing("spec"))?;
         let spec = ContainerSpec::try_from(spec).map_err(|error| error.within("spec"))?;
         let restart = match restart {
@@ -84,7 +84,7 @@ impl EngineApi {
         if auto_remove && restart.condition != RestartCondition::None {
             return Err(InvalidField::new("auto_remove", "can't be combined with a restart policy"));
         }
-        Ok(NewContainer { name, spec, ports, restart, auto_remove })
+        Ok(NewContainer { name, spec, ports, restart, auto_remove, network_mode })
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -24,9 +23,8 @@ pub(crate) struct Folder {
 #[derive(Debug, Clone)]
 pub(crate) struct Identity<'a> {
     pub(crate) hostname: &'a str,
-    /// One for each network.
-    pub(crate) addresses: &'a [Ipv4Addr],
-    pub(crate) dns: Ipv4Addr,
+    pub(crate) hosts: &'a str,
+    pub(crate) resolver: &'a str,
 }
 
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AgentError {
@@ -79,16 +77,8 @@ impl Folder {
 
     /// Writes `hosts`, `hostname` and `resolv.conf`.
     pub(crate) fn write_identity(&self, identity: &Identity<'_>) -> Result<(), AgentError> {
-        let Identity { hostname, addresses, dns } = identity;
-        let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-        for address in *addresses {
-            hosts.push_str(&format!("{address}\t{hostname}\n"));
-        }
-        let files = [
-            ("hosts", hosts),
-            ("hostname", format!("{hostname}\n")),
-            ("resolv.conf", format!("nameserver {dns}\noptions ndots:0\n")),
-        ];
+        let Identity { hostname, hosts, resolver } = *identity;
+        let files = [("hosts", hosts), ("hostname", &format!("{hostname}\n")), ("resolv.conf", resolver)];
         for (name, content) in files {
             let path = self.file(name);
             fs::write(&path, content).map_err(failed("write", &path))?;
@@ -138,12 +128,12 @@ mod tests {
         assert!(folder.upper().join("kept").exists());
         let identity = Identity {
             hostname: "web-3",
-            addresses: &[Ipv4Addr::new(10, 213, 0, 5), Ipv4Addr::new(10, 20, 0, 5)],
-            dns: Ipv4Addr::new(169, 254, 53, 53),
+            hosts: "10.213.0.5\tweb-3\n",
+            resolver: "nameserver 169.254.53.53\n",
         };
         folder.write_identity(&identity).unwrap();
         let hosts = fs::read_to_string(folder.file("hosts")).unwrap();
-        assert!(hosts.contains("10.213.0.5\tweb-3\n10.20.0.5\tweb-3\n"));
+        assert!(hosts.contains("10.213.0.5\tweb-3"));
         let resolv = fs::read_to_string(folder.file("resolv.conf")).unwrap();
         assert!(resolv.starts_with("nameserver 169.254.53.53\n"));
         folder.remove_changes().unwrap();

@@ -6,16 +6,16 @@
 
 pub(crate) mod folder;
 mod mounts;
+mod place;
 mod process;
 mod signals;
 
 use std::io::ErrorKind;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rorqual_network::{Attach, Attachment};
+use oci_spec::runtime::LinuxNamespaceType;
 use rorqual_proto::model::Resources;
 use rorqual_runtime::spec::{ContainerSettings, Limits, default_spec};
 use rorqual_runtime::{ContainerState, Launch, LaunchError, LogPolicy, Rootfs, Runtime, Started};
@@ -26,8 +26,9 @@ use crate::clock;
 use crate::error::{AgentError, one_line};
 use crate::images::Images;
 use crate::network::Network;
-use crate::workload::{Exit, Failure, Workload};
+use crate::workload::{Exit, Failure, Networking, Workload};
 use folder::{Folder, Identity};
+use place::Place;
 use process::Process;
 
 const SIGKILL: i32 = 9;
@@ -68,7 +69,7 @@ pub(crate) const MOUNT_POINTS: [&str; 9] = [
 #[derive(Debug)]
 pub(crate) struct Prepared {
     image: Arc<rorqual_image::Prepared>,
-    attachment: Attachment,
+    place: Place,
     process: Process,
 }
 
@@ -143,20 +144,19 @@ impl Executor {
             let folder = folder.clone();
             blocking(move || folder.make().map_err(|error| engine(&error, false)))
         };
-        let (image, attachment, ()) =
-            tokio::try_join!(self.image(workload), self.attach(workload.attach.clone()), make,)?;
+        let (image, place, ()) =
+            tokio::try_join!(self.image(workload), self.place(&workload.network), make,)?;
         let process = process::merge(&workload.spec, image.config.config().as_ref()).map_err(refused)?;
-        let hostname = hostname(workload).to_owned();
-        let addresses: Vec<Ipv4Addr> = attachment.interfaces.iter().map(|i| i.address).collect();
-        let dns = attachment.dns;
+        let hostname = self.inner.hostname(workload).to_owned();
+        let (hosts, resolver) = (place.hosts(&hostname), place.resolver());
         let top = image.layers.first().cloned();
         blocking(move || {
-            let identity = Identity { hostname: &hostname, addresses: &addresses, dns };
+            let identity = Identity { hostname: &hostname, hosts: &hosts, resolver: &resolver };
             folder.write_identity(&identity).map_err(|error| engine(&error, false))?;
             top.map_or(Ok(()), |top| folder.adopt_root(&top)).map_err(|error| engine(&error, false))
         })
         .await?;
-        Ok(Prepared { image, attachment, process })
+        Ok(Prepared { image, place, process })
     }
 
     async fn image(&self, workload: &Workload) -> Result<Arc<rorqual_image::Prepared>, Failure> {
@@ -170,9 +170,14 @@ impl Executor {
         })
     }
 
-    async fn attach(&self, attach: Attach) -> Result<Attachment, Failure> {
+    async fn place(&self, network: &Networking) -> Result<Place, Failure> {
         use rorqual_network::Error as Net;
-        self.inner.network.attach(attach).await.map_err(|error| {
+        let attach = match network {
+            Networking::Attached(attach) => attach.clone(),
+            Networking::Host => return Ok(Place::Host),
+            Networking::Alone => return Ok(Place::Alone),
+        };
+        self.inner.network.attach(attach).await.map(Place::Attached).map_err(|error| {
             let permanent =
                 matches!(error, Net::Invalid { .. } | Net::PortTaken { .. } | Net::PortConflict { .. });
             engine(&error, permanent)
@@ -181,7 +186,8 @@ impl Executor {
 
     /// The network of a container that an earlier daemon started: there already, and made sure of.
     pub(crate) async fn readopt(&self, workload: &Workload) {
-        if let Err(error) = self.inner.network.attach(workload.attach.clone()).await {
+        let Networking::Attached(attach) = &workload.network else { return };
+        if let Err(error) = self.inner.network.attach(attach.clone()).await {
             tracing::warn!(container = %workload.id, error = %one_line(&error), "network of a running container");
         }
     }
@@ -192,8 +198,9 @@ impl Executor {
             let (workload, inner) = (workload.clone(), self.inner.clone());
             let folder = self.folder(&workload.id);
             let process = prepared.process.clone();
-            let (netns, lowers) = (prepared.attachment.netns.clone(), prepared.image.layers.clone());
-            move || inner.launch(&workload, &folder, process, netns, lowers)
+            let (netns, lowers) = (prepared.place.netns(), prepared.image.layers.clone());
+            let shares = prepared.place.is_host();
+            move || inner.launch(&workload, &folder, process, (netns, shares), lowers)
         };
         let Ok(_place) = self.inner.launches.acquire().await else { return Err(interrupted()) };
         blocking(launch).await
@@ -326,13 +333,22 @@ impl Executor {
 }
 
 impl Inner {
+    /// Its own where it has one; in the node's network, the node's.
+    fn hostname<'a>(&'a self, workload: &'a Workload) -> &'a str {
+        let own = match workload.network {
+            Networking::Host => &self.node,
+            Networking::Attached(_) | Networking::Alone => &workload.hostname,
+        };
+        workload.spec.hostname.as_deref().unwrap_or(own)
+    }
+
     /// Blocks until the process has been executed.
     fn launch(
         &self,
         workload: &Workload,
         folder: &Folder,
         process: Process,
-        netns: PathBuf,
+        (netns, shares_network): (Option<PathBuf>, bool),
         lowers: Vec<PathBuf>,
     ) -> Result<Started, Failure> {
         let spec = &workload.spec;
@@ -341,11 +357,11 @@ impl Inner {
             args: process.args,
             env: process.env,
             cwd: process.workdir,
-            hostname: hostname(workload).to_owned(),
+            hostname: self.hostname(workload).to_owned(),
             terminal: spec.tty,
             read_only_rootfs: spec.read_only,
             mounts: mounts::resolve(&spec.mounts, &places).map_err(refused)?,
-            netns_path: Some(netns),
+            netns_path: netns,
             limits: limits(&spec.limits),
             cap_add: spec.cap_add.clone(),
             cap_drop: spec.cap_drop.clone(),
@@ -354,10 +370,17 @@ impl Inner {
         };
         self.take_leftover(&workload.id).map_err(|error| engine(&error, false))?;
         folder.reset_work().map_err(|error| engine(&error, false))?;
+        let mut runtime_spec = default_spec(&settings).map_err(|error| launch_failure(&error))?;
+        if shares_network
+            && let Some(namespaces) =
+                runtime_spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut())
+        {
+            namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+        }
         let launch = Launch {
             id: workload.id.clone(),
             dir: folder.path().to_owned(),
-            spec: default_spec(&settings).map_err(|error| launch_failure(&error))?,
+            spec: runtime_spec,
             rootfs: Rootfs::Overlay { lowers, upper: folder.upper(), work: folder.work() },
             user: process.user,
             log: LogPolicy::default(),
@@ -389,10 +412,6 @@ impl Inner {
 fn takes(pid: i32, signal: i32) -> Option<bool> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     Some(signals::takes(&status, signal))
-}
-
-fn hostname(workload: &Workload) -> &str {
-    workload.spec.hostname.as_deref().unwrap_or(&workload.hostname)
 }
 
 fn limits(limits: &Resources) -> Limits {

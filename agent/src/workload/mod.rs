@@ -37,9 +37,20 @@ pub(crate) struct Workload {
     pub(crate) hostname: String,
     pub(crate) spec: ContainerSpec,
     pub(crate) restart: RestartPolicy,
-    pub(crate) attach: Attach,
+    pub(crate) network: Networking,
     /// How long balancers get to let go of it; 0 where there are none.
     pub(crate) drain_ms: i64,
+}
+
+/// Where a container's packets go.
+#[derive(Debug, Clone)]
+pub(crate) enum Networking {
+    /// Into networks of the fabric, by a namespace of its own.
+    Attached(Attach),
+    /// Into the node's own network.
+    Host,
+    /// Nowhere.
+    Alone,
 }
 
 impl Workload {

@@ -6859,6 +6859,8 @@ pub struct CreateContainerRequest {
     /// For the image's registry. Kept no longer than the call.
     #[prost(message, optional, tag = "6")]
     pub credentials: ::core::option::Option<RegistryCredentials>,
+    #[prost(enumeration = "NetworkMode", tag = "50")]
+    pub network_mode: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {
@@ -6940,6 +6942,8 @@ pub struct ContainerInfo {
     pub task_id: ::prost::alloc::string::String,
     #[prost(string, tag = "16")]
     pub service_name: ::prost::alloc::string::String,
+    #[prost(enumeration = "NetworkMode", tag = "50")]
+    pub network_mode: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerResponse {
@@ -7207,6 +7211,38 @@ impl BuildOutput {
             "BUILD_OUTPUT_OCI" => Some(Self::Oci),
             "BUILD_OUTPUT_DOCKER" => Some(Self::Docker),
             "BUILD_OUTPUT_FILES" => Some(Self::Files),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NetworkMode {
+    /// The network of this node's plain containers.
+    Unspecified = 0,
+    /// The node's own: no namespace, no address of its own.
+    Host = 1,
+    /// A namespace with nothing in it but loopback.
+    None = 2,
+}
+impl NetworkMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NETWORK_MODE_UNSPECIFIED",
+            Self::Host => "NETWORK_MODE_HOST",
+            Self::None => "NETWORK_MODE_NONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NETWORK_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "NETWORK_MODE_HOST" => Some(Self::Host),
+            "NETWORK_MODE_NONE" => Some(Self::None),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use rorqual_proto::wire::{
     ContainerInfo, ContainerLogsRequest, ContainerRequest, CreateContainerRequest, KillContainerRequest,
-    LogLine, Mount, PortSpec, RemoveContainerRequest, Resources, StopContainerRequest,
+    LogLine, Mount, NetworkMode, PortSpec, RemoveContainerRequest, Resources, StopContainerRequest,
 };
 use rorqual_proto::{model, wire};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -65,6 +65,9 @@ pub(crate) struct RunArgs {
     /// Publish a port of this node: [PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
+    /// `host`: the node's own network; `none`: no network
+    #[arg(long, value_name = "NETWORK", value_parser = network_mode)]
+    network: Option<NetworkMode>,
     /// Mount a path of this node or a volume: SOURCE:TARGET[:ro]
     #[arg(long, short, value_name = "VOLUME")]
     volume: Vec<String>,
@@ -109,8 +112,21 @@ impl RunArgs {
             ports: self.publish.concat(),
             restart: Some(restart),
             auto_remove: self.rm,
+            network_mode: self.network.unwrap_or_default().into(),
             credentials: None,
         })
+    }
+}
+
+fn network_mode(text: &str) -> Result<NetworkMode, String> {
+    match text {
+        "host" => Ok(NetworkMode::Host),
+        "none" => Ok(NetworkMode::None),
+        // Docker's names for what is there anyway.
+        "local" | "bridge" => Ok(NetworkMode::Unspecified),
+        other => Err(format!(
+            "`{other}` is neither host nor none: networks of the cluster are for services (`rctl service create --network`)"
+        )),
     }
 }
 
@@ -341,6 +357,14 @@ mod tests {
         let limits = spec.limits.unwrap();
         assert_eq!((limits.nano_cpus, limits.memory_bytes, limits.pids), (500_000_000, 64 << 20, 10));
         assert_eq!(check::container(&request), Ok(()));
+    }
+
+    #[test]
+    fn the_node_has_two_networks_of_its_own() {
+        assert_eq!(request("--network host busybox").network_mode(), NetworkMode::Host);
+        assert_eq!(request("--network none busybox").network_mode(), NetworkMode::None);
+        assert_eq!(request("busybox").network_mode(), NetworkMode::Unspecified);
+        assert!(network_mode("front").unwrap_err().contains("service create"));
     }
 
     #[test]
