@@ -41,9 +41,6 @@ pub(crate) struct CreateArgs {
     /// Its containers reach nothing outside of it
     #[arg(long)]
     internal: bool,
-    /// Containers that are no tasks may join it
-    #[arg(long)]
-    attachable: bool,
     /// Label of the network
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::pair)]
     label: Vec<(String, String)>,
@@ -146,7 +143,8 @@ impl CreateArgs {
             labels: map(self.label),
             subnets: self.subnet,
             internal: self.internal,
-            attachable: self.attachable,
+            // Plain containers join the default network alone, yet.
+            attachable: false,
             options: map(self.opt),
         }
     }
@@ -286,12 +284,12 @@ mod tests {
 
     #[test]
     fn every_flag_has_its_field() {
-        let line = "create --subnet 10.20.0.0/24 --subnet 10.21.0.0/24 --internal --attachable --label a=b \
+        let line = "create --subnet 10.20.0.0/24 --subnet 10.21.0.0/24 --internal --label a=b \
                     -d routed -o metadata=allow back";
         let Command::Create(args) = parsed(line).unwrap() else { panic!("not understood") };
         let spec = args.spec();
         assert_eq!((spec.name.as_str(), spec.subnets.len()), ("back", 2));
-        assert!(spec.internal && spec.attachable);
+        assert!(spec.internal);
         assert_eq!((spec.labels.len(), spec.options.len()), (1, 1));
         let checked = model::NetworkSpec::try_from(spec).unwrap();
         assert_eq!(validate::network_spec(&checked), Ok(()));
