@@ -55,7 +55,7 @@ impl Pattern {
 
     /// Whether the whole of `text` is described.
     pub fn matches(&self, text: &str) -> bool {
-        walk(&self.steps, text, |c| c != '/')
+        walk(&self.steps, text)
     }
 }
 
@@ -89,23 +89,97 @@ pub(crate) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '[', '\\'])
 }
 
-/// `*` and `?` alone, `/` being a character like others.
-pub(crate) fn glob(pattern: &str, text: &str) -> bool {
-    let mut steps = Vec::new();
-    let mut chars = pattern.chars();
-    while let Some(c) = chars.next() {
-        steps.push(match c {
-            '*' => Step::Many,
-            '?' => Step::One,
-            '\\' => Step::Char(chars.next().unwrap_or('\\')),
-            _ => Step::Char(c),
-        });
+/// `*` and `?` alone, `/` being a character like others: what is looked for in values of variables.
+#[derive(Clone, Debug)]
+pub(crate) struct Glob {
+    steps: Vec<Step>,
+}
+
+/// How a text begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// So many of its characters are described.
+    Fits(usize),
+    /// None are.
+    Other,
+    /// None are, and nothing that begins further on is: a `*` has seen all of the text.
+    Never,
+}
+
+impl Glob {
+    pub(crate) fn new(pattern: &str) -> Glob {
+        let mut steps = Vec::new();
+        let mut chars = pattern.chars();
+        while let Some(c) = chars.next() {
+            steps.push(match c {
+                '*' => Step::Many,
+                '?' => Step::One,
+                '\\' => Step::Char(chars.next().unwrap_or('\\')),
+                _ => Step::Char(c),
+            });
+        }
+        Glob { steps }
     }
-    walk(&steps, text, |_| true)
+
+    /// For texts that are read from their ends.
+    pub(crate) fn reversed(mut self) -> Glob {
+        self.steps.reverse();
+        self
+    }
+
+    /// The shortest, or longest, beginning of at least `least` characters that is described. Takes the text's length
+    /// times the pattern's at most, and ends where nothing can follow any more.
+    pub(crate) fn beginning(
+        &self,
+        text: impl Iterator<Item = char>,
+        least: usize,
+        longest: bool,
+    ) -> Beginning {
+        let end = self.steps.len();
+        // All places in the pattern that are reached by what has been read.
+        let mut places = vec![false; end + 1];
+        places[0] = true;
+        let mut found = None;
+        let mut text = text.fuse();
+        for read in 0.. {
+            for at in 0..end {
+                places[at + 1] |= places[at] && self.steps[at] == Step::Many;
+            }
+            if places[end] && read >= least {
+                found = Some(read);
+            }
+            let Some(next) = text.next().filter(|_| longest || found.is_none()) else { break };
+            // From the end, so that what is looked at is still what it was.
+            for at in (0..=end).rev() {
+                let stays = at < end && places[at] && self.steps[at] == Step::Many;
+                let comes = at > 0 && places[at - 1] && takes(&self.steps[at - 1], next);
+                places[at] = stays || comes;
+            }
+            if !places.contains(&true) {
+                break;
+            }
+        }
+        let waits = (0..end).any(|at| places[at] && self.steps[at] == Step::Many);
+        match found {
+            Some(length) => Beginning::Fits(length),
+            None if waits => Beginning::Never,
+            None => Beginning::Other,
+        }
+    }
+}
+
+/// Whether a step of a [`Glob`] takes one character.
+fn takes(step: &Step, next: char) -> bool {
+    match step {
+        Step::One => true,
+        Step::Char(wanted) => *wanted == next,
+        Step::Many | Step::Class { .. } => false,
+    }
 }
 
 /// Goes back to the last star only, so that the time is bounded by pattern times text.
-fn walk(steps: &[Step], text: &str, wild: impl Fn(char) -> bool) -> bool {
+fn walk(steps: &[Step], text: &str) -> bool {
+    let wild = |c: char| c != '/';
     let text: Vec<char> = text.chars().collect();
     let (mut step, mut at) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -175,6 +249,24 @@ mod tests {
         }
         for bad in ["[]a]", "[-]", "[a-]", "[", "[^", "[a", "a[", "a\\", "[x-"] {
             assert!(Pattern::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn beginnings_are_the_shortest_or_the_longest() {
+        for (pattern, text, least, shortest, longest) in [
+            ("a*b", "axbxbx", 1, Beginning::Fits(3), Beginning::Fits(5)),
+            ("*", "abc", 1, Beginning::Fits(1), Beginning::Fits(3)),
+            ("*", "", 0, Beginning::Fits(0), Beginning::Fits(0)),
+            ("a?", "ab", 1, Beginning::Fits(2), Beginning::Fits(2)),
+            ("", "a", 1, Beginning::Other, Beginning::Other),
+            ("b", "ab", 1, Beginning::Other, Beginning::Other),
+            ("a*c", "abb", 1, Beginning::Never, Beginning::Never),
+            ("\\**", "*/", 1, Beginning::Fits(1), Beginning::Fits(2)),
+        ] {
+            let glob = Glob::new(pattern);
+            assert_eq!(glob.beginning(text.chars(), least, false), shortest, "{pattern} {text}");
+            assert_eq!(glob.beginning(text.chars(), least, true), longest, "{pattern} {text}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Words: quotes, escapes, and `$variables`, as the Dockerfile reference has them (a small part of what a
 //! shell does). Start at [`expand`] for one value, [`split`] for a list of words.
 
-use super::super::pattern;
+use super::super::pattern::{Beginning, Glob};
 
 /// What one expansion may grow to: `ENV A=$A$A` doubles with each line.
 const EXPANDED_MAX_BYTES: usize = 1 << 20;
@@ -300,38 +300,37 @@ fn until_brace(chars: &mut Chars<'_>, escape: char) -> Option<String> {
 
 /// Without the shortest (longest) beginning (end) that `cut` describes.
 fn trimmed(value: &str, cut: &str, front: bool, longest: bool) -> String {
-    let mut ends: Vec<usize> = value.char_indices().map(|(at, _)| at).chain([value.len()]).collect();
-    if front == longest {
-        ends.reverse();
-    }
-    for at in ends {
-        let (left, right) = value.split_at(at);
-        let (part, rest) = if front { (left, right) } else { (right, left) };
-        if pattern::glob(cut, part) {
-            return rest.to_owned();
-        }
-    }
-    value.to_owned()
+    let glob = Glob::new(cut);
+    let fits = if front {
+        glob.beginning(value.chars(), 0, longest)
+    } else {
+        glob.reversed().beginning(value.chars().rev(), 0, longest)
+    };
+    let Beginning::Fits(length) = fits else { return value.to_owned() };
+    let count = value.chars().count();
+    if front { value.chars().skip(length).collect() } else { value.chars().take(count - length).collect() }
 }
 
+/// With the first part (all parts) that `from` describes replaced; each is as long as can be.
 fn replaced(value: &str, from: &str, to: &str, all: bool) -> String {
+    let glob = Glob::new(from);
     let mut out = String::new();
     let mut rest = value;
-    'next: while !rest.is_empty() {
-        let ends: Vec<usize> = rest.char_indices().map(|(at, _)| at).skip(1).chain([rest.len()]).collect();
-        for end in ends.into_iter().rev() {
-            if pattern::glob(from, &rest[..end]) {
+    while let Some(first) = rest.chars().next() {
+        match glob.beginning(rest.chars(), 1, true) {
+            Beginning::Fits(length) => {
                 out.push_str(to);
-                rest = &rest[end..];
-                if all && out.len() <= EXPANDED_MAX_BYTES {
-                    continue 'next;
+                rest = rest.char_indices().nth(length).map_or("", |(at, _)| &rest[at..]);
+                if !all || out.len() > EXPANDED_MAX_BYTES {
+                    break;
                 }
-                break 'next;
+            }
+            Beginning::Never => break,
+            Beginning::Other => {
+                out.push(first);
+                rest = &rest[first.len_utf8()..];
             }
         }
-        let step = rest.chars().next().map_or(1, char::len_utf8);
-        out.push_str(&rest[..step]);
-        rest = &rest[step..];
     }
     out + rest
 }
@@ -380,6 +379,10 @@ mod tests {
             ("${version##*.}", "3"),
             ("${version//./_}", "1_22_3"),
             ("${version/./_}", "1_22.3"),
+            ("${version/2*2/x}", "1.x.3"),
+            ("${version//?2/x}", "1x2.3"),
+            ("${version//*/x}", "x"),
+            ("${version/*9/x}", "1.22.3"),
             ("a$", "a$"),
             ("$ x", "$ x"),
             ("it\\'s", "it's"),
@@ -424,6 +427,13 @@ mod tests {
         assert!(expand("$a$a$a$a$a", '\\', &lookup).unwrap_err().contains("longer than"));
         let nested = "${a:-".repeat(40) + &"}".repeat(40);
         assert!(expand(&nested, '\\', &|_| None).unwrap_err().contains("within each other"));
+        // Every place of a long value is looked at once, whatever the pattern.
+        let long = "ab".repeat(100_000);
+        let lookup = |_: &str| Some(long.clone());
+        for text in ["${a/a*c/x}", "${a//b?c/x}", "${a//*b*b*b*c/x}", "${a%%c*b}", "${a##a*c}"] {
+            assert_eq!(expand(text, '\\', &lookup).as_ref(), Ok(&long), "{text}");
+        }
+        assert_eq!(expand("${a//a/b}", '\\', &lookup), Ok("bb".repeat(100_000)));
     }
 
     #[test]
