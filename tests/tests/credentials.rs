@@ -239,6 +239,14 @@ fn images_are_pushed_and_run(node: &Node, config: &Path, own: IpAddr) {
     rctl_as(node, &none, &["run", "--rm", &image, "true"]).fails(125, &["does not give it", "rctl login"]);
     let said = rctl_as(node, config, &["run", "--rm", &image, "echo", "hello"]).ok();
     assert_eq!(said, "hello\n");
+    // What a build begins with is fetched with them, too.
+    node.rctl(&["image", "prune", "-a", "-f"]).ok();
+    let context = config.with_file_name("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("Dockerfile"), format!("FROM {image}\nENV MADE=here\n")).unwrap();
+    let build = ["build", "-q", "-t", "mine", context.to_str().unwrap()];
+    rctl_as(node, &none, &build).fails(1, &["does not give it", "rctl login"]);
+    rctl_as(node, config, &build).ok();
     let pulled = rctl_as(node, config, &["pull", "-q", &image]).ok();
     assert_eq!(pulled, pushed);
 }

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rorqual_image::build::{Cancel, Entry, EntryKind, Files, Take};
-use rorqual_image::{Digest, Error};
+use rorqual_image::{Credentials, Digest, Error};
 use rorqual_proto::wire::{self, build_response, context_entry, context_query};
 use tokio::sync::mpsc;
 
 use super::Sender;
+use crate::images::read_credentials;
 
 /// Answers that wait for who asked; others wait with them, and the client too.
 const WAITING: usize = 32;
@@ -116,6 +117,16 @@ impl ClientFiles {
             }
         }
         Ok(())
+    }
+
+    /// What the client keeps for a registry.
+    pub(super) fn credentials(&self, registry: &str) -> Result<Option<Credentials>, Error> {
+        let mut kept = None;
+        self.ask(context_query::Kind::Credentials, &[registry.to_owned()], &mut |answer| {
+            kept = kept.take().or(answer.credentials);
+            Ok(())
+        })?;
+        Ok(kept.and_then(read_credentials))
     }
 
     fn gone(&self) -> Error {

@@ -123,7 +123,7 @@ fn work(
     sender: &Sender,
     cancel: &Cancel,
 ) -> Result<Built, Status> {
-    let node = Node::new(agent.clone(), runtime.clone());
+    let node = Node::new(agent.clone(), runtime.clone(), start.context.clone());
     let events = sender.clone();
     let report: rorqual_image::build::Report = Arc::new(move |event| {
         let kind = Some(build_response::Kind::Event(wire_event(event)));

@@ -65,19 +65,21 @@ impl Images {
         &self,
         reference: &str,
         platform: &Platform,
+        credentials: Option<Credentials>,
     ) -> Result<ForeignImage, ImageError> {
         let reference = parse(reference, None)?;
+        let client = self.client_for(reference.registry(), credentials);
         let own = self.published(&reference).await?;
         let index =
             self.store.resolve(&reference).and_then(|digest| self.store.record(&digest)?.index_digest);
-        let registry = Some(self.registry.clone());
+        let registry = Some(client.clone());
         let found = match (own, index) {
             (Some(digest), _) => self.held_by_nodes(&reference, Some(digest)).await,
             (None, Some(index)) => {
                 Some(Found { wanted: reference.with_digest(index), sources: Vec::new(), registry })
             }
             (None, None) => {
-                let wanted = reference.with_digest(self.registry.resolve(&reference).await?);
+                let wanted = reference.with_digest(client.resolve(&reference).await?);
                 let (_, sources) = self.locate(&wanted).await;
                 Some(Found { wanted, sources, registry })
             }

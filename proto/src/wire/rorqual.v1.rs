@@ -6530,6 +6530,8 @@ pub mod context_query {
         Digest = 2,
         /// The content of each file, one after the other.
         Read = 3,
+        /// What the caller keeps for each registry; of no context.
+        Credentials = 4,
     }
     impl Kind {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -6542,6 +6544,7 @@ pub mod context_query {
                 Self::List => "KIND_LIST",
                 Self::Digest => "KIND_DIGEST",
                 Self::Read => "KIND_READ",
+                Self::Credentials => "KIND_CREDENTIALS",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -6551,6 +6554,7 @@ pub mod context_query {
                 "KIND_LIST" => Some(Self::List),
                 "KIND_DIGEST" => Some(Self::Digest),
                 "KIND_READ" => Some(Self::Read),
+                "KIND_CREDENTIALS" => Some(Self::Credentials),
                 _ => None,
             }
         }
@@ -6575,6 +6579,9 @@ pub struct ContextAnswer {
     /// Nothing comes after this.
     #[prost(bool, tag = "7")]
     pub last: bool,
+    /// None: the caller keeps nothing for that registry.
+    #[prost(message, optional, tag = "8")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContextEntry {

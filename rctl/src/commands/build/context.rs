@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Contexts;
 use super::archive::Archive;
+use crate::docker;
 use crate::failure::{Failure, Result};
 
 /// Entries in one message.
@@ -124,6 +125,7 @@ pub(super) fn answer(contexts: &Contexts, query: &ContextQuery, requests: &mpsc:
             context_query::Kind::List => answering.lists(context, &query.paths),
             context_query::Kind::Digest => answering.digests(context, &query.paths),
             context_query::Kind::Read => answering.contents(context, &query.paths),
+            context_query::Kind::Credentials => answering.credentials(&query.paths),
             context_query::Kind::Unspecified => {
                 Err("rorquald asked something unknown; rctl and rorquald have to be of one version"
                     .to_owned())
@@ -198,6 +200,16 @@ impl Answering<'_> {
                 outcome.and(worker.join().unwrap_or_else(|_| Err("reading was interrupted".to_owned())))
             })
         })
+    }
+
+    fn credentials(&self, registries: &[String]) -> Result<(), String> {
+        for (index, registry) in registries.iter().enumerate() {
+            let credentials = docker::kept(registry);
+            if !self.send(ContextAnswer { index: number(index), credentials, ..ContextAnswer::default() }) {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     fn contents(&self, context: &Context, paths: &[String]) -> Result<(), String> {
