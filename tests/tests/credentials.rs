@@ -240,7 +240,11 @@ fn images_are_pushed_and_run(node: &Node, config: &Path, own: IpAddr) {
     let said = rctl_as(node, config, &["run", "--rm", &image, "echo", "hello"]).ok();
     assert_eq!(said, "hello\n");
     // What a build begins with is fetched with them, too.
-    node.rctl(&["image", "prune", "-a", "-f"]).ok();
+    wait_until("the image is gone", DEADLINE, || {
+        node.rctl(&["image", "prune", "-a", "-f"]).ok();
+        let left = node.rctl(&["images", "-aq"]).ok();
+        hold(left.is_empty(), || left)
+    });
     let context = config.with_file_name("context");
     fs::create_dir(&context).unwrap();
     fs::write(context.join("Dockerfile"), format!("FROM {image}\nENV MADE=here\n")).unwrap();
