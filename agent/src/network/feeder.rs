@@ -65,6 +65,26 @@ impl Dirty {
     }
 }
 
+/// Takes over what of one kind is gone and what is new, and marks both.
+fn replace<T>(
+    (known, dirty, removed): (&mut BTreeMap<String, T>, &mut BTreeSet<String>, &mut BTreeSet<String>),
+    gone: Vec<String>,
+    new: Vec<T>,
+    key: impl Fn(&T) -> &String,
+) {
+    for key in gone {
+        known.remove(&key);
+        dirty.remove(&key);
+        removed.insert(key);
+    }
+    for value in new {
+        let key = key(&value).clone();
+        removed.remove(&key);
+        dirty.insert(key.clone());
+        known.insert(key, value);
+    }
+}
+
 impl Feeder {
     pub(super) fn new(fabric: Arc<RwLock<Option<Fabric>>>, own: OwnName) -> Self {
         Self {
@@ -117,36 +137,12 @@ impl Feeder {
             dirty.removed_services.remove(&id);
             dirty.services.insert(id);
         }
-        for id in change.removed_networks {
-            self.networks.remove(&id);
-            dirty.networks.remove(&id);
-            dirty.removed_networks.insert(id);
-        }
-        for network in change.networks {
-            dirty.removed_networks.remove(&network.network_id);
-            dirty.networks.insert(network.network_id.clone());
-            self.networks.insert(network.network_id.clone(), network);
-        }
-        for key in change.removed_blocks {
-            self.blocks.remove(&key);
-            dirty.blocks.remove(&key);
-            dirty.removed_blocks.insert(key);
-        }
-        for block in change.blocks {
-            dirty.removed_blocks.remove(&block.block);
-            dirty.blocks.insert(block.block.clone());
-            self.blocks.insert(block.block.clone(), block);
-        }
-        for id in change.removed_peers {
-            self.peers.remove(&id);
-            dirty.peers.remove(&id);
-            dirty.removed_peers.insert(id);
-        }
-        for peer in change.peers {
-            dirty.removed_peers.remove(&peer.node_id);
-            dirty.peers.insert(peer.node_id.clone());
-            self.peers.insert(peer.node_id.clone(), peer);
-        }
+        let places = (&mut self.networks, &mut dirty.networks, &mut dirty.removed_networks);
+        replace(places, change.removed_networks, change.networks, |network| &network.network_id);
+        let places = (&mut self.blocks, &mut dirty.blocks, &mut dirty.removed_blocks);
+        replace(places, change.removed_blocks, change.blocks, |block| &block.block);
+        let places = (&mut self.peers, &mut dirty.peers, &mut dirty.removed_peers);
+        replace(places, change.removed_peers, change.peers, |peer| &peer.node_id);
     }
 
     fn forget_endpoints(&mut self, service: &str) {
