@@ -109,7 +109,7 @@ pub fn found(founding: &Founding, now_ms: i64) -> Result<Founded, FoundingError>
     let network = Network {
         id: NetworkId::from_bits(rand::random()),
         meta: Meta::default(),
-        spec: NetworkSpec { name: DEFAULT_NETWORK.to_owned(), attachable: true, ..NetworkSpec::default() },
+        spec: NetworkSpec { name: DEFAULT_NETWORK.to_owned(), ..NetworkSpec::default() },
         blocks: Vec::new(),
     };
     let actions = vec![

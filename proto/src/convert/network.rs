@@ -10,7 +10,6 @@ impl From<&model::NetworkSpec> for wire::NetworkSpec {
             labels: spec.labels.clone(),
             subnets: spec.subnets.iter().map(ToString::to_string).collect(),
             internal: spec.internal,
-            attachable: spec.attachable,
             options: spec.options.clone(),
         }
     }
@@ -27,7 +26,6 @@ impl TryFrom<wire::NetworkSpec> for model::NetworkSpec {
             labels: spec.labels,
             subnets: subnets.collect::<Result<_, _>>()?,
             internal: spec.internal,
-            attachable: spec.attachable,
             options: spec.options,
         })
     }

@@ -201,7 +201,6 @@ fn network() -> Network {
             labels: labels(&["n"]),
             subnets: vec!["10.20.0.0/24".parse().unwrap(), "10.21.0.0/24".parse().unwrap()],
             internal: true,
-            attachable: true,
             options: labels(&["metadata"]),
         },
         blocks: vec![BlockLease { block: "10.213.0.64/26".parse().unwrap(), node_id: NodeId::from_bits(4) }],

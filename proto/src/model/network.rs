@@ -27,8 +27,6 @@ pub struct NetworkSpec {
     pub subnets: Vec<Ipv4Net>,
     /// Its containers reach nothing outside of it.
     pub internal: bool,
-    /// Containers that are no tasks may join it.
-    pub attachable: bool,
     /// [`METADATA_OPTION`] is the only one.
     pub options: BTreeMap<String, String>,
 }

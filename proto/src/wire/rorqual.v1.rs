@@ -312,9 +312,6 @@ pub struct NetworkSpec {
     /// Its containers reach nothing outside of it.
     #[prost(bool, tag = "4")]
     pub internal: bool,
-    /// Containers that are no tasks may join it.
-    #[prost(bool, tag = "5")]
-    pub attachable: bool,
     /// `metadata=allow`: its containers reach link-local addresses of the machine's surroundings.
     #[prost(btree_map = "string, string", tag = "6")]
     pub options: ::prost::alloc::collections::BTreeMap<

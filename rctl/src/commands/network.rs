@@ -143,8 +143,6 @@ impl CreateArgs {
             labels: map(self.label),
             subnets: self.subnet,
             internal: self.internal,
-            // Plain containers join the default network alone, yet.
-            attachable: false,
             options: map(self.opt),
         }
     }

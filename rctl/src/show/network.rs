@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rorqual_proto::model::network::DEFAULT_NETWORK;
 use rorqual_proto::wire::NetworkView;
 use serde::Serialize;
 
@@ -150,6 +151,8 @@ pub(crate) fn inspect(view: &NetworkView) -> Inspect {
         view.services.iter().map(|name| (name.clone(), Service { vip: view.vips.get(name).cloned() }));
     let blocks = network.blocks.iter();
     Inspect {
+        // Plain containers are in no other.
+        attachable: spec.name == DEFAULT_NETWORK,
         name: spec.name,
         id: network.id,
         created: human::rfc3339_ms(network.meta.unwrap_or_default().created_at_ms),
@@ -161,7 +164,6 @@ pub(crate) fn inspect(view: &NetworkView) -> Inspect {
             config: spec.subnets.into_iter().map(|subnet| Subnet { subnet }).collect(),
         },
         internal: spec.internal,
-        attachable: spec.attachable,
         ingress: false,
         containers: members.collect(),
         options: spec.options,
