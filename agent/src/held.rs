@@ -87,8 +87,7 @@ mod tests {
     use super::*;
 
     fn service(ports: &[u16]) -> ServiceView {
-        let port =
-            |published: &u16| PublishedPort { published: *published, target: 80, protocol: Protocol::Tcp };
+        let port = |published: &u16| PublishedPort::new(*published, 80, Protocol::Tcp);
         ServiceView {
             id: "s".into(),
             name: "web".into(),

@@ -24,5 +24,6 @@ pub(crate) fn description(facts: &HostFacts, options: &AgentOptions) -> NodeDesc
         labels: options.labels.clone(),
         held_ports: Vec::new(),
         routes: Vec::new(),
+        addresses: Vec::new(),
     }
 }

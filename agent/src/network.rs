@@ -196,10 +196,11 @@ pub(crate) fn host_ports(ports: &[wire::PortSpec]) -> Vec<HostPort> {
     let published = ports.iter().filter_map(published_port);
     published
         .map(|port| HostPort {
-            address: None,
+            address: port.address,
             published: port.published,
             target: port.target,
             protocol: port.protocol,
+            allow: port.allow,
         })
         .collect()
 }

@@ -63,7 +63,12 @@ fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
         network_id: NetworkId::from_bits(1).to_string(),
         network_name: "default".into(),
         vip: "10.214.0.1".into(),
-        ports: vec![wire::PortSpec { published: 8080, target: 80, protocol: wire::Protocol::Tcp.into() }],
+        ports: vec![wire::PortSpec {
+            published: 8080,
+            target: 80,
+            protocol: wire::Protocol::Tcp.into(),
+            ..Default::default()
+        }],
         endpoints: tasks
             .iter()
             .map(|task| wire::ServiceEndpoint {

@@ -284,8 +284,14 @@ impl Engine {
 
     fn check_host_port(&self, id: &str, port: &HostPort) -> Result<(), Error> {
         let HostPort { published: number, protocol, address, .. } = *port;
-        let service =
-            self.ruleset.holder(&parts::published_at(number, protocol), &Item::Ports(id.to_owned()));
+        if let Some(address) = address.filter(|address| !host::has_address(*address).unwrap_or(true)) {
+            return Err(Error::Invalid {
+                field: "attach.ports.address",
+                value: address.to_string(),
+                expected: "expected an address that this node has",
+            });
+        }
+        let service = self.ruleset.publisher((protocol, number, address), &Item::Ports(id.to_owned()));
         let container = self.containers.with_port(number, protocol, address).filter(|other| *other != id);
         let holder = container.map(|id| format!("container {id}")).or(service.map(describe));
         if let Some(holder) = holder {

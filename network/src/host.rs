@@ -59,6 +59,20 @@ pub fn foreign_routes() -> Result<Vec<ipnet::Ipv4Net>, Error> {
     route::list_foreign(&mut Netlink::route()?)
 }
 
+/// The IPv4 addresses at which others reach this machine. Asked in the network namespace of the calling thread.
+pub fn own_addresses() -> Result<Vec<Ipv4Addr>, Error> {
+    let mut addresses = route::list_addresses(&mut Netlink::route()?)?;
+    addresses.retain(|address| !address.is_loopback() && ![GATEWAY, DNS].contains(address));
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// Whether this machine has an address.
+pub(crate) fn has_address(address: Ipv4Addr) -> Result<bool, Error> {
+    Ok(address.is_loopback() || route::interface_of(&mut Netlink::route()?, address)?.is_some())
+}
+
 /// Takes the link-local addresses away. Kernel settings stay: others may rely on them by now.
 pub(crate) fn release(netlink: &mut Netlink) -> Result<(), Error> {
     netlink.run(vec![route::delete_address(LOOPBACK, GATEWAY), route::delete_address(LOOPBACK, DNS)])

@@ -39,7 +39,7 @@ mod ruleset;
 
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};
-pub use host::foreign_routes;
+pub use host::{foreign_routes, own_addresses};
 pub use model::{
     Attach, Attachment, Block, Change, Endpoint, HostPort, Interface, Join, LOCAL_NETWORK, Network,
     NetworkOptions, Peer, Protocol, PublishedPort, ServiceView,

@@ -69,6 +69,9 @@ pub struct HostPort {
     pub target: u16,
     /// Protocol of both.
     pub protocol: Protocol,
+    /// Who may use it; empty: everybody.
+    #[serde(default)]
+    pub allow: Vec<Ipv4Net>,
 }
 
 /// A container that wants to be on the network.
@@ -173,14 +176,25 @@ pub struct Block {
 }
 
 /// A port that every node publishes for a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishedPort {
+    /// The node's address to publish on, where the node has it; `None`: all of them.
+    pub address: Option<Ipv4Addr>,
     /// Port of the nodes.
     pub published: u16,
     /// Port of the containers.
     pub target: u16,
     /// Protocol of both.
     pub protocol: Protocol,
+    /// Who may use it; empty: everybody.
+    pub allow: Vec<Ipv4Net>,
+}
+
+impl PublishedPort {
+    /// One that is open to everybody on all addresses.
+    pub fn new(published: u16, target: u16, protocol: Protocol) -> PublishedPort {
+        PublishedPort { address: None, published, target, protocol, allow: Vec::new() }
+    }
 }
 
 /// One healthy task of a service.

@@ -43,7 +43,7 @@ pub(crate) fn admit<'a>(
             let element = parts::published(port);
             match claims.get(&element) {
                 Some(holder) if *holder == service.id => {
-                    ports.push(*port);
+                    ports.push(port.clone());
                     continue;
                 }
                 _ => {}
@@ -51,13 +51,13 @@ pub(crate) fn admit<'a>(
             let claimed = claims.get(&element).map(|id| format!("service {id}"));
             let conflict = claimed.or_else(|| other_service(&element, &service.id, desired, ruleset));
             let conflict = conflict.or_else(|| {
-                let id = containers.with_port(port.published, port.protocol, None)?;
+                let id = containers.with_port(port.published, port.protocol, port.address)?;
                 Some(format!("container {id}"))
             });
-            match check(&mut listeners, *port, conflict) {
+            match check(&mut listeners, port, conflict) {
                 Ok(()) => {
                     claims.insert(element, &service.id);
-                    ports.push(*port);
+                    ports.push(port.clone());
                 }
                 Err(error) => admitted.errors.entry(service.id.clone()).or_default().push(error),
             }
@@ -67,12 +67,18 @@ pub(crate) fn admit<'a>(
     admitted
 }
 
-fn check(listeners: &mut Listeners, port: PublishedPort, conflict: Option<String>) -> Result<(), Error> {
-    let PublishedPort { published: port, protocol, .. } = port;
+fn check(listeners: &mut Listeners, port: &PublishedPort, conflict: Option<String>) -> Result<(), Error> {
+    let PublishedPort { published: port, protocol, address, .. } = *port;
+    // Nothing of this node can be in the way of an address that it has not got.
+    if let Some(address) = address
+        && !host::has_address(address)?
+    {
+        return Ok(());
+    }
     if let Some(holder) = conflict {
         return Err(Error::PortConflict { port, protocol, holder });
     }
-    match host::port_taken_of(listeners, port, protocol, None)? {
+    match host::port_taken_of(listeners, port, protocol, address)? {
         None => Ok(()),
         Some(holder) => Err(Error::PortTaken { port, protocol, holder }),
     }

@@ -172,7 +172,7 @@ fn datagrams_show_the_client_and_leave_an_endpoint_that_left() {
     });
     let service = |endpoints: &[&lab::Container]| {
         let mut service = lab::web(endpoints);
-        service.ports = vec![PublishedPort { published: 5300, target: 53, protocol: Protocol::Udp }];
+        service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
         Change { services: vec![service], ..Change::default() }
     };
     let client = lab.client.run(|| UdpSocket::bind((CLIENT, 0)).unwrap());

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{CLIENT, Lab, Node, Ns, PATIENCE, VIP, eventually};
-use rorqual_network::{Attach, Block, Change, DNS, Error, HostPort, Join, Protocol, PublishedPort};
+use rorqual_network::{
+    Attach, Block, Change, DNS, Error, HostPort, Join, Protocol, PublishedPort, ServiceView,
+};
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, TYPE};
 
@@ -239,7 +241,13 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
     ns.ip("addr add 10.98.0.1/24 dev up0");
     ns.ip("link set up0 up");
     let node = Node::new(8, ns, Ipv4Addr::UNSPECIFIED);
-    let port = |address, published| HostPort { address, published, target: 80, protocol: Protocol::Tcp };
+    let port = |address, published| HostPort {
+        address,
+        published,
+        target: 80,
+        protocol: Protocol::Tcp,
+        allow: vec![],
+    };
     let everywhere = Ipv4Addr::new(10, 98, 0, 1);
     let a = node.local_container("a", vec![port(None, 8080), port(Some(Ipv4Addr::LOCALHOST), 8081)]);
     for to in [(everywhere, 8080), (Ipv4Addr::LOCALHOST, 8080), (Ipv4Addr::LOCALHOST, 8081)] {
@@ -251,6 +259,18 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
         let id = id.to_owned();
         node.attach(Attach { name: id.clone(), id, networks: vec![Join::new("local", None)], ports })
     };
+    let gated =
+        |range: &str| vec![HostPort { allow: vec![range.parse().unwrap()], ..port(Some(everywhere), 8082) }];
+    attach("gated", gated("127.0.0.0/8")).unwrap();
+    assert_eq!(node.ns.connect((everywhere, 8082)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    let conflict = attach("b", vec![port(None, 8082)]).unwrap_err();
+    assert!(matches!(&conflict, Error::PortConflict { holder, .. } if holder == "container gated"));
+    let gated = attach("gated", gated("10.98.0.0/24")).unwrap();
+    let _server = lab::Server::start(&Ns::open(&gated.netns), "gated", 80);
+    assert_eq!(node.ns.connect((everywhere, 8082)).unwrap().server, "gated");
+    node.detach("gated");
+    let foreign = attach("b", vec![port(Some(Ipv4Addr::new(10, 98, 0, 2)), 8083)]).unwrap_err();
+    assert!(foreign.to_string().starts_with("attach.ports.address \"10.98.0.2\""), "{foreign}");
     let conflict = attach("b", vec![port(Some(Ipv4Addr::LOCALHOST), 8080)]).unwrap_err();
     assert!(matches!(&conflict, Error::PortConflict { port: 8080, holder, .. } if holder == "container a"));
     let listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9090)).unwrap());
@@ -269,13 +289,67 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
 }
 
 #[test]
+fn ports_are_open_on_the_asked_address_and_to_the_asked_clients_alone() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let [a, b] = [node.container(1), lab.nodes[1].container(1)];
+    let port = |published, address: Option<Ipv4Addr>, allow: &[&str]| PublishedPort {
+        address,
+        allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
+        ..PublishedPort::new(published, 80, Protocol::Tcp)
+    };
+    let mut service = lab::web(&[&a, &b]);
+    service.ports = vec![
+        port(8080, Some(Ipv4Addr::LOCALHOST), &[]),
+        port(8081, Some(node.underlay), &[]),
+        port(8082, None, &["192.0.2.0/24", "10.99.0.64/26"]),
+        port(8083, None, &["10.99.0.0/26"]),
+    ];
+    let apply = |service: &ServiceView| {
+        lab.apply_all(&Change { services: vec![service.clone()], ..Change::default() });
+    };
+    apply(&service);
+    let open = |ns: &Ns, to: SocketAddr| match ns.connect(to) {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+            false
+        }
+    };
+    let here = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let reached = || {
+        [
+            open(&node.ns, here(8080)),
+            open(&lab.client, node.at(8080)),
+            open(&lab.client, node.at(8081)),
+            open(&lab.client, lab.nodes[1].at(8081)),
+            open(&node.ns, here(8081)),
+            open(&lab.client, node.at(8082)),
+            open(&lab.client, node.at(8083)),
+            open(&lab.nodes[1].ns, node.at(8083)),
+        ]
+    };
+    assert_eq!(reached(), [true, false, true, false, false, true, false, true]);
+    // A container gets to another node's port where that is published, and to no program behind its number.
+    let _program = lab::Server::start(&lab.nodes[1].ns, "program", 8081);
+    assert!(a.ns.connect(lab.nodes[1].at(8081)).is_err());
+    assert!(open(&b.ns, node.at(8081)));
+    // The program is on another address than the port: the service has it. Without an address it is in the way.
+    apply(&service);
+    service.ports[1].address = None;
+    let error =
+        lab.nodes[1].apply(Change { services: vec![service.clone()], ..Change::default() }).unwrap_err();
+    assert!(matches!(error, Error::PortTaken { port: 8081, .. }), "{error}");
+}
+
+#[test]
 fn a_service_gets_only_ports_that_are_free_and_the_rest_of_the_change_counts() {
     let lab = Lab::new();
     let node = &lab.nodes[0];
     let a = node.container(1);
     let _listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8081)).unwrap());
     let mut service = lab::web(&[&a]);
-    service.ports.push(PublishedPort { published: 8081, target: 80, protocol: Protocol::Tcp });
+    service.ports.push(PublishedPort::new(8081, 80, Protocol::Tcp));
     let error = node.apply(Change { services: vec![service], ..Change::default() }).unwrap_err();
     assert!(matches!(error, Error::PortTaken { port: 8081, .. }), "{error}");
     assert_eq!(lab.client.connect(node.at(8080)).unwrap().client, IpAddr::from(CLIENT));

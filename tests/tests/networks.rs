@@ -176,7 +176,7 @@ fn bad_input_is_refused_with_the_reason() {
     node.load(&images::archive("busybox"));
     node.rctl(&["network", "create", "--subnet", "10.20.0.0/29", "tiny"]).ok();
     let own = format!("{}/24", node.machine().to_string().rsplit_once('.').unwrap().0.to_owned() + ".0");
-    let cases: [(&[&str], i32, &[&str]); 11] = [
+    let cases: [(&[&str], i32, &[&str]); 16] = [
         (&["network", "create", "tiny"], 1, &["tiny", "already in use"]),
         (&["network", "create", "--subnet", "10.20.0.0/16", "x"], 1, &["10.20.0.0/29 of network `tiny`"]),
         (&["network", "create", "--subnet", "10.214.9.0/24", "x"], 1, &["virtual addresses"]),
@@ -188,6 +188,19 @@ fn bad_input_is_refused_with_the_reason() {
         (&["network", "create", "host"], 2, &["means something else"]),
         (&["network", "rm", "default"], 1, &["it stays"]),
         (&["service", "create", "--name", "s", "--network", "nope", images::BUSYBOX], 1, &["network `nope`"]),
+        (
+            &["service", "create", "--name", "s", "-p", "192.0.2.7:80:80", images::BUSYBOX],
+            1,
+            &["no node has the address 192.0.2.7"],
+        ),
+        (&["service", "create", "--name", "s", "-p", "[::1]:80:80", images::BUSYBOX], 2, &["IPv6"]),
+        (
+            &["service", "create", "--name", "s", "-p", "target=80,allow=10.0.0.1/8", images::BUSYBOX],
+            2,
+            &["host bits"],
+        ),
+        (&["run", "--rm", "-p", "192.0.2.7:80:80", images::BUSYBOX], 125, &["192.0.2.7", "this node"]),
+        (&["run", "--rm", "-p", "[::1]:80:80", images::BUSYBOX], 2, &["IPv6"]),
     ];
     for (words, code, expected) in cases {
         node.rctl(words).fails(code, expected);
@@ -201,7 +214,31 @@ fn bad_input_is_refused_with_the_reason() {
         hold(told.contains(reason), || told.clone())
     });
     node.rctl(&["service", "rm", "many"]).ok();
+    ports_are_bound_and_open_to_some(node);
     lab.finish();
+}
+
+/// To the node's own processes, to the machine that asks, or not to it.
+fn ports_are_bound_and_open_to_some(node: &Node) {
+    let machine = node.machine();
+    let from_machine = format!("published=8083,target=80,allow={machine}");
+    let mut words = vec!["service", "create", "--name", "gate", "--stop-signal", "SIGKILL"];
+    words.extend(["-p", "127.0.0.1:8081:80", "-p", "published=8082,target=80,allow=192.0.2.0/24"]);
+    words.extend(["-p", &from_machine, images::BUSYBOX, "sh", "-c", SERVER]);
+    node.rctl(&words).ok();
+    let local =
+        |port: &str| node.exec("curl", &["-sS", "-m", "5", &format!("http://127.0.0.1:{port}/")]).code;
+    assert_eq!([local("8081"), local("8083")], [0, 7], "curl's 7: refused");
+    let remote = |port| std::net::TcpStream::connect_timeout(&node.port(port), SOON).is_ok();
+    assert_eq!([8081, 8082, 8083].map(remote), [false, false, true]);
+    let listed = node.rctl(&["service", "ls"]).ok();
+    assert!(listed.contains("127.0.0.1:8081->80/tcp, *:8082->80/tcp (from 192.0.2.0/24)"), "{listed}");
+    node.rctl(&["service", "rm", "gate"]).ok();
+    let plain = ["run", "--detach", "--rm", "-p", "127.0.0.1:8081:80", images::BUSYBOX, "sh", "-c", SERVER];
+    let id = node.rctl(&plain).ok();
+    wait_until("the container answers", SOON, || hold(local("8081") == 0, || "not yet".to_owned()));
+    assert!(!remote(8081));
+    node.rctl(&["kill", id.trim()]).ok();
 }
 
 /// Plain containers: in the node's own network, in none, and in the one that each node has for them.

@@ -19,8 +19,8 @@ pub(crate) fn short_id(id: &str) -> &str {
 pub(super) fn check_ports(ports: &[wire::PortSpec]) -> Result<(), InvalidField> {
     let mut specs = Vec::with_capacity(ports.len());
     for (index, port) in ports.iter().enumerate() {
-        let spec =
-            model::PortSpec::try_from(*port).map_err(|error| error.within(&format!("ports[{index}]")))?;
+        let spec = model::PortSpec::try_from(port.clone())
+            .map_err(|error| error.within(&format!("ports[{index}]")))?;
         if spec.published == 0 {
             return Err(InvalidField::new(format!("ports[{index}].published"), "is missing")
                 .remedy("name the node's port, as in 8080:80"));
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_port_of_the_node_has_to_be_named() {
-        let port = |published| wire::PortSpec { published, target: 80, protocol: 1 };
+        let port = |published| wire::PortSpec { published, target: 80, protocol: 1, ..Default::default() };
         check_ports(&[port(8080)]).unwrap();
         let error = check_ports(&[port(8080), port(0)]).unwrap_err();
         assert!(error.to_string().starts_with("ports[1].published"), "{error}");

@@ -283,8 +283,16 @@ fn protocol(number: i32) -> Protocol {
     }
 }
 
+/// One whose address or whose clients can't be read would be open to more than was asked: it is left out.
 pub(super) fn published_port(port: &wire::PortSpec) -> Option<PublishedPort> {
+    let address = match port.address.as_str() {
+        "" => None,
+        text => Some(readable(text, "address of a port")?),
+    };
+    let allow: Option<Vec<_>> = port.allow.iter().map(|text| readable(text, "clients of a port")).collect();
     Some(PublishedPort {
+        address,
+        allow: allow?,
         published: u16::try_from(port.published).ok().filter(|port| *port > 0)?,
         target: u16::try_from(port.target).ok().filter(|port| *port > 0)?,
         protocol: protocol(port.protocol),

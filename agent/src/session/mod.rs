@@ -149,7 +149,11 @@ impl Parts {
             tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's routes");
             Vec::new()
         });
-        (&NodeDescription { held_ports, routes, ..self.description.clone() }).into()
+        let addresses = rorqual_network::own_addresses().unwrap_or_else(|error| {
+            tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's addresses");
+            Vec::new()
+        });
+        (&NodeDescription { held_ports, routes, addresses, ..self.description.clone() }).into()
     }
 
     fn say(&self, state: &str, leader: &str) {

@@ -6,8 +6,10 @@
 
 pub mod network;
 
+use std::net::Ipv4Addr;
+
 use ipnet::Ipv4Net;
-use rorqual_proto::model::{Meta, Protocol, Service, ServiceId, ServiceMode, ServiceSpec};
+use rorqual_proto::model::{Meta, PortSpec, Protocol, Service, ServiceId, ServiceMode, ServiceSpec};
 
 use crate::State;
 use crate::action::{Action, ActionKind, protocol_name};
@@ -52,6 +54,20 @@ pub enum Refusal {
         protocol: Protocol,
         /// Who has it.
         service: String,
+    },
+    /// A port is to be published on an address that nobody has.
+    #[error(
+        "port {port}/{}: no node has the address {address}; name one that a node has, 127.0.0.1 for the nodes \
+         themselves alone, or leave it out",
+        protocol_name(*.protocol)
+    )]
+    NoAddress {
+        /// The published port.
+        port: u16,
+        /// Its transport.
+        protocol: Protocol,
+        /// What was asked for.
+        address: Ipv4Addr,
     },
     /// A network that the spec names does not exist.
     #[error("network `{0}` does not exist: create it, or name another network")]
@@ -202,13 +218,30 @@ fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
         || old.force_update != new.force_update
 }
 
+/// A port on an address that no node has said to have. What was there before may stay: addresses move.
+fn unknown_address<'a>(state: &State, service: &'a Service) -> Option<(&'a PortSpec, Ipv4Addr)> {
+    let before = state.service(&service.id).map(|old| old.spec.ports.as_slice()).unwrap_or_default();
+    let bound = service.spec.ports.iter().filter_map(|port| Some((port, port.address?)));
+    let mut foreign = bound.filter(|(_, address)| {
+        !address.is_loopback()
+            && !before.iter().any(|had| had.address == Some(*address))
+            && !state.nodes().any(|node| node.has_address(*address))
+    });
+    foreign.next()
+}
+
 fn put(state: &State, mut service: Service, version: u64) -> Result<Action, Refusal> {
     let mut given = Given::default();
     for port in service.spec.ports.iter().filter(|port| port.published != 0) {
-        let key = (port.protocol, port.published);
+        let (published, protocol) = (port.published, port.protocol);
+        let key = (protocol, published);
         if let Some(owner) = allocate::port_owner(state, &given, &service, key) {
-            return Err(Refusal::PortTaken { port: port.published, protocol: port.protocol, service: owner });
+            return Err(Refusal::PortTaken { port: published, protocol, service: owner });
         }
+    }
+    if let Some((port, address)) = unknown_address(state, &service) {
+        let (port, protocol) = (port.published, port.protocol);
+        return Err(Refusal::NoAddress { port, protocol, address });
     }
     if let Some(name) = network_names(&service.spec).iter().find(|name| state.network_by_name(name).is_none())
     {

@@ -9,35 +9,44 @@ const NAMED: usize = 3;
 
 /// The ports of a service that are held somewhere.
 pub(super) struct Held<'a> {
-    ports: Vec<(PortSpec, Vec<(&'a Node, &'a HeldPort)>)>,
-    /// Nodes that answer.
+    ports: Vec<HeldSomewhere<'a>>,
+}
+
+struct HeldSomewhere<'a> {
+    port: PortSpec,
+    holders: Vec<(&'a Node, &'a HeldPort)>,
+    /// Nodes that answer and would serve it.
     nodes: usize,
 }
 
 impl<'a> Held<'a> {
     pub(super) fn of(state: &'a State, service: &Service) -> Self {
-        if service.ports.is_empty() {
-            return Self { ports: Vec::new(), nodes: 0 };
-        }
         let answering = || state.nodes().map(AsRef::as_ref).filter(|node| answers(node));
         let ports = service.ports.iter().filter_map(|port| {
-            let holders: Vec<_> = answering().filter_map(|node| Some((node, find(node, *port)?))).collect();
-            (!holders.is_empty()).then_some((*port, holders))
+            let holders: Vec<_> = answering().filter_map(|node| Some((node, find(node, port)?))).collect();
+            if holders.is_empty() {
+                return None;
+            }
+            let nodes = answering().filter(|node| is_there(node, port)).count();
+            Some(HeldSomewhere { port: port.clone(), holders, nodes })
         });
-        Self { ports: ports.collect(), nodes: answering().count() }
+        Self { ports: ports.collect() }
     }
 
     /// One of the ports leads nowhere on any node.
     pub(super) fn is_unserved(&self) -> bool {
-        self.ports.iter().any(|(_, holders)| holders.len() >= self.nodes)
+        self.ports.iter().any(|held| held.holders.len() >= held.nodes)
     }
 
     /// One sentence a port.
     pub(super) fn problems(&self) -> Vec<String> {
-        self.ports.iter().map(|(port, holders)| self.problem(*port, holders)).collect()
+        self.ports.iter().map(HeldSomewhere::problem).collect()
     }
+}
 
-    fn problem(&self, port: PortSpec, holders: &[(&Node, &HeldPort)]) -> String {
+impl HeldSomewhere<'_> {
+    fn problem(&self) -> String {
+        let Self { port, holders, nodes } = self;
         let mut places: Vec<String> = holders
             .iter()
             .take(NAMED)
@@ -46,7 +55,7 @@ impl<'a> Held<'a> {
         if holders.len() > NAMED {
             places.push(format!("others on {} more nodes", holders.len() - NAMED));
         }
-        let serving = match self.nodes.saturating_sub(holders.len()) {
+        let serving = match nodes.saturating_sub(holders.len()) {
             0 => "no node serves it".to_owned(),
             1 => "1 other node serves it".to_owned(),
             nodes => format!("{nodes} other nodes serve it"),
@@ -59,8 +68,8 @@ impl<'a> Held<'a> {
 pub(super) fn on_node(state: &State, service: &Service, id: &NodeId) -> Option<String> {
     let node = state.node(id).filter(|node| answers(node))?;
     let told = service.ports.iter().filter_map(|port| {
-        let held = find(node, *port)?;
-        Some(format!("port {} of this node is taken by {}", name(*port), held.holder))
+        let held = find(node, port)?;
+        Some(format!("port {} of this node is taken by {}", name(port), held.holder))
     });
     let told: Vec<String> = told.collect();
     (!told.is_empty()).then(|| told.join("; "))
@@ -70,12 +79,17 @@ fn answers(node: &Node) -> bool {
     matches!(node.status.state, NodeState::Ready | NodeState::Suspect)
 }
 
-fn find(node: &Node, port: PortSpec) -> Option<&HeldPort> {
+/// The node has the address on which the port is published.
+fn is_there(node: &Node, port: &PortSpec) -> bool {
+    port.address.is_none_or(|address| address.is_loopback() || node.has_address(address))
+}
+
+fn find<'a>(node: &'a Node, port: &PortSpec) -> Option<&'a HeldPort> {
     let held = &node.description.held_ports;
     held.iter().find(|held| held.port == port.published && held.protocol == port.protocol)
 }
 
-fn name(port: PortSpec) -> String {
+fn name(port: &PortSpec) -> String {
     let protocol = match port.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -83,7 +97,7 @@ fn name(port: PortSpec) -> String {
     format!("{}/{protocol}", port.published)
 }
 
-fn remedy(port: PortSpec) -> String {
+fn remedy(port: &PortSpec) -> String {
     let suffix = if port.protocol == Protocol::Udp { "/udp" } else { "" };
     format!(
         "End what holds it (the port then leads to the service by itself), or publish another one: `rctl \

@@ -64,6 +64,12 @@ pub(crate) enum Data {
 pub(crate) enum Expression {
     /// The packet's transport protocol.
     LoadProtocol,
+    /// The packet's address family.
+    LoadFamily,
+    /// The packet's IPv4 source.
+    LoadSource,
+    /// What the register has of these bits.
+    Mask([u8; 4]),
     /// The rule goes on if the register holds this.
     Equals(Vec<u8>),
     /// The next of 0, 1, … below a bound.
@@ -76,6 +82,8 @@ pub(crate) enum Expression {
     Translate {
         port: bool,
     },
+    /// The packet goes on in a chain.
+    Goto(String),
     /// Answers with a TCP reset.
     Reset,
     /// Answers that the port can't be reached.
@@ -178,14 +186,18 @@ fn value(request: Request, kind: u16, bytes: &[u8]) -> Request {
     request.nest(kind, |r| r.attr(1, bytes))
 }
 
+/// Attribute 2 of an element and of an immediate alike: data that is a verdict.
+fn verdict(request: Request, chain: &str) -> Request {
+    request.nest(2, |data| data.nest(2, |r| r.attr(1, &VERDICT_GOTO.to_be_bytes()).attr_str(2, chain)))
+}
+
 fn put_element(list: Request, (key, data): &(Vec<u8>, Option<Data>)) -> Request {
     list.nest(LIST_ELEMENT, |element| {
         let element = value(element, 1, key);
         match data {
             None => element,
             Some(Data::Bytes(bytes)) => value(element, 2, bytes),
-            Some(Data::Goto(chain)) => element
-                .nest(2, |data| data.nest(2, |r| r.attr(1, &VERDICT_GOTO.to_be_bytes()).attr_str(2, chain))),
+            Some(Data::Goto(chain)) => verdict(element, chain),
         }
     })
 }
@@ -193,11 +205,13 @@ fn put_element(list: Request, (key, data): &(Vec<u8>, Option<Data>)) -> Request 
 impl Expression {
     fn name(&self) -> &'static str {
         match self {
-            Expression::LoadProtocol => "meta",
+            Expression::LoadProtocol | Expression::LoadFamily => "meta",
+            Expression::LoadSource => "payload",
+            Expression::Mask(_) => "bitwise",
             Expression::Equals(_) => "cmp",
             Expression::Count(_) => "numgen",
             Expression::LookUp(_) => "lookup",
-            Expression::LoadAddress(_) | Expression::LoadPort(_) => "immediate",
+            Expression::LoadAddress(_) | Expression::LoadPort(_) | Expression::Goto(_) => "immediate",
             Expression::Translate { .. } => "nat",
             Expression::Reset | Expression::Refuse => "reject",
         }
@@ -208,7 +222,11 @@ impl Expression {
     }
 
     fn put_attributes(&self, r: Request) -> Request {
+        const NFPROTO: u32 = 15;
         const L4PROTO: u32 = 16;
+        const NETWORK_HEADER: u32 = 1;
+        const SOURCE_AT: u32 = 12;
+        const VERDICT_REGISTER: u32 = 0;
         const DNAT: u32 = 1;
         const IPV4: u32 = 2;
         const PORT_IS_GIVEN: u32 = 2;
@@ -217,6 +235,14 @@ impl Expression {
         const PORT_UNREACHABLE: u8 = 1;
         match self {
             Expression::LoadProtocol => number(number(r, 2, L4PROTO), 1, FIRST),
+            Expression::LoadFamily => number(number(r, 2, NFPROTO), 1, FIRST),
+            Expression::LoadSource => {
+                number(number(number(number(r, 1, FIRST), 2, NETWORK_HEADER), 3, SOURCE_AT), 4, 4)
+            }
+            Expression::Mask(bits) => {
+                value(value(number(number(number(r, 1, FIRST), 2, FIRST), 3, 4), 4, bits), 5, &[0; 4])
+            }
+            Expression::Goto(chain) => verdict(number(r, 1, VERDICT_REGISTER), chain),
             Expression::Equals(bytes) => value(number(number(r, 1, FIRST), 2, 0), 3, bytes),
             Expression::Count(bound) => {
                 let bound = u32::try_from(*bound).unwrap_or(u32::MAX);

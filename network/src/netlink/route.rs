@@ -60,6 +60,13 @@ pub(crate) fn interface_of(netlink: &mut Netlink, address: Ipv4Addr) -> Result<O
     Ok(found.and_then(|a| u32_at(&a.payload, 4)))
 }
 
+/// All addresses of all interfaces.
+pub(crate) fn list_addresses(netlink: &mut Netlink) -> Result<Vec<Ipv4Addr>, Error> {
+    let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&address_header(0, 0));
+    let answers = netlink.dump(request)?;
+    Ok(answers.iter().filter_map(|answer| attribute(&answer.payload, 8, 2).and_then(ipv4)).collect())
+}
+
 /// A route that is ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {

@@ -45,6 +45,8 @@ impl Fixed {
   map vips {{ type ipv4_addr : verdict; }}
   # published port → chain of its service
   map published {{ type inet_proto . inet_service : verdict; }}
+  # the same, on one address of the nodes
+  map published_at {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
   # published port of one container of this node, on all addresses or on one
   map hostports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map hostports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -53,6 +55,7 @@ impl Fixed {
   set peer_addresses {{ type ipv4_addr; }}
   # published ports of services, as a set
   set open_ports {{ type inet_proto . inet_service; }}
+  set open_at {{ type ipv4_addr . inet_proto . inet_service; }}
   # all addresses of containers and services
   set pools {{ type ipv4_addr; flags interval; elements = {{ {cluster_pool}, {vip_pool}, {local_pool} }} }}
   # blocks of networks without a way out, and of those that may reach link-local addresses
@@ -114,6 +117,7 @@ impl Fixed {
 
   chain ports {{
     ip daddr {DNS} return
+    ip daddr . meta l4proto . th dport vmap @published_at
     meta l4proto . th dport vmap @published
     meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @hostports_at
     meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @hostports
@@ -144,7 +148,7 @@ impl Fixed {
     ct state established,related accept
     # what lies around the node is not for containers: metadata of a cloud, other nodes beyond what they publish
     iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata goto barred
-    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports goto barred
+    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports ip daddr . meta l4proto . th dport != @open_at goto barred
     ct status dnat ct original ip daddr != {vip_pool} accept
     ip saddr vmap @several
     ip saddr vmap @networks

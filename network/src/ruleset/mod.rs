@@ -110,6 +110,14 @@ impl Ruleset {
         self.wanted.get(element)?.iter().find(|holder| *holder != item)
     }
 
+    /// Who has published a port that meets this one, other than `item`.
+    pub(crate) fn publisher(&self, port: parts::Published, item: &Item) -> Option<&Item> {
+        let first = Element { set: parts::PUBLISHED.to_owned(), key: Fields(Vec::new()) };
+        let all = self.wanted.range(first..).take_while(|(e, _)| e.set.starts_with(parts::PUBLISHED));
+        let mut meeting = all.filter(|(element, _)| parts::meets(element, port));
+        meeting.find_map(|(_, holders)| holders.iter().find(|holder| *holder != item))
+    }
+
     /// Whether an item has an element.
     pub(crate) fn has(&self, item: &Item, element: &Element) -> bool {
         self.wanted.get(element).is_some_and(|holders| holders.contains(item))
@@ -151,7 +159,8 @@ impl Ruleset {
         steps.extend(additions(elements));
         let kept_chains: BTreeSet<&String> = pairs.iter().flat_map(|(_, new)| new.chains.keys()).collect();
         for (old, _) in &pairs {
-            let gone = old.chains.keys().filter(|name| !kept_chains.contains(name));
+            // The last first: a chain leads to those whose names its own begins with.
+            let gone = old.chains.keys().rev().filter(|name| !kept_chains.contains(name));
             steps.extend(gone.map(|name| Step::DeleteChain { name: name.clone() }));
         }
         for (old, new) in &pairs {

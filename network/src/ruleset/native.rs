@@ -68,6 +68,9 @@ fn bytes(fields: &Fields) -> Option<Vec<u8>> {
     Some(all)
 }
 
+/// `NFPROTO_IPV4`
+const IPV4: u8 = 2;
+
 /// The number of a protocol in an IP header.
 fn number(protocol: Protocol) -> u8 {
     match protocol {
@@ -94,6 +97,16 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
             }
             all.extend(port.map(|(_, port)| Expression::LoadPort(port)));
             all.push(Expression::Translate { port: port.is_some() });
+            Some(all)
+        }
+        Rule::Admit { from, chain } => {
+            let mut all =
+                vec![Expression::LoadFamily, Expression::Equals(vec![IPV4]), Expression::LoadSource];
+            if from.prefix_len() < 32 {
+                all.push(Expression::Mask(from.netmask().octets()));
+            }
+            all.push(Expression::Equals(from.network().octets().to_vec()));
+            all.push(Expression::Goto(chain.clone()));
             Some(all)
         }
         Rule::Reset => {

@@ -28,7 +28,7 @@ fn ruleset() -> Ruleset {
 }
 
 fn published(published: u16, target: u16, protocol: Protocol) -> PublishedPort {
-    PublishedPort { published, target, protocol }
+    PublishedPort::new(published, target, protocol)
 }
 
 fn service(id: &str, endpoints: u32, ports: &[PublishedPort]) -> (Item, Option<Parts>) {
@@ -57,8 +57,16 @@ fn gone(item: Item) -> (Item, Option<Parts>) {
 /// What happens to a node's balancer, step by step.
 fn story() -> Vec<Changes> {
     let web = [published(8080, 80, Protocol::Tcp), published(8080, 81, Protocol::Udp)];
+    let bound = [PublishedPort {
+        address: Some(Ipv4Addr::new(10, 99, 0, 1)),
+        allow: ["10.0.0.0/8", "10.32.0.0/11", "10.99.0.128/25", "192.0.2.7/32"]
+            .map(|r| r.parse().unwrap())
+            .to_vec(),
+        ..published(8443, 443, Protocol::Tcp)
+    }];
     let sctp = [published(9, 9, Protocol::Sctp)];
-    let host_port = |address| HostPort { address, published: 5000, target: 50, protocol: Protocol::Udp };
+    let host_port =
+        |address| HostPort { address, published: 5000, target: 50, protocol: Protocol::Udp, allow: vec![] };
     let ports = parts::host_ports(
         Ipv4Addr::new(10, 215, 0, 7),
         &[host_port(None), host_port(Some(Ipv4Addr::new(10, 99, 0, 1)))],
@@ -72,6 +80,9 @@ fn story() -> Vec<Changes> {
         BTreeMap::from([(Item::Peer("n2".into()), Some(peer(Some([2, 0, 0, 0, 0xab, 1]))))]),
         BTreeMap::from([service("a", 9, &web[..1]), service("ccc", 1500, &web[1..])]),
         BTreeMap::from([gone(Item::Service("bb".into())), service("ccc", 3, &web[1..]), gone(item())]),
+        BTreeMap::from([service("dddd", 2, &bound)]),
+        BTreeMap::from([service("dddd", 3, &bound)]),
+        BTreeMap::from([gone(Item::Service("dddd".into()))]),
     ]
 }
 
@@ -139,6 +150,11 @@ fn a_table_reads_the_same_whichever_way_the_changes_came() {
         assert_eq!(text.lines().count(), netlink.lines().count(), "after change {at}:\n{netlink}");
     }
     assert!(by_netlink[4].contains("numgen inc mod 1500"), "{}", by_netlink[4]);
+    assert!(
+        by_netlink[6].contains("ip saddr 10.32.0.0/11 goto port_tcp_8443_at_10_99_0_1"),
+        "{}",
+        by_netlink[6]
+    );
     assert!(by_netlink[0].contains("reject with tcp reset") && by_netlink[5].contains("numgen inc mod 3"));
 }
 

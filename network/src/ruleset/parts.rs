@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 use super::base::MARK_SHIFT;
 use super::rule::{Field, Fields, Rule, Value};
 use super::{Element, Parts};
@@ -17,7 +19,32 @@ impl Parts {
     fn chain(&mut self, name: &str, rules: Vec<Rule>) {
         self.chains.insert(name.to_owned(), rules);
     }
+
+    /// A port of the node that leads to what the rules say, for those who may use it. Who that is stands in a chain of
+    /// its own: endpoints come and go without it.
+    fn publish(&mut self, port: Published, rules: Vec<Rule>, allow: &[Ipv4Net]) {
+        let (protocol, number, address) = port;
+        let mut chain = format!("port_{protocol}_{number}");
+        if let Some(address) = address {
+            chain.push_str(&format!("_at_{}", address.to_string().replace('.', "_")));
+        }
+        self.chain(&chain, rules);
+        let everybody = allow.is_empty() || allow.iter().any(|range| range.prefix_len() == 0);
+        if !everybody {
+            let gate = format!("{chain}_gate");
+            let admit = allow.iter().map(|from| Rule::Admit { from: from.trunc(), chain: chain.clone() });
+            self.chain(&gate, admit.chain([Rule::Reset, Rule::Refuse]).collect());
+            chain = gate;
+        }
+        self.elements.insert(published_at(port), Some(Value::Goto(chain)));
+    }
 }
+
+/// What the names of the maps of published ports begin with.
+pub(crate) const PUBLISHED: &str = "published";
+
+/// Protocol and number of a port of the node, and the address that it is published on.
+pub(crate) type Published = (Protocol, u16, Option<Ipv4Addr>);
 
 fn element(set: &str, key: &[Field]) -> Element {
     Element { set: set.to_owned(), key: Fields(key.to_vec()) }
@@ -36,10 +63,18 @@ pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str
         parts.element("vips", &[Field::Address(vip)], Some(Value::Goto(chain)));
     }
     for port in ports {
-        let chain = format!("port_{}_{}", port.protocol, port.published);
-        parts.chain(&chain, balance(&addresses, Some((port.protocol, port.target))));
-        parts.elements.insert(published(port), Some(Value::Goto(chain)));
-        parts.element("open_ports", &[Field::Protocol(port.protocol), Field::Port(port.published)], None);
+        let PublishedPort { address, published, protocol, .. } = *port;
+        let balance = balance(&addresses, Some((protocol, port.target)));
+        parts.publish((protocol, published, address), balance, &port.allow);
+        match address {
+            None => {
+                parts.element("open_ports", &[Field::Protocol(protocol), Field::Port(published)], None);
+            }
+            Some(address) => {
+                let key = [Field::Address(address), Field::Protocol(protocol), Field::Port(published)];
+                parts.element("open_at", &key, None);
+            }
+        }
     }
     for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
         parts.element("hairpin", &[Field::Address(endpoint.address); 2], None);
@@ -49,12 +84,26 @@ pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str
 
 /// The element that stands for a service's published port.
 pub(crate) fn published(port: &PublishedPort) -> Element {
-    published_at(port.published, port.protocol)
+    published_at((port.protocol, port.published, port.address))
 }
 
-/// The same, by number.
-pub(crate) fn published_at(port: u16, protocol: Protocol) -> Element {
-    element("published", &[Field::Protocol(protocol), Field::Port(port)])
+fn published_at((protocol, port, address): Published) -> Element {
+    let [protocol, port] = [Field::Protocol(protocol), Field::Port(port)];
+    match address {
+        None => element("published", &[protocol, port]),
+        Some(address) => element("published_at", &[Field::Address(address), protocol, port]),
+    }
+}
+
+/// Whether an element stands for a published port that meets this one: the same, on an address of both.
+pub(crate) fn meets(element: &Element, (protocol, port, address): Published) -> bool {
+    match (element.set.as_str(), element.key.0.as_slice()) {
+        ("published", key) => *key == [Field::Protocol(protocol), Field::Port(port)],
+        ("published_at", [Field::Address(at), key @ ..]) => {
+            *key == [Field::Protocol(protocol), Field::Port(port)] && address.is_none_or(|own| own == *at)
+        }
+        _ => false,
+    }
 }
 
 /// The element that stands for a container's published port.
@@ -73,9 +122,14 @@ fn host_port(port: &HostPort) -> Element {
 pub(crate) fn host_ports(address: Ipv4Addr, ports: &[HostPort]) -> Parts {
     let mut parts = Parts::default();
     for port in ports {
+        parts.element("hairpin", &[Field::Address(address); 2], None);
+        if !port.allow.is_empty() {
+            let rule = Rule::Balance { addresses: vec![address], port: Some((port.protocol, port.target)) };
+            parts.publish((port.protocol, port.published, port.address), vec![rule], &port.allow);
+            continue;
+        }
         let target = Fields(vec![Field::Address(address), Field::Port(port.target)]);
         parts.elements.insert(host_port(port), Some(Value::Fields(target)));
-        parts.element("hairpin", &[Field::Address(address); 2], None);
     }
     parts
 }

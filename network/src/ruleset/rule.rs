@@ -80,6 +80,8 @@ pub(crate) enum Rule {
     /// A new connection goes to each address in turn; never without an address. With a protocol and a port only
     /// that protocol's, and to that port.
     Balance { addresses: Vec<Ipv4Addr>, port: Option<(Protocol, u16)> },
+    /// A connection from the range goes on in the chain.
+    Admit { from: Ipv4Net, chain: String },
     /// TCP is refused.
     Reset,
     /// Everything is refused.
@@ -106,6 +108,7 @@ impl fmt::Display for Rule {
                 write!(f, "dnat ip to {}", choice(addresses))?;
                 port.map_or(Ok(()), |(_, port)| write!(f, " : {port}"))
             }
+            Rule::Admit { from, chain } => write!(f, "ip saddr {from} goto {chain}"),
             Rule::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
             Rule::Refuse => f.write_str("reject"),
             Rule::Reach { set } => write!(f, "ip daddr @{set} accept"),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 use super::*;
 use crate::model::{Endpoint, Protocol, PublishedPort, ServiceView};
 
@@ -20,24 +22,27 @@ fn ruleset() -> Ruleset {
 }
 
 fn service(id: &str, endpoints: u32, ports: &[u16]) -> (Item, Option<Parts>) {
+    let ports: Vec<PublishedPort> = ports.iter().map(|p| PublishedPort::new(*p, 80, Protocol::Tcp)).collect();
+    let view = view_of(id, endpoints, &ports);
+    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1")))
+}
+
+fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
     let endpoint = |i: u32| Endpoint {
         id: format!("t{i}"),
         name: format!("web.{i}"),
         address: Ipv4Addr::from(0x0ad5_0000 + i),
         node: "n1".into(),
     };
-    let ports: Vec<PublishedPort> =
-        ports.iter().map(|p| PublishedPort { published: *p, target: 80, protocol: Protocol::Tcp }).collect();
-    let view = ServiceView {
+    ServiceView {
         id: id.into(),
         name: id.into(),
         aliases: vec![],
         network: "default".into(),
         vip: Some(Ipv4Addr::new(10, 214, 0, 1)),
-        ports: ports.clone(),
+        ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
-    };
-    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1")))
+    }
 }
 
 fn apply(ruleset: &mut Ruleset, changes: impl IntoIterator<Item = (Item, Option<Parts>)>) -> String {
@@ -65,6 +70,23 @@ fn one_more_endpoint_touches_the_chains_of_its_service_alone() {
         lines.all(|l| l.contains("vip_s7") || l.contains("port_tcp_1007") || l.contains("hairpin")),
         "{script}"
     );
+}
+
+#[test]
+fn who_may_use_a_port_stays_as_it_is_when_endpoints_change() {
+    let mut ruleset = ruleset();
+    let view = |endpoints| {
+        let (item, _) = service("a", endpoints, &[]);
+        let port = PublishedPort {
+            allow: (0..50).map(|i| Ipv4Net::new(Ipv4Addr::new(10, i, 0, 0), 16).unwrap()).collect(),
+            ..PublishedPort::new(80, 80, Protocol::Tcp)
+        };
+        (item, Some(parts::service(&view_of("a", endpoints, &[]), &[port], "n1")))
+    };
+    let script = apply(&mut ruleset, [view(1)]);
+    assert!(script.contains("published { tcp . 80 : goto port_tcp_80_gate }"), "{script}");
+    let script = apply(&mut ruleset, [view(2)]);
+    assert!(script.contains("add rule inet rorqual_t port_tcp_80 ") && !script.contains("gate"), "{script}");
 }
 
 #[test]

@@ -40,6 +40,7 @@ impl From<&model::NodeDescription> for wire::NodeDescription {
             labels: description.labels.clone(),
             held_ports: description.held_ports.iter().map(Into::into).collect(),
             routes: description.routes.iter().map(ToString::to_string).collect(),
+            addresses: description.addresses.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -59,6 +60,7 @@ impl From<wire::NodeDescription> for model::NodeDescription {
             held_ports: description.held_ports.into_iter().filter_map(held_port).collect(),
             // As with held ports: a range that can't be read is one that is not checked.
             routes: description.routes.iter().filter_map(|net| net.parse().ok()).collect(),
+            addresses: description.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
         }
     }
 }

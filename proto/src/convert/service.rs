@@ -1,6 +1,10 @@
 //! [`model::Service`], its spec, ports and policies.
 
-use super::{InvalidField, address, id, list, optional, or_absent, or_default, required};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{InvalidField, address, id, ipv4_net, list, optional, or_absent, or_default, required};
 use crate::{model, wire};
 
 impl From<&model::ServiceSpec> for wire::ServiceSpec {
@@ -61,6 +65,8 @@ impl From<&model::PortSpec> for wire::PortSpec {
             published: port.published.into(),
             target: port.target.into(),
             protocol: wire::Protocol::from(port.protocol).into(),
+            address: port.address.map(|address| address.to_string()).unwrap_or_default(),
+            allow: port.allow.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -74,12 +80,43 @@ impl TryFrom<wire::PortSpec> for model::PortSpec {
                 InvalidField::new(path, format!("{value} is not a port: expected at most 65535"))
             })
         };
+        let allowed = port.allow.iter().enumerate();
+        let allowed = allowed.map(|(index, text)| clients(text, &format!("allow[{index}]")));
         Ok(Self {
             published: number(port.published, "published")?,
             target: number(port.target, "target")?,
             protocol: super::protocol(port.protocol, "protocol")?.unwrap_or(model::Protocol::Tcp),
+            address: bind_address(&port.address)?,
+            allow: allowed.collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// An address of a node. That of all of them, `0.0.0.0`, is none.
+fn bind_address(text: &str) -> Result<Option<Ipv4Addr>, InvalidField> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    no_ipv6(text, "address")?;
+    let given = address(text, "address")?;
+    Ok((!given.is_unspecified()).then_some(given))
+}
+
+/// A range of clients; an address alone is a range of one.
+fn clients(text: &str, path: &str) -> Result<Ipv4Net, InvalidField> {
+    no_ipv6(text, path)?;
+    match text.parse::<Ipv4Addr>() {
+        Ok(one) => Ok(one.into()),
+        Err(_) => ipv4_net(text, path),
+    }
+}
+
+fn no_ipv6(text: &str, path: &str) -> Result<(), InvalidField> {
+    if !text.contains(':') {
+        return Ok(());
+    }
+    Err(InvalidField::new(path, format!("`{text}` is IPv6, over which no port is published"))
+        .remedy("give an IPv4 address, or leave it out"))
 }
 
 impl From<&model::RestartPolicy> for wire::RestartPolicy {

@@ -83,8 +83,14 @@ fn placement() -> Placement {
 
 fn ports() -> Vec<PortSpec> {
     vec![
-        PortSpec { published: 8080, target: 80, protocol: Protocol::Tcp },
-        PortSpec { published: 0, target: 53, protocol: Protocol::Udp },
+        PortSpec {
+            published: 8080,
+            target: 80,
+            protocol: Protocol::Tcp,
+            address: Some([10, 0, 0, 5].into()),
+            allow: vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.7/32".parse().unwrap()],
+        },
+        PortSpec { published: 0, target: 53, protocol: Protocol::Udp, address: None, allow: vec![] },
     ]
 }
 
@@ -173,6 +179,7 @@ fn description() -> NodeDescription {
             holder: "process 7 (named)".into(),
         }],
         routes: vec!["10.0.0.0/24".parse().unwrap()],
+        addresses: vec![[192, 0, 2, 7].into()],
     }
 }
 
@@ -311,7 +318,7 @@ fn what_is_unset_gets_its_default() {
     let spec = wire::ServiceSpec {
         name: "web".into(),
         container: Some(wire::ContainerSpec { image: "nginx".into(), ..Default::default() }),
-        ports: vec![wire::PortSpec { published: 8080, target: 80, protocol: 0 }],
+        ports: vec![wire::PortSpec { published: 8080, target: 80, ..Default::default() }],
         ..Default::default()
     };
     let spec = ServiceSpec::try_from(spec).unwrap();

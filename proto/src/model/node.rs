@@ -1,6 +1,7 @@
 //! A node: a machine of the cluster, as asked for and as seen.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use super::{Meta, NodeId, Protocol};
 
@@ -60,6 +61,8 @@ pub struct NodeDescription {
     pub held_ports: Vec<HeldPort>,
     /// Ranges that the node reaches by its own routes.
     pub routes: Vec<ipnet::Ipv4Net>,
+    /// The addresses that others reach it at.
+    pub addresses: Vec<Ipv4Addr>,
 }
 
 /// A published port that something else has on a node.
@@ -116,4 +119,17 @@ pub struct Node {
     pub address: String,
     /// Its Raft member id where it is a controller.
     pub raft_id: Option<u64>,
+}
+
+impl Node {
+    /// The address at which the other nodes reach it.
+    pub fn underlay(&self) -> Option<Ipv4Addr> {
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        host.parse().ok()
+    }
+
+    /// Whether it has said to have an address.
+    pub fn has_address(&self, address: Ipv4Addr) -> bool {
+        self.underlay() == Some(address) || self.description.addresses.contains(&address)
+    }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, ServiceId};
 
 /// What the user asked for.
@@ -48,7 +50,7 @@ pub enum Protocol {
 }
 
 /// One port of every node that leads to the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortSpec {
     /// On every node; 0 lets the allocator choose one of 30000–32767.
     pub published: u16,
@@ -56,6 +58,18 @@ pub struct PortSpec {
     pub target: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
+    /// The one address of the nodes on which it is published; a node that has not got it does not publish the port.
+    pub address: Option<Ipv4Addr>,
+    /// Clients that may use it; empty: all.
+    pub allow: Vec<Ipv4Net>,
+}
+
+impl PortSpec {
+    /// Meets another on a node: the same port and transport, on an address of both.
+    pub fn meets(&self, other: &Self) -> bool {
+        let apart = self.address.is_some() && other.address.is_some() && self.address != other.address;
+        self.published == other.published && self.protocol == other.protocol && !apart
+    }
 }
 
 /// Which ends of a container are followed by a restart.

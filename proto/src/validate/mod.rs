@@ -5,7 +5,8 @@
 mod container;
 mod network;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
@@ -25,6 +26,9 @@ pub const MAX_REPLICAS: u32 = 10_000;
 
 /// The most elements of a list, and labels of an object.
 pub const MAX_ELEMENTS: usize = 512;
+
+/// The most ranges of clients of one published port: each new connection is compared with them one by one.
+pub const MAX_ALLOWED: usize = 64;
 
 /// The longest wait that a policy may name.
 pub const MAX_WAIT_MS: u64 = 24 * 3600 * 1000;
@@ -97,16 +101,42 @@ pub fn labels(labels: &BTreeMap<String, String>, path: &str) -> Result<(), Inval
 /// Published ports: targets of 1 to 65535, no published port twice on one transport.
 pub fn port_specs(ports: &[PortSpec], path: &str) -> Result<(), InvalidField> {
     at_most(ports.len(), path)?;
-    let mut taken = BTreeSet::new();
     for (index, port) in ports.iter().enumerate() {
         if port.target == 0 {
             return Err(InvalidField::new(format!("{path}[{index}].target"), "is 0")
                 .remedy("give the port inside the container, 1 to 65535"));
         }
-        if port.published != 0 && !taken.insert((port.published, port.protocol)) {
+        bound_and_allowed(port).map_err(|error| error.within(&format!("{path}[{index}]")))?;
+        let mut earlier = ports.iter().take(index);
+        if port.published != 0 && earlier.any(|other| other.meets(port)) {
             let field = format!("{path}[{index}].published");
             return Err(InvalidField::new(field, format!("port {} is published twice", port.published))
                 .remedy("publish each port once"));
+        }
+    }
+    Ok(())
+}
+
+/// An address that a node can have, and ranges of clients that mean something.
+fn bound_and_allowed(port: &PortSpec) -> Result<(), InvalidField> {
+    let never = |address: &Ipv4Addr| {
+        address.is_multicast()
+            || address.is_broadcast()
+            || address.octets()[0] == 0
+            || address.is_link_local()
+    };
+    if let Some(address) = port.address.filter(never) {
+        return Err(InvalidField::new("address", format!("no port is published on {address}"))
+            .remedy("give an address of a node, 127.0.0.1 for the nodes themselves alone, or leave it out"));
+    }
+    if port.allow.len() > MAX_ALLOWED {
+        let problem = format!("{} ranges are too many: at most {MAX_ALLOWED}", port.allow.len());
+        return Err(InvalidField::new("allow", problem));
+    }
+    for (index, range) in port.allow.iter().enumerate() {
+        if range.addr() != range.network() {
+            return Err(InvalidField::new(format!("allow[{index}]"), format!("{range} has host bits set"))
+                .remedy(format!("its network is {}", range.trunc())));
         }
     }
     Ok(())

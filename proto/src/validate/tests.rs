@@ -42,7 +42,7 @@ fn mount(kind: MountKind, source: &str, target: &str) -> Mount {
 }
 
 fn port(published: u16, target: u16, protocol: Protocol) -> PortSpec {
-    PortSpec { published, target, protocol }
+    PortSpec { published, target, protocol, address: None, allow: vec![] }
 }
 
 #[test]

@@ -178,7 +178,7 @@ pub mod mount {
         }
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PortSpec {
     /// Port on every node; 0 lets the cluster choose one of 30000–32767.
     #[prost(uint32, tag = "1")]
@@ -187,6 +187,12 @@ pub struct PortSpec {
     pub target: u32,
     #[prost(enumeration = "Protocol", tag = "3")]
     pub protocol: i32,
+    /// The one address of the nodes on which it is published; empty: all.
+    #[prost(string, tag = "60")]
+    pub address: ::prost::alloc::string::String,
+    /// Clients (10.0.0.0/8) that may use it; empty: all.
+    #[prost(string, repeated, tag = "61")]
+    pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RestartPolicy {
@@ -474,6 +480,9 @@ pub struct NodeDescription {
     /// Ranges that the node reaches by its own routes: no network may have them.
     #[prost(string, repeated, tag = "50")]
     pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The addresses that others reach it at.
+    #[prost(string, repeated, tag = "60")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeldPort {

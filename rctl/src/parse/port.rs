@@ -1,4 +1,5 @@
-//! Published ports: `8080:80`, `53:53/udp`, `8000-8010:80-90`, `published=8080,target=80,protocol=tcp`.
+//! Published ports: `8080:80`, `127.0.0.1:8080:80`, `53:53/udp`, `8000-8010:80-90`,
+//! `published=8080,target=80,protocol=tcp,address=10.0.0.5,allow=10.0.0.0/8`.
 
 use rorqual_proto::wire::{PortSpec, Protocol};
 
@@ -12,14 +13,17 @@ pub(crate) fn ports(text: &str) -> Result<Vec<PortSpec>, String> {
 fn short_form(text: &str) -> Result<Vec<PortSpec>, String> {
     let (ports, protocol_name) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol(protocol_name)?;
-    let parts: Vec<&str> = ports.rsplitn(2, ':').collect();
-    let (target, published) = match parts.as_slice() {
-        [target] => (range(target, 1)?, None),
-        [_, published] if published.contains(':') => {
-            return Err("a port can't be bound to one address; it is published on every one".to_owned());
-        }
-        [target, published] => (range(target, 1)?, Some(range(published, 0)?)),
-        _ => return Err("expected [PUBLISHED:]TARGET[/PROTOCOL]".to_owned()),
+    let (ports, target) = match ports.rsplit_once(':') {
+        Some((before, target)) => (Some(before), range(target, 1)?),
+        None => (None, range(ports, 1)?),
+    };
+    let (bound, published) = match ports {
+        None => (String::new(), None),
+        Some(ports) => match ports.rsplit_once(':') {
+            Some((bound, "")) => (address(bound), None),
+            Some((bound, published)) => (address(bound), Some(range(published, 0)?)),
+            None => (String::new(), Some(range(ports, 0)?)),
+        },
     };
     let published = published.unwrap_or((0, 0));
     let count = target.1 - target.0;
@@ -34,21 +38,29 @@ fn short_form(text: &str) -> Result<Vec<PortSpec>, String> {
         published: if published.0 == 0 { 0 } else { published.0 + offset },
         target: target.0 + offset,
         protocol: protocol.into(),
+        address: bound.clone(),
+        allow: Vec::new(),
     };
     Ok((0..=count).map(one).collect())
 }
 
 fn long_form(text: &str) -> Result<Vec<PortSpec>, String> {
-    let mut port = PortSpec { published: 0, target: 0, protocol: Protocol::Tcp.into() };
+    let mut port = PortSpec { protocol: Protocol::Tcp.into(), ..PortSpec::default() };
     for part in text.split(',') {
         let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=value"))?;
         match key {
             "published" => port.published = range(value, 0)?.0,
             "target" => port.target = range(value, 1)?.0,
             "protocol" => port.protocol = protocol(value)?.into(),
+            "address" | "ip" => port.address = address(value),
+            "allow" => port.allow.push(value.to_owned()),
             "mode" if value == "ingress" => {}
             "mode" => return Err(format!("mode {value} is not supported, only ingress is")),
-            _ => return Err(format!("unknown key `{key}`: expected published, target or protocol")),
+            _ => {
+                return Err(format!(
+                    "unknown key `{key}`: expected published, target, protocol, address or allow"
+                ));
+            }
         }
         if matches!(key, "published" | "target") && value.contains('-') {
             return Err(format!("`{value}`: ranges need the short form, as 8000-8010:80-90"));
@@ -58,6 +70,11 @@ fn long_form(text: &str) -> Result<Vec<PortSpec>, String> {
         return Err("target, the port inside the container, is missing".to_owned());
     }
     Ok(vec![port])
+}
+
+/// As the model takes it, which says what is wrong with it.
+fn address(text: &str) -> String {
+    text.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
@@ -87,11 +104,11 @@ mod tests {
     use super::*;
 
     fn tcp(published: u32, target: u32) -> PortSpec {
-        PortSpec { published, target, protocol: Protocol::Tcp.into() }
+        PortSpec { published, target, protocol: Protocol::Tcp.into(), ..PortSpec::default() }
     }
 
     fn udp(published: u32, target: u32) -> PortSpec {
-        PortSpec { published, target, protocol: Protocol::Udp.into() }
+        PortSpec { published, target, protocol: Protocol::Udp.into(), ..PortSpec::default() }
     }
 
     #[test]
@@ -101,6 +118,18 @@ mod tests {
         assert_eq!(ports("0:80"), Ok(vec![tcp(0, 80)]));
         assert_eq!(ports("53:5353/udp"), Ok(vec![udp(53, 5353)]));
         assert_eq!(ports("8000-8001:80-81"), Ok(vec![tcp(8000, 80), tcp(8001, 81)]));
+    }
+
+    #[test]
+    fn a_port_may_be_bound_to_an_address() {
+        let at = |address: &str, port| PortSpec { address: address.into(), ..port };
+        assert_eq!(ports("127.0.0.1:8080:80"), Ok(vec![at("127.0.0.1", tcp(8080, 80))]));
+        assert_eq!(ports("10.0.0.5::53/udp"), Ok(vec![at("10.0.0.5", udp(0, 53))]));
+        assert_eq!(ports("[::1]:8080:80"), Ok(vec![at("::1", tcp(8080, 80))]));
+        let allow = vec!["10.0.0.0/8".to_owned(), "192.0.2.7".to_owned()];
+        let port = PortSpec { allow, ..at("10.0.0.5", tcp(1, 2)) };
+        let text = "published=1,target=2,address=10.0.0.5,allow=10.0.0.0/8,allow=192.0.2.7";
+        assert_eq!(ports(text), Ok(vec![port]));
     }
 
     #[test]
@@ -118,7 +147,6 @@ mod tests {
             ("8080:0", "expected 1 to 65535"),
             ("70000:80", "70000"),
             ("80/sctp", "expected tcp or udp"),
-            ("127.0.0.1:8080:80", "one address"),
             ("90-80:1-11", "ends before"),
             ("80-90:80", "same length"),
             ("published=8080", "target"),

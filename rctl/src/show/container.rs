@@ -135,7 +135,7 @@ mod tests {
             created_at_ms: 1000,
             started_at_ms: 1000,
             finished_at_ms: 60_000,
-            ports: vec![PortSpec { published: 8080, target: 80, protocol: 1 }],
+            ports: vec![PortSpec { published: 8080, target: 80, protocol: 1, ..Default::default() }],
             ..ContainerInfo::default()
         }
     }

@@ -4,20 +4,26 @@ use rorqual_proto::wire::{PortSpec, Protocol};
 
 use crate::human;
 
-/// `*:8080->80/tcp, *:53->53/udp`; `address` stands for the host's addresses: `*` or `0.0.0.0`.
-pub(crate) fn cell(ports: &[PortSpec], address: &str) -> String {
+/// `*:8080->80/tcp, 127.0.0.1:53->53/udp (from 10.0.0.0/8)`; `all` stands for all of a node's addresses: `*` or
+/// `0.0.0.0`.
+pub(crate) fn cell(ports: &[PortSpec], all: &str) -> String {
     let one = |port: &PortSpec| {
-        let protocol = protocol(*port);
+        let protocol = protocol(port);
+        let address = if port.address.is_empty() { all } else { &port.address };
+        let from = match port.allow.as_slice() {
+            [] => String::new(),
+            ranges => format!(" (from {})", ranges.join(" ")),
+        };
         match port.published {
-            0 => format!("{}/{protocol}", port.target),
-            published => format!("{address}:{published}->{}/{protocol}", port.target),
+            0 => format!("{}/{protocol}{from}", port.target),
+            published => format!("{address}:{published}->{}/{protocol}{from}", port.target),
         }
     };
     ports.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// `tcp` or `udp`.
-pub(crate) fn protocol(port: PortSpec) -> &'static str {
+pub(crate) fn protocol(port: &PortSpec) -> &'static str {
     match port.protocol() {
         Protocol::Udp => "udp",
         Protocol::Tcp | Protocol::Unspecified => "tcp",
@@ -39,13 +45,23 @@ mod tests {
 
     #[test]
     fn one_cell() {
-        let port =
-            |published, target, protocol: Protocol| PortSpec { published, target, protocol: protocol.into() };
+        let port = |published, target, protocol: Protocol| PortSpec {
+            published,
+            target,
+            protocol: protocol.into(),
+            ..PortSpec::default()
+        };
         let ports = [
             port(8080, 80, Protocol::Tcp),
             port(53, 5353, Protocol::Udp),
             port(0, 81, Protocol::Unspecified),
         ];
         assert_eq!(cell(&ports, "*"), "*:8080->80/tcp, *:53->5353/udp, 81/tcp");
+        let bound = PortSpec {
+            address: "127.0.0.1".into(),
+            allow: vec!["127.0.0.0/8".into(), "10.0.0.0/8".into()],
+            ..port(8080, 80, Protocol::Tcp)
+        };
+        assert_eq!(cell(&[bound], "*"), "127.0.0.1:8080->80/tcp (from 127.0.0.0/8 10.0.0.0/8)");
     }
 }

@@ -70,7 +70,7 @@ mod tests {
         let service = Service {
             id: "k3x0a9b8c7d6e5f4g3h2i1j0z".into(),
             spec: Some(spec),
-            ports: vec![PortSpec { published: 8080, target: 80, protocol: 1 }],
+            ports: vec![PortSpec { published: 8080, target: 80, protocol: 1, ..Default::default() }],
             ..Default::default()
         };
         let view = ServiceView { service: Some(service), running: 3, ..Default::default() };

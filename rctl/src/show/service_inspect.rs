@@ -170,6 +170,10 @@ struct Port {
     target_port: u32,
     published_port: u32,
     publish_mode: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    address: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allow: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -342,10 +346,12 @@ fn placement(placement: Placement) -> PlacementOf {
 
 fn port(port: &PortSpec) -> Port {
     Port {
-        protocol: ports::protocol(*port),
+        protocol: ports::protocol(port),
         target_port: port.target,
         published_port: port.published,
         publish_mode: "ingress",
+        address: port.address.clone(),
+        allow: port.allow.clone(),
     }
 }
 
@@ -470,7 +476,7 @@ mod tests {
             name: "web".into(),
             container: Some(container),
             mode: Some(Mode::Replicated(Replicated { replicas: 3 })),
-            ports: vec![PortSpec { published: 0, target: 80, protocol: 1 }],
+            ports: vec![PortSpec { published: 0, target: 80, protocol: 1, ..Default::default() }],
             restart: Some(RestartPolicy {
                 condition: Condition::OnFailure.into(),
                 delay_ms: 100,
@@ -485,7 +491,7 @@ mod tests {
             meta: Some(Meta { version: 9, created_at_ms: 0, updated_at_ms: 1000 }),
             spec: Some(spec),
             vips: vec![ServiceVip { network_id: "n".into(), address: "10.214.0.1".into() }],
-            ports: vec![PortSpec { published: 30000, target: 80, protocol: 1 }],
+            ports: vec![PortSpec { published: 30000, target: 80, protocol: 1, ..Default::default() }],
             ..Service::default()
         };
         ServiceView { service: Some(service), desired: 3, running: 2, updated: 1, ..ServiceView::default() }

@@ -6,7 +6,7 @@ use rorqual_proto::{InvalidField, model, validate, wire};
 use crate::failure::{Failure, Result};
 
 /// Fields by their path (without indices) and the flags that set them: of `service`, then of `run`.
-const FLAGS: [(&str, &str, &str); 38] = [
+const FLAGS: [(&str, &str, &str); 40] = [
     ("name", "--name", "--name"),
     ("labels", "--label", "--label"),
     ("container.image", "IMAGE", "IMAGE"),
@@ -35,6 +35,8 @@ const FLAGS: [(&str, &str, &str); 38] = [
     ("ports.published", "--publish", "--publish"),
     ("ports.target", "--publish", "--publish"),
     ("ports.protocol", "--publish", "--publish"),
+    ("ports.address", "--publish", "--publish"),
+    ("ports.allow", "--publish", "--publish"),
     ("ports", "--publish", "--publish"),
     ("restart.condition", "--restart-condition", "--restart"),
     ("restart.delay_ms", "--restart-delay", "--restart"),
@@ -59,7 +61,9 @@ pub(crate) fn container(request: &wire::CreateContainerRequest) -> Result<()> {
         let spec = request.spec.clone().unwrap_or_default();
         let spec = model::ContainerSpec::try_from(spec).map_err(|field| field.within("container"))?;
         validate::container_spec(&spec).map_err(|field| field.within("container"))?;
-        let port = |port: &wire::PortSpec| model::PortSpec::try_from(*port);
+        let port = |port: &wire::PortSpec| {
+            model::PortSpec::try_from(port.clone()).map_err(|field| field.within("ports"))
+        };
         let ports: std::result::Result<Vec<_>, _> = request.ports.iter().map(port).collect();
         validate::port_specs(&ports?, "ports")
     };
@@ -126,10 +130,21 @@ mod tests {
         });
         assert!(text.starts_with("--mount dst: `b` is not an absolute path"), "{text}");
         let text = message(|spec| {
-            let port = wire::PortSpec { published: 80, target: 80, protocol: 1 };
-            spec.ports = vec![port, port];
+            let port = wire::PortSpec { published: 80, target: 80, protocol: 1, ..Default::default() };
+            spec.ports = vec![port.clone(), port];
         });
         assert!(text.starts_with("--publish: port 80 is published twice"), "{text}");
+        for (line, why) in [
+            ("[::1]:80:80", "`::1` is IPv6"),
+            ("here:80:80", "not an IPv4 address"),
+            ("224.0.0.1:80:80", "no port is published on"),
+            ("target=80,allow=10.0.0.1/8", "its network is 10.0.0.0/8"),
+            ("target=80,allow=10.0.0.0/33", "not an IPv4 network"),
+            ("target=80,allow=fd00::/8", "is IPv6"),
+        ] {
+            let text = message(|spec| spec.ports = crate::parse::ports(line).unwrap());
+            assert!(text.starts_with("--publish: ") && text.contains(why), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn ports(state: &State, given: &mut Given, service: &Service, problems: &mut Vec
                 .find(|port| !own(*port) && !fixed.contains(&key(*port)) && owner(*port).is_none())
         };
         match published {
-            Some(published) => ports.push(PortSpec { published, ..*wanted }),
+            Some(published) => ports.push(PortSpec { published, ..wanted.clone() }),
             None => problems.push(format!(
                 "no port is left in {}–{} for target {}/{}: name a published port",
                 DYNAMIC_PORTS.start(),

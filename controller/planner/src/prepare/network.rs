@@ -58,8 +58,7 @@ pub(crate) fn other_network(state: &State, subnet: Ipv4Net) -> Option<(Ipv4Net, 
 
 /// The node's own route (or its address) in a range.
 fn way_of(node: &Node, subnet: Ipv4Net) -> Option<Ipv4Net> {
-    let host = node.address.rsplit_once(':').map_or(node.address.as_str(), |(host, _)| host);
-    let address = host.parse::<std::net::Ipv4Addr>().ok().map(Ipv4Net::from);
+    let address = node.underlay().map(Ipv4Net::from);
     node.description.routes.iter().copied().chain(address).find(|range| overlap(*range, subnet))
 }
 

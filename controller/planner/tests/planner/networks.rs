@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use rorqual_planner::assign::{self, ServiceView};
-use rorqual_planner::prepare::{Refusal, network};
+use rorqual_planner::prepare::{self, Refusal, network};
 use rorqual_planner::{Action, ActionKind};
 use rorqual_proto::model::{
-    Network, NetworkId, NetworkJoin, NetworkSpec, Node, NodeState, ServiceId, ServiceSpec, TaskState,
+    Network, NetworkId, NetworkJoin, NetworkSpec, Node, NodeState, PortSpec, ServiceId, ServiceSpec,
+    TaskState,
 };
 
-use crate::world::{World, spec};
+use crate::world::{World, port, spec};
 
 fn wanted(name: &str, subnets: &[&str]) -> NetworkSpec {
     NetworkSpec {
@@ -249,4 +250,36 @@ fn a_lease_follows_the_last_one_and_finds_gaps_only_when_the_pool_is_through() {
     let blocks: Vec<String> =
         [two, three, four, five].iter().map(|network| network.blocks[0].block.to_string()).collect();
     assert_eq!(blocks, ["10.1.0.64/26", "10.1.0.128/26", "10.1.0.192/26", "10.1.0.0/26"]);
+}
+
+#[test]
+fn a_port_is_bound_to_an_address_that_a_node_has() {
+    let mut world = World::new(2);
+    let node = world.node_named("n2");
+    let mut described = Node::clone(world.state.node(&node).unwrap()).description;
+    let bound = |address: [u8; 4]| {
+        let port = PortSpec { address: Some(address.into()), ..port(8080, 80) };
+        ServiceSpec { ports: vec![port], ..spec("web", 1) }
+    };
+    let id = ServiceId::from_bits(world.bits());
+    let make = |world: &World, spec| prepare::create_service(&world.state, spec, id.clone(), Vec::new());
+    let refusal = make(&world, bound([192, 0, 2, 7])).unwrap_err().to_string();
+    assert!(refusal.starts_with("port 8080/tcp: no node has the address 192.0.2.7"), "{refusal}");
+    make(&world, bound([127, 0, 0, 1])).unwrap();
+    described.addresses = vec![[192, 0, 2, 7].into()];
+    let told = |description| ActionKind::NodeStatus {
+        node_id: node.clone(),
+        status: None,
+        description: Some(Box::new(description)),
+        address: None,
+    };
+    world.write(vec![Action::new(told(described.clone()))]);
+    let made = make(&world, bound([192, 0, 2, 7])).unwrap();
+    world.write(vec![made]);
+    // The address moves away: what was there before may stay.
+    described.addresses.clear();
+    world.write(vec![Action::new(told(described))]);
+    prepare::update_service(&world.state, &id, bound([192, 0, 2, 7]), None, Vec::new()).unwrap();
+    let elsewhere = prepare::update_service(&world.state, &id, bound([192, 0, 2, 8]), None, Vec::new());
+    assert!(elsewhere.is_err());
 }

@@ -452,7 +452,7 @@ pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
 }
 
 pub(crate) fn port(published: u16, target: u16) -> PortSpec {
-    PortSpec { published, target, protocol: Protocol::Tcp }
+    PortSpec { published, target, protocol: Protocol::Tcp, address: None, allow: vec![] }
 }
 
 pub(crate) fn memory(memory_bytes: u64) -> Resources {

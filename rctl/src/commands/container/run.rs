@@ -62,7 +62,7 @@ pub(crate) struct RunArgs {
     /// The most processes and threads that it may have
     #[arg(long, value_name = "COUNT")]
     pids_limit: Option<u64>,
-    /// Publish a port of this node: [PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80
+    /// Publish a port of this node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,address=…,allow=CIDR
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
     /// `host`: the node's own network; `none`: no network

@@ -28,7 +28,7 @@ pub(crate) struct CreateArgs {
     /// The most tasks on one node; 0 means no bound
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     replicas_max_per_node: u32,
-    /// Publish a port on every node: [PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80
+    /// Publish a port on every node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,address=…,allow=CIDR
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
     /// Join a network: NETWORK, or name=NETWORK,alias=NAME; may be repeated

@@ -385,7 +385,12 @@ mod tests {
                 ..ContainerSpec::default()
             }),
             mode: Some(Mode::Replicated(Replicated { replicas: 2 })),
-            ports: vec![PortSpec { published: 8080, target: 80, protocol: Protocol::Tcp.into() }],
+            ports: vec![PortSpec {
+                published: 8080,
+                target: 80,
+                protocol: Protocol::Tcp.into(),
+                ..Default::default()
+            }],
             ..ServiceSpec::default()
         }
     }
