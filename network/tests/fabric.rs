@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::{CLIENT, Lab, VIP, assert_even};
-use rorqual_network::{Change, Protocol, PublishedPort};
+use rorqual_network::{Change, GATEWAY, Protocol, PublishedPort};
 
 /// An answer that takes longer was not given at once.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -55,6 +55,13 @@ fn containers_reach_services_by_vip_and_port_and_also_themselves() {
         [SocketAddr::from((VIP, 80)), lab.nodes[0].at(8080), lab.nodes[1].at(8080), lab.nodes[2].at(8080)]
     {
         assert_even(&a.ns.tally(target, 40), 2);
+        for _ in 0..2 {
+            let mut talk = a.ns.connect(target).unwrap();
+            // Itself it could not answer under its own address.
+            let expected = if talk.server == a.id { GATEWAY } else { a.address };
+            assert_eq!(talk.client, expected, "{} at {target}", talk.server);
+            talk.echo().unwrap();
+        }
     }
     // Alone, it is balanced to itself every time.
     lab.serve(&[&a]);

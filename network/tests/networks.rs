@@ -214,8 +214,16 @@ fn what_lies_around_the_node_is_not_for_containers() {
     // What another node publishes is reached there as well.
     let web = lab.nodes[1].container(1);
     lab.serve(&[&web]);
-    assert_eq!(front.ns.connect(lab.nodes[1].at(8080)).unwrap().server, web.id);
-    assert_eq!(front.ns.connect(lab.nodes[0].at(8080)).unwrap().server, web.id);
+    for node in &lab.nodes {
+        let talk = front.ns.connect(node.at(8080)).unwrap();
+        assert_eq!((talk.server, talk.client), (web.id.clone(), front.address.into()), "at {}", node.name);
+    }
+    // There alone: not at the container's own address, and behind its node nothing but what is published.
+    let _beside = Server::start(&web.ns, "beside", 81);
+    assert!(!reaches(&front, web.address));
+    lab.nodes[0].ns.command("nft", "flush chain inet rorqual_n1 isolate");
+    assert!(reaches(&front, web.address), "the container's node can't tell");
+    assert!(front.ns.connect((web.address, 81)).is_err());
 }
 
 #[test]

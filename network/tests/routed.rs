@@ -6,6 +6,7 @@ mod lab;
 use std::net::Ipv4Addr;
 
 use lab::{Node, Ns, VIP, assert_even, base, web};
+use rorqual_network::GATEWAY;
 
 struct Routed {
     nodes: Vec<Node>,
@@ -58,6 +59,12 @@ fn containers_and_clients_meet_through_the_tunnel() {
         for _ in 0..4 {
             let talk = client.connect(node.at(8080)).unwrap();
             assert_eq!(talk.client, *address, "{} via {}", talk.server, node.name);
+        }
+        for _ in 0..4 {
+            let mut talk = b.ns.connect(node.at(8080)).unwrap();
+            let expected = if talk.server == b.id { GATEWAY } else { b.address };
+            assert_eq!(talk.client, expected, "{} via {}", talk.server, node.name);
+            talk.echo_bytes(20_000).unwrap();
         }
         for other in nodes {
             assert_even(&node.ns.tally(other.at(8080), 40), 2);

@@ -53,9 +53,13 @@ impl Fixed {
   # Ethernet address of a peer → its mark
   map peers {{ type ether_addr : mark; }}
   set peer_addresses {{ type ipv4_addr; }}
+  # address of a peer → its mark
+  map peer_marks {{ type ipv4_addr : mark; }}
   # published ports of services, as a set
   set open_ports {{ type inet_proto . inet_service; }}
   set open_at {{ type ipv4_addr . inet_proto . inet_service; }}
+  # what published ports of services lead to on this node
+  set targets {{ type ipv4_addr . inet_proto . inet_service; }}
   # all addresses of containers and services
   set pools {{ type ipv4_addr; flags interval; elements = {{ {cluster_pool}, {vip_pool}, {local_pool} }} }}
   # blocks of networks without a way out, and of those that may reach link-local addresses
@@ -97,7 +101,10 @@ impl Fixed {
     type filter hook prerouting priority mangle; policy accept;
     # the reply of a container goes back through the node that balanced the request
     iifname "{veth_prefix}*" ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
-    iifname != "{veth_prefix}*" ip daddr @pools ip saddr != @pools ct state new ct mark set ether saddr map @peers
+    iifname != "{veth_prefix}*" ip daddr @pools ct state new ct mark set ether saddr map @peers
+    # a container that calls a peer's published port, under its own address: as it goes to that peer's containers
+    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
+    iifname "{veth_prefix}*" ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
     # a packet of this node itself to an address that nobody has
     iifname "lo" ip daddr @pools meta l4proto tcp reject with tcp reset
     iifname "lo" ip daddr @pools reject
@@ -150,6 +157,8 @@ impl Fixed {
     iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata goto barred
     iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports ip daddr . meta l4proto . th dport != @open_at goto barred
     ct status dnat ct original ip daddr != {vip_pool} accept
+    # a container of another node that called a published port there or at a third node: the network does not matter
+    iifname != "{veth_prefix}*" ip saddr @pools ct mark and {MARK_MASK:#x} != 0 ip daddr . meta l4proto . th dport @targets accept
     ip saddr vmap @several
     ip saddr vmap @networks
     # an address whose network is not known yet
@@ -183,9 +192,10 @@ impl Fixed {
     oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
     oifname "{veth_prefix}*" accept
     oifname != "lo" ip saddr 127.0.0.0/8 masquerade
-    # a container that calls a published port may be in another network than who answers: at the other node this one asks
-    ip saddr @pools ct status dnat ct original ip daddr != {vip_pool} masquerade
     ip saddr {local_pool} masquerade
+    # at a peer's published ports a container is who it is: that peer knows the way back to it
+    ip saddr @pools ip daddr @peer_addresses meta l4proto . th dport @open_ports accept
+    ip saddr @pools ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at accept
     ip saddr @pools ip daddr != @pools masquerade
   }}
 }}

@@ -66,6 +66,11 @@ pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str
         let PublishedPort { address, published, protocol, .. } = *port;
         let balance = balance(&addresses, Some((protocol, port.target)));
         parts.publish((protocol, published, address), balance, &port.allow);
+        for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
+            let target =
+                [Field::Address(endpoint.address), Field::Protocol(protocol), Field::Port(port.target)];
+            parts.element("targets", &target, None);
+        }
         match address {
             None => {
                 parts.element("open_ports", &[Field::Protocol(protocol), Field::Port(published)], None);
@@ -137,10 +142,11 @@ pub(crate) fn host_ports(address: Ipv4Addr, ports: &[HostPort]) -> Parts {
 /// A peer: packets from its Ethernet address are its.
 pub(crate) fn peer(underlay: Ipv4Addr, mac: Option<Mac>, number: u16) -> Parts {
     let mut parts = Parts::default();
+    let mark = || Some(Value::Mark(u32::from(number) << MARK_SHIFT));
     parts.element("peer_addresses", &[Field::Address(underlay)], None);
+    parts.element("peer_marks", &[Field::Address(underlay)], mark());
     if let Some(mac) = mac {
-        let mark = Value::Mark(u32::from(number) << MARK_SHIFT);
-        parts.element("peers", &[Field::Mac(mac)], Some(mark));
+        parts.element("peers", &[Field::Mac(mac)], mark());
     }
     parts
 }

@@ -67,7 +67,10 @@ fn one_more_endpoint_touches_the_chains_of_its_service_alone() {
     let script = apply(&mut ruleset, [service("s7", 4, &[1007])]);
     let mut lines = script.lines();
     assert!(
-        lines.all(|l| l.contains("vip_s7") || l.contains("port_tcp_1007") || l.contains("hairpin")),
+        lines.all(|l| l.contains("vip_s7")
+            || l.contains("port_tcp_1007")
+            || l.contains("hairpin")
+            || l.contains("targets")),
         "{script}"
     );
 }
