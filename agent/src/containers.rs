@@ -128,10 +128,12 @@ impl Sink for ContainerSink {
 
     async fn keep(&self, id: &str, status: &TaskStatus, done: bool) {
         let record = self.containers.update(id, |record| {
-            if status.state == TaskState::Running && status.healthy {
+            // Of one run, however often its health changes.
+            let ran = record.status.as_ref().is_some_and(|before| before.pid == status.pid);
+            if status.state == TaskState::Running && status.pid > 0 && !ran {
                 record.started_at_ms = clock::wall_ms();
             }
-            if !status.healthy && record.finished_at_ms < record.started_at_ms {
+            if status.pid == 0 && record.finished_at_ms < record.started_at_ms {
                 record.finished_at_ms = clock::wall_ms();
             }
             record.wanted &= !done;

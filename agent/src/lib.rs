@@ -26,6 +26,7 @@ mod engine;
 mod error;
 mod executor;
 mod gc;
+mod health;
 mod held;
 mod host;
 mod images;

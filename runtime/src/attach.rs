@@ -2,7 +2,7 @@
 //! a kind, a length and bytes, for the input and output of a container and of programs executed in it.
 //!
 //! ```text
-//! client ──▶ monitor   Attach or Execute, then Input, EndOfInput, Resize
+//! client ──▶ monitor   Attach or Execute, then Input, EndOfInput, Resize, Kill
 //! monitor ──▶ client   Executed or NotExecuted, Output, ErrorOutput, Exited, Refused
 //! ```
 //!
@@ -44,6 +44,8 @@ pub enum Frame {
         /// [`crate::Exec`] as JSON.
         request: Vec<u8>,
     },
+    /// Client: the program that this connection executes is to end at once (SIGKILL).
+    Kill,
     /// Monitor: the program runs.
     Executed,
     /// Monitor: the program does not run, and why, as JSON. The last frame.
@@ -74,6 +76,7 @@ impl Frame {
                 let flags = u8::from(*terminal) | u8::from(*stdin) << 1;
                 encode(b'X', &[&[flags], &request[..]].concat())
             }
+            Frame::Kill => encode(b'K', &[]),
             Frame::Executed => encode(b'P', &[]),
             Frame::NotExecuted(bytes) => encode(b'N', bytes),
             Frame::Output(bytes) => encode(b'O', bytes),
@@ -105,6 +108,7 @@ impl Frame {
             (b'X', [flags @ 0..=3, request @ ..]) => {
                 Frame::Execute { terminal: flags & 1 != 0, stdin: flags & 2 != 0, request: request.to_vec() }
             }
+            (b'K', []) => Frame::Kill,
             (b'P', []) => Frame::Executed,
             (b'N', bytes) => Frame::NotExecuted(bytes.to_vec()),
             (b'O', bytes) => Frame::Output(bytes.to_vec()),

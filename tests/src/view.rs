@@ -59,7 +59,10 @@ impl Task {
             name: text(value, "Name")?,
             node: text(value, "Node")?,
             desired: text(value, "DesiredState")?.to_lowercase(),
-            balanced: state == "running" && !current.contains("not in the balancer"),
+            balanced: state == "running"
+                && !["not in the balancer", "(starting)", "(unhealthy)"]
+                    .iter()
+                    .any(|why| current.contains(why)),
             state,
             message: text(value, "Error")?,
             restarts: number(value, "Restarts")?,

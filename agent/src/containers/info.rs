@@ -36,6 +36,13 @@ pub(super) fn check_network(
     ports: &[wire::PortSpec],
     spec: &model::ContainerSpec,
 ) -> Result<(), InvalidField> {
+    let asked = spec.health.as_ref().and_then(|check| check.probe.as_ref());
+    if mode == wire::NetworkMode::None
+        && matches!(asked, Some(model::Probe::Http { .. } | model::Probe::Tcp { .. }))
+    {
+        return Err(InvalidField::new("spec.health", "a container without a network can't be asked by it")
+            .remedy("ask by a command (--health-cmd), or name another --network"));
+    }
     let why = match mode {
         wire::NetworkMode::Unspecified => return Ok(()),
         wire::NetworkMode::Host => "a container in the node's own network has the node's ports already",
@@ -64,7 +71,6 @@ pub(super) fn has_ended(record: &ContainerRecord) -> bool {
 fn state(status: Option<&TaskStatus>) -> wire::ContainerState {
     match status {
         Some(status) if status.state.is_terminal() => wire::ContainerState::Exited,
-        Some(status) if status.healthy => wire::ContainerState::Running,
         Some(status) if status.state == TaskState::Running && status.pid > 0 => wire::ContainerState::Running,
         Some(status) if status.restarts > 0 => wire::ContainerState::Restarting,
         Some(_) | None => wire::ContainerState::Created,
@@ -118,6 +124,7 @@ fn fill(info: &mut wire::ContainerInfo, status: Option<&TaskStatus>, addresses: 
         info.exit_code = status.exit_code.filter(|_| status.pid == 0);
         info.oom_killed = status.oom_killed;
         info.pid = status.pid;
+        info.set_health(status.health.map_or(wire::Health::Unspecified, Into::into));
         info.restarts = status.restarts;
         info.message = status.message.clone();
     }
@@ -135,7 +142,7 @@ mod tests {
         status.state = TaskState::Running;
         status.restarts = 1;
         assert_eq!(state(Some(&status)), wire::ContainerState::Restarting);
-        status.healthy = true;
+        status.pid = 7;
         assert_eq!(state(Some(&status)), wire::ContainerState::Running);
         status.state = TaskState::Failed;
         assert_eq!(state(Some(&status)), wire::ContainerState::Exited);

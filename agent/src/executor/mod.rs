@@ -5,6 +5,7 @@
 //! many containers start at the same moment is bounded.
 
 pub(crate) mod folder;
+mod health;
 mod mounts;
 mod place;
 mod process;
@@ -24,6 +25,7 @@ use tokio::sync::Semaphore;
 
 use crate::clock;
 use crate::error::{AgentError, one_line};
+use crate::health::Check;
 use crate::images::Images;
 use crate::network::Network;
 use crate::workload::{Exit, Failure, Networking, Workload};
@@ -71,6 +73,14 @@ pub(crate) struct Prepared {
     image: Arc<rorqual_image::Prepared>,
     place: Place,
     process: Process,
+    check: Option<Check>,
+}
+
+impl Prepared {
+    /// Whether somebody asks how it is.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.check.is_some()
+    }
 }
 
 /// What a container could not do because of the machine.
@@ -147,6 +157,7 @@ impl Executor {
         let (image, place, ()) =
             tokio::try_join!(self.image(workload), self.place(&workload.network), make,)?;
         let process = process::merge(&workload.spec, image.config.config().as_ref()).map_err(refused)?;
+        let check = self.check(workload).await.map_err(refused)?;
         let hostname = self.inner.hostname(workload).to_owned();
         let (hosts, resolver) = (place.hosts(&hostname), place.resolver());
         let top = image.layers.first().cloned();
@@ -156,7 +167,7 @@ impl Executor {
             top.map_or(Ok(()), |top| folder.adopt_root(&top)).map_err(|error| engine(&error, false))
         })
         .await?;
-        Ok(Prepared { image, place, process })
+        Ok(Prepared { image, place, process, check })
     }
 
     async fn image(&self, workload: &Workload) -> Result<Arc<rorqual_image::Prepared>, Failure> {

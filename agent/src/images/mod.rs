@@ -201,6 +201,21 @@ impl Images {
         config.await.ok()?
     }
 
+    /// The same as the JSON that it is, with what OCI doesn't name.
+    pub(crate) async fn config_json(
+        &self,
+        reference: &str,
+        digest: Option<&str>,
+    ) -> Option<serde_json::Value> {
+        let reference = parse(reference, digest).ok()?;
+        let store = self.store.clone();
+        let config = tokio::task::spawn_blocking(move || {
+            let digest = store.resolve(&reference)?;
+            store.config_json(&digest).ok()
+        });
+        config.await.ok()?
+    }
+
     /// The manifest that the reference stands for on this node; `None` if the image is not here.
     pub(crate) fn local(&self, reference: &str, digest: Option<&str>) -> Option<Digest> {
         self.store.resolve(&parse(reference, digest).ok()?)

@@ -11,12 +11,15 @@
 //!      └──────────failed───────┴── policy spent, or asked to stop ───────▶ ▲
 //! ```
 //!
+//! A service's container that its check calls unhealthy goes the same way (Leaving, Stopping, Killing) and is then
+//! taken for one that has failed: it waits, and starts again.
+//!
 //! The observed state ([`Status::state`]) only moves forward: a restart in place stays RUNNING and is told
 //! apart by `healthy` and `restarts`.
 
 use std::collections::VecDeque;
 
-use rorqual_proto::model::{RestartCondition, RestartPolicy, TaskState, TaskStatus};
+use rorqual_proto::model::{Health, RestartCondition, RestartPolicy, TaskState, TaskStatus};
 
 use super::backoff::{self, HEALTHY_RUN_MS};
 
@@ -46,6 +49,8 @@ pub(crate) struct Rules {
     pub(crate) grace_ms: u64,
     /// From `healthy: false` to the stop signal; 0 for a container behind no balancer.
     pub(crate) drain_ms: i64,
+    /// One that its check calls unhealthy is stopped, and has failed.
+    pub(crate) replace_unhealthy: bool,
     /// For the message about a kill for want of memory; 0 for no limit.
     pub(crate) memory_limit_bytes: u64,
 }
@@ -84,8 +89,10 @@ pub(crate) enum Event {
     Prepared,
     /// It could not be made ready.
     PrepareFailed(Failure),
-    /// Its process runs.
-    Started { pid: u32, started_at_ms: i64 },
+    /// Its process runs; `checked`: it has a health check, and is not well before that says so.
+    Started { pid: u32, started_at_ms: i64, checked: bool },
+    /// What its check says has changed; the note says why.
+    Health { health: Health, note: String },
     /// Its process could not be started.
     StartFailed(Failure),
     /// Its process ended.
@@ -109,6 +116,8 @@ pub(crate) enum Effect {
     Start,
     /// Watch for the end of a process that runs already.
     Watch,
+    /// Ask how it is, from now on until it is to stop.
+    Probe,
     /// Send the stop signal.
     Stop,
     /// Send SIGKILL.
@@ -144,6 +153,8 @@ pub(crate) struct Machine {
     status: TaskStatus,
     /// Failures in a row, without a healthy run between them.
     failures: u32,
+    /// Its check calls it unhealthy, and it is on its way out for that: why.
+    unwell: Option<String>,
     /// When it was restarted, as far as the policy's window reaches.
     attempts: VecDeque<i64>,
 }
@@ -155,7 +166,16 @@ impl Machine {
     /// A machine at its beginning, with the status that is known from before (restarts, last exit).
     pub(crate) fn new(rules: Rules, goal: Goal, status: TaskStatus) -> Self {
         let phase = if status.state.is_terminal() { Phase::Done } else { Phase::Idle };
-        Self { rules, goal, phase, prepared: false, status, failures: 0, attempts: VecDeque::new() }
+        Self {
+            rules,
+            goal,
+            phase,
+            prepared: false,
+            status,
+            failures: 0,
+            unwell: None,
+            attempts: VecDeque::new(),
+        }
     }
 
     pub(crate) fn status(&self) -> &TaskStatus {
@@ -186,7 +206,16 @@ impl Machine {
             (_, Phase::Done) => Vec::new(),
             (Event::Begin, Phase::Idle) => self.begin(now_ms),
             (Event::Adopted { pid, started_at_ms }, Phase::Idle) => {
-                let mut effects = self.running(pid, started_at_ms, now_ms);
+                // What its check said last holds until it says something else.
+                let known = self.status.health;
+                let mut effects = self.running(pid, started_at_ms, known, now_ms);
+                if known == Some(Health::Unhealthy) && self.goal != Goal::Stop {
+                    effects.extend(self.found(
+                        Health::Unhealthy,
+                        "before the daemon began".to_owned(),
+                        now_ms,
+                    ));
+                }
                 effects.insert(0, Effect::Watch);
                 effects
             }
@@ -197,9 +226,10 @@ impl Machine {
             (Event::Goal { goal, grace_ms }, _) => self.move_goal(goal, grace_ms, now_ms),
             (Event::Prepared, Phase::Preparing) => self.ready(now_ms),
             (Event::PrepareFailed(failure), Phase::Preparing) => self.failed(failure, now_ms, jitter),
-            (Event::Started { pid, started_at_ms }, Phase::Starting) => {
-                self.running(pid, started_at_ms, now_ms)
+            (Event::Started { pid, started_at_ms, checked }, Phase::Starting) => {
+                self.running(pid, started_at_ms, checked.then_some(Health::Starting), now_ms)
             }
+            (Event::Health { health, note }, Phase::Running { .. }) => self.found(health, note, now_ms),
             (Event::StartFailed(failure), Phase::Starting) => self.failed(failure, now_ms, jitter),
             (Event::Exited(exit), Phase::Running { since_ms } | Phase::Leaving { since_ms, .. }) => {
                 self.ended(exit, since_ms, now_ms, jitter)
@@ -255,21 +285,45 @@ impl Machine {
         vec![Effect::Start, Effect::Report]
     }
 
-    fn running(&mut self, pid: u32, since_ms: i64, now_ms: i64) -> Vec<Effect> {
+    fn running(&mut self, pid: u32, since_ms: i64, health: Option<Health>, now_ms: i64) -> Vec<Effect> {
         self.phase = Phase::Running { since_ms };
         self.status.pid = pid;
+        self.status.health = health;
         self.advance(TaskState::Running, now_ms);
         if self.goal == Goal::Stop {
             return self.leave(now_ms);
         }
-        self.status.healthy = true;
+        self.status.healthy = health.is_none_or(|health| health == Health::Healthy);
         self.status.message.clear();
+        match health {
+            Some(_) => vec![Effect::Report, Effect::Probe],
+            None => vec![Effect::Report],
+        }
+    }
+
+    /// What the check says now.
+    fn found(&mut self, health: Health, note: String, now_ms: i64) -> Vec<Effect> {
+        self.status.health = Some(health);
+        if health != Health::Unhealthy {
+            self.status.healthy = health == Health::Healthy;
+            self.status.message.clear();
+            return vec![Effect::Report];
+        }
+        let reason = format!("unhealthy: {note}");
+        self.status.message.clone_from(&reason);
+        if self.rules.replace_unhealthy {
+            self.unwell = Some(reason);
+            return self.leave(now_ms);
+        }
+        self.status.healthy = false;
         vec![Effect::Report]
     }
 
     /// The process has ended, and by the goal and the policy something follows.
     fn ended(&mut self, exit: Exit, since_ms: i64, now_ms: i64, jitter: f64) -> Vec<Effect> {
-        let reason = self.reason(&exit);
+        let unwell = self.unwell.take();
+        let good = exit.code == 0 && !exit.oom_killed && unwell.is_none();
+        let reason = unwell.unwrap_or_else(|| self.reason(&exit));
         self.status.exit_code = Some(exit.code);
         self.status.oom_killed = exit.oom_killed;
         self.status.healthy = false;
@@ -278,7 +332,6 @@ impl Machine {
             let message = if exit.oom_killed { reason } else { String::new() };
             return self.finish(TaskState::Shutdown, message);
         }
-        let good = exit.code == 0 && !exit.oom_killed;
         let again = match self.rules.restart.condition {
             RestartCondition::None => false,
             RestartCondition::OnFailure => !good,
@@ -415,6 +468,7 @@ impl Machine {
         self.phase = Phase::Cleaning { outcome };
         self.status.message = message;
         self.status.pid = 0;
+        self.status.health = None;
         let told = self.status.state >= TaskState::Running && outcome != TaskState::Shutdown;
         self.status.healthy = false;
         if told { vec![Effect::Report, Effect::Clean] } else { vec![Effect::Clean] }

@@ -9,6 +9,7 @@ fn rules(condition: RestartCondition) -> Rules {
         restart: RestartPolicy { condition, ..RestartPolicy::default() },
         grace_ms: 10_000,
         drain_ms: DRAIN_MS,
+        replace_unhealthy: true,
         memory_limit_bytes: 64 << 20,
     }
 }
@@ -22,7 +23,16 @@ fn exit(code: i32, at_ms: i64) -> Event {
 }
 
 fn started(at_ms: i64) -> Event {
-    Event::Started { pid: 7, started_at_ms: at_ms }
+    Event::Started { pid: 7, started_at_ms: at_ms, checked: false }
+}
+
+/// The same for one with a health check.
+fn started_checked(at_ms: i64) -> Event {
+    Event::Started { pid: 7, started_at_ms: at_ms, checked: true }
+}
+
+fn health(health: Health) -> Event {
+    Event::Health { health, note: "exit code 1".into() }
 }
 
 fn stop() -> Event {
@@ -39,6 +49,81 @@ fn run(machine: &mut Machine, at_ms: i64) {
     assert_eq!(machine.step(Event::Prepared, at_ms, 0.5), [Effect::Start, Effect::Report]);
     assert_eq!(machine.step(started(at_ms), at_ms, 0.5), [Effect::Report]);
     assert!(machine.status().healthy);
+}
+
+#[test]
+fn one_with_a_check_gets_traffic_once_that_calls_it_well() {
+    let mut machine = machine(RestartCondition::Any);
+    machine.step(Event::Begin, 0, 0.5);
+    machine.step(Event::Prepared, 0, 0.5);
+    assert_eq!(machine.step(started_checked(0), 0, 0.5), [Effect::Report, Effect::Probe]);
+    assert_eq!((machine.status().state, machine.status().healthy), (TaskState::Running, false));
+    assert_eq!(machine.status().health, Some(Health::Starting));
+    assert_eq!(machine.step(health(Health::Healthy), 10, 0.5), [Effect::Report]);
+    assert!(machine.status().healthy && machine.status().health == Some(Health::Healthy));
+}
+
+#[test]
+fn a_services_unhealthy_container_leaves_and_starts_again_as_one_that_failed() {
+    let mut machine = machine(RestartCondition::OnFailure);
+    machine.step(Event::Begin, 0, 0.5);
+    machine.step(Event::Prepared, 0, 0.5);
+    machine.step(started_checked(0), 0, 0.5);
+    machine.step(health(Health::Healthy), 10, 0.5);
+    assert_eq!(machine.step(health(Health::Unhealthy), 20, 0.5), [Effect::Report]);
+    assert!(!machine.status().healthy && matches!(machine.phase(), Phase::Leaving { .. }));
+    assert_eq!(machine.status().message, "unhealthy: exit code 1");
+    let due = machine.wake_at_ms().unwrap();
+    assert_eq!(machine.step(Event::Due, due, 0.5), [Effect::Stop]);
+    // It ends as one that was asked to, and has failed all the same.
+    let effects = machine.step(exit(0, due + 1), due + 1, 0.5);
+    assert_eq!(effects, [Effect::Report, Effect::Start, Effect::Report]);
+    assert_eq!((machine.status().restarts, machine.status().state), (1, TaskState::Running));
+    machine.step(started_checked(due + 2), due + 2, 0.5);
+    assert_eq!(machine.status().health, Some(Health::Starting));
+}
+
+#[test]
+fn without_restarts_an_unhealthy_container_has_failed() {
+    let mut machine = machine(RestartCondition::None);
+    machine.step(Event::Begin, 0, 0.5);
+    machine.step(Event::Prepared, 0, 0.5);
+    machine.step(started_checked(0), 0, 0.5);
+    assert_eq!(machine.step(health(Health::Unhealthy), 20, 0.5), [Effect::Report, Effect::Stop]);
+    machine.step(exit(0, 30), 30, 0.5);
+    machine.step(Event::Cleaned, 40, 0.5);
+    assert_eq!(machine.status().state, TaskState::Failed);
+    assert_eq!(machine.status().message, "unhealthy: exit code 1");
+}
+
+#[test]
+fn a_plain_container_that_is_unhealthy_goes_on() {
+    let rules = Rules { replace_unhealthy: false, ..rules(RestartCondition::Any) };
+    let mut machine = Machine::new(rules, Goal::Run, TaskStatus::new(0));
+    machine.step(Event::Begin, 0, 0.5);
+    machine.step(Event::Prepared, 0, 0.5);
+    machine.step(started_checked(0), 0, 0.5);
+    assert_eq!(machine.step(health(Health::Unhealthy), 20, 0.5), [Effect::Report]);
+    assert!(matches!(machine.phase(), Phase::Running { .. }) && !machine.status().healthy);
+    assert_eq!(machine.step(health(Health::Healthy), 30, 0.5), [Effect::Report]);
+    assert!(machine.status().healthy && machine.status().message.is_empty());
+}
+
+#[test]
+fn what_a_check_said_holds_across_a_restart_of_the_daemon() {
+    for known in [Health::Healthy, Health::Starting] {
+        let status = TaskStatus { state: TaskState::Running, health: Some(known), ..TaskStatus::new(0) };
+        let mut machine = Machine::new(rules(RestartCondition::Any), Goal::Run, status);
+        let effects = machine.step(Event::Adopted { pid: 3, started_at_ms: 0 }, 5, 0.5);
+        assert_eq!(effects, [Effect::Watch, Effect::Report, Effect::Probe]);
+        assert_eq!(machine.status().healthy, known == Health::Healthy);
+    }
+    // What was to be replaced still is.
+    let unwell =
+        TaskStatus { state: TaskState::Running, health: Some(Health::Unhealthy), ..TaskStatus::new(0) };
+    let mut machine = Machine::new(rules(RestartCondition::Any), Goal::Run, unwell);
+    let effects = machine.step(Event::Adopted { pid: 3, started_at_ms: 0 }, 5, 0.5);
+    assert_eq!(effects.last(), Some(&Effect::Stop));
 }
 
 #[test]
@@ -245,6 +330,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Prepared),
         any::<bool>().prop_map(|permanent| Event::PrepareFailed(failure(permanent))),
         (0i64..100_000).prop_map(started),
+        (0i64..100_000).prop_map(started_checked),
+        prop::sample::select(vec![Health::Starting, Health::Healthy, Health::Unhealthy]).prop_map(health),
         any::<bool>().prop_map(|permanent| Event::StartFailed(failure(permanent))),
         exit.clone().prop_map(Event::Exited),
         exit.prop_map(Event::FoundDead),
@@ -283,7 +370,7 @@ proptest! {
             }
             if effects.contains(&Effect::Stop) || effects.contains(&Effect::Kill) {
                 prop_assert!(!machine.status().healthy);
-                prop_assert_eq!(machine.goal, Goal::Stop);
+                prop_assert!(machine.goal == Goal::Stop || machine.unwell.is_some());
             }
             if effects.contains(&Effect::Start) {
                 prop_assert!(machine.prepared && machine.goal == Goal::Run);

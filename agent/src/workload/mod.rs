@@ -59,6 +59,7 @@ impl Workload {
             restart: self.restart,
             grace_ms: self.spec.stop_grace_ms,
             drain_ms: self.drain_ms,
+            replace_unhealthy: self.service.is_some(),
             memory_limit_bytes: self.spec.limits.memory_bytes,
         }
     }
@@ -137,6 +138,8 @@ pub(crate) struct Driver {
     prepared: Arc<Mutex<Option<Arc<Prepared>>>>,
     /// The one preparation under way. Dropping it gives it up.
     preparing: JoinSet<()>,
+    /// Asking how the container is, while it runs.
+    probing: JoinSet<()>,
     /// Everything else under way; dropped with the driver, so that nothing outlives the daemon's agent.
     operations: JoinSet<()>,
 }
@@ -157,6 +160,7 @@ impl Driver {
             observed,
             prepared: Arc::default(),
             preparing: JoinSet::new(),
+            probing: JoinSet::new(),
             operations: JoinSet::new(),
         };
         let task = tokio::spawn(driver.run(start.event, start.go, inbox)).abort_handle();
@@ -201,6 +205,7 @@ impl Driver {
     async fn handle(&mut self, event: Event) {
         let before = self.machine.phase();
         if let Event::Exited(exit) = &event {
+            self.probing.abort_all();
             let (code, oom_killed) = (exit.code, exit.oom_killed);
             tracing::info!(container = %self.workload.id, code, oom_killed, ?before, "process ended");
         }
@@ -221,6 +226,7 @@ impl Driver {
             Effect::CancelPrepare => self.preparing.shutdown().await,
             Effect::Start => self.start(),
             Effect::Watch => self.watch(),
+            Effect::Probe => self.probe(),
             Effect::Stop => self.signal(false),
             Effect::Kill => self.signal(true),
             Effect::Clean => self.clean(),
@@ -252,6 +258,7 @@ impl Driver {
         let (executor, workload) = (self.executor.clone(), self.workload.clone());
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let events = self.events.clone();
+        let checked = prepared.as_ref().is_some_and(|prepared| prepared.is_checked());
         self.operations.spawn(async move {
             let started = match prepared {
                 Some(prepared) => executor.start(&workload, &prepared).await,
@@ -264,7 +271,7 @@ impl Driver {
             match started {
                 Ok(started) => {
                     let pid = u32::try_from(started.pid).unwrap_or(0);
-                    let event = Event::Started { pid, started_at_ms: started.started_at_ms };
+                    let event = Event::Started { pid, started_at_ms: started.started_at_ms, checked };
                     if events.send(event).await.is_ok() {
                         let exit = executor.exit(&workload.id).await;
                         let _ = events.send(Event::Exited(exit)).await;
@@ -289,7 +296,21 @@ impl Driver {
         });
     }
 
+    /// Ends when the container is to stop, or has ended.
+    fn probe(&mut self) {
+        let (executor, workload, events) =
+            (self.executor.clone(), self.workload.clone(), self.events.clone());
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.machine.status().health;
+        self.probing.abort_all();
+        self.probing.spawn(async move {
+            let Some(prober) = executor.prober(&workload, prepared.as_deref()).await else { return };
+            prober.run(known, &events).await;
+        });
+    }
+
     fn signal(&mut self, kill: bool) {
+        self.probing.abort_all();
         let (executor, workload) = (self.executor.clone(), self.workload.clone());
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.operations.spawn(async move {

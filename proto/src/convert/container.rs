@@ -30,6 +30,7 @@ impl From<&model::ContainerSpec> for wire::ContainerSpec {
             sysctls: spec.sysctls.clone(),
             tty: spec.tty,
             open_stdin: spec.open_stdin,
+            health: spec.health.as_ref().map(Into::into),
         }
     }
 }
@@ -60,6 +61,11 @@ impl TryFrom<wire::ContainerSpec> for model::ContainerSpec {
             sysctls: spec.sysctls,
             tty: spec.tty,
             open_stdin: spec.open_stdin,
+            health: spec
+                .health
+                .map(TryInto::try_into)
+                .transpose()
+                .map_err(|error: InvalidField| error.within("health"))?,
         })
     }
 }

@@ -42,6 +42,8 @@ enums! {
     }
     /// A task's desired state from its number on the wire; `None` where unspecified.
     desired_state: wire::DesiredState => model::DesiredState { Ready, Running, Shutdown, Remove }
+    /// What a health check says from its number on the wire; `None` where there is none.
+    health: wire::Health => model::Health { Starting, Healthy, Unhealthy }
     /// A transport from its number on the wire; `None` where unspecified.
     protocol: wire::Protocol => model::Protocol { Tcp, Udp }
     /// A mount's kind from its number on the wire; `None` where unspecified.

@@ -11,6 +11,7 @@
 mod cluster;
 mod container;
 mod enums;
+mod health;
 mod network;
 mod node;
 mod record;
@@ -25,7 +26,8 @@ use ipnet::Ipv4Net;
 pub use crate::InvalidField;
 pub use container::DEFAULT_STOP_GRACE_MS;
 pub use enums::{
-    availability, desired_state, mount_kind, node_state, protocol, restart_condition, role, task_state,
+    availability, desired_state, health, mount_kind, node_state, protocol, restart_condition, role,
+    task_state,
 };
 pub use node::{NodeStatusChange, node_status_update};
 pub use task::{reported_status, task_desired_update, task_status_update};

@@ -14,6 +14,7 @@ impl From<&model::TaskStatus> for wire::TaskStatus {
             restarts: status.restarts,
             pid: status.pid,
             healthy: status.healthy,
+            health: status.health.map_or(wire::Health::Unspecified, Into::into).into(),
         }
     }
 }
@@ -31,6 +32,7 @@ impl TryFrom<wire::TaskStatus> for model::TaskStatus {
             restarts: status.restarts,
             pid: status.pid,
             healthy: status.healthy,
+            health: super::health(status.health, "health")?,
         })
     }
 }

@@ -64,6 +64,14 @@ fn container() -> ContainerSpec {
         sysctls: labels(&["net.core.somaxconn"]),
         tty: true,
         open_stdin: true,
+        health: Some(HealthCheck {
+            probe: Some(Probe::Http { port: 80, path: "/well".into() }),
+            interval_ms: 1,
+            timeout_ms: 2,
+            start_period_ms: 3,
+            start_interval_ms: 4,
+            retries: 5,
+        }),
     }
 }
 
@@ -126,6 +134,18 @@ fn service() -> Service {
     }
 }
 
+#[test]
+fn every_probe_travels() {
+    let command = |shell| Probe::Command { args: texts(&["a", "b"]), shell };
+    for probe in [Probe::None, command(true), command(false), Probe::Tcp { port: 5432 }] {
+        let check = HealthCheck { probe: Some(probe), ..HealthCheck::default() };
+        assert_eq!(HealthCheck::try_from(wire::HealthCheck::from(&check)).unwrap(), check);
+    }
+    let probe = Some(wire::health_check::Probe::Tcp(wire::TcpProbe { port: 70_000 }));
+    let wrong = wire::HealthCheck { probe, ..Default::default() };
+    assert_eq!(HealthCheck::try_from(wrong).unwrap_err().path, "tcp.port");
+}
+
 fn task_status() -> TaskStatus {
     TaskStatus {
         state: TaskState::Failed,
@@ -136,6 +156,7 @@ fn task_status() -> TaskStatus {
         restarts: 4,
         pid: 4711,
         healthy: true,
+        health: Some(Health::Unhealthy),
     }
 }
 

@@ -47,6 +47,51 @@ pub struct ContainerSpec {
     pub tty: bool,
     /// Keeps standard input open for those who attach.
     pub open_stdin: bool,
+    /// How it is told whether the container is well; absent: as its image says.
+    pub health: Option<HealthCheck>,
+}
+
+/// A health check, as far as a user says it: what is 0 or absent is as the image says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked; absent: the image's command.
+    pub probe: Option<Probe>,
+    /// Between the end of one probe and the next.
+    pub interval_ms: u64,
+    /// A probe that takes longer has failed.
+    pub timeout_ms: u64,
+    /// So long after the start a failure does not count.
+    pub start_period_ms: u64,
+    /// The interval while that lasts.
+    pub start_interval_ms: u64,
+    /// Failures in a row that make it unhealthy.
+    pub retries: u32,
+}
+
+/// How a container is asked whether it is well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Not at all, whatever the image says.
+    None,
+    /// By a command in the container: exit code 0 means well.
+    Command {
+        /// Program and arguments.
+        args: Vec<String>,
+        /// `args` is one text for the image's shell.
+        shell: bool,
+    },
+    /// By a GET of the node: a status of 200 to 399 means well.
+    Http {
+        /// The container's.
+        port: u16,
+        /// Begins with `/`.
+        path: String,
+    },
+    /// By a connection of the node.
+    Tcp {
+        /// The container's.
+        port: u16,
+    },
 }
 
 /// Amounts of what a node has; 0 means none asked for, or no limit.

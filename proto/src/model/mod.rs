@@ -16,7 +16,7 @@ pub mod task;
 
 pub use cluster::Cluster;
 pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
-pub use container::{ContainerSpec, Mount, MountKind, Resources};
+pub use container::{ContainerSpec, HealthCheck, Mount, MountKind, Probe, Resources};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Network, NetworkJoin, NetworkSpec};
 pub use node::{Availability, HeldPort, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
@@ -24,7 +24,7 @@ pub use record::Record;
 pub use service::{
     PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,
 };
-pub use task::{DesiredState, Placement, Task, TaskAddress, TaskState, TaskStatus};
+pub use task::{DesiredState, Health, Placement, Task, TaskAddress, TaskState, TaskStatus};
 
 /// When an object was written, and at which place in the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -55,6 +55,17 @@ pub enum DesiredState {
     Remove,
 }
 
+/// What a container's health check says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It has not been well yet, and may still come up.
+    Starting,
+    /// It is well.
+    Healthy,
+    /// It has failed so often in a row that it counts.
+    Unhealthy,
+}
+
 /// What the agent (or, before there is one, the allocator and scheduler) has seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskStatus {
@@ -74,6 +85,8 @@ pub struct TaskStatus {
     pub pid: u32,
     /// The container runs and may get traffic.
     pub healthy: bool,
+    /// What its health check says; none where it has no check.
+    pub health: Option<Health>,
 }
 
 impl TaskStatus {
@@ -88,6 +101,7 @@ impl TaskStatus {
             restarts: 0,
             pid: 0,
             healthy: false,
+            health: None,
         }
     }
 }

@@ -52,6 +52,9 @@ pub fn container_spec(spec: &ContainerSpec) -> Result<(), InvalidField> {
         let problem = format!("{} ms are too long: at most 24 h", spec.stop_grace_ms);
         return Err(InvalidField::new("stop_grace_ms", problem));
     }
+    if let Some(check) = &spec.health {
+        super::health::check(check).map_err(|error| error.within("health"))?;
+    }
     labels(&spec.labels, "labels")?;
     sysctls(spec)
 }
@@ -74,7 +77,7 @@ fn image(spec: &ContainerSpec) -> Result<(), InvalidField> {
     Ok(())
 }
 
-fn texts(path: &str, texts: &[String]) -> Result<(), InvalidField> {
+pub(super) fn texts(path: &str, texts: &[String]) -> Result<(), InvalidField> {
     at_most(texts.len(), path)?;
     let sum: usize = texts.iter().map(|text| text.len() + 1).sum();
     if sum > MAX_TEXTS {

@@ -109,6 +109,71 @@ pub struct ContainerSpec {
     /// Keeps standard input open for those who attach.
     #[prost(bool, tag = "21")]
     pub open_stdin: bool,
+    /// How it is told whether the container is well; absent: as its image says.
+    #[prost(message, optional, tag = "60")]
+    pub health: ::core::option::Option<HealthCheck>,
+}
+/// What is 0 is as the image says, else Docker's default: 30 s, 30 s, 0, 5 s, 3.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(uint64, tag = "5")]
+    pub interval_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub timeout_ms: u64,
+    /// So long after the start a failure does not count.
+    #[prost(uint64, tag = "7")]
+    pub start_period_ms: u64,
+    /// The interval while that lasts.
+    #[prost(uint64, tag = "8")]
+    pub start_interval_ms: u64,
+    /// Failures in a row that make it unhealthy.
+    #[prost(uint32, tag = "9")]
+    pub retries: u32,
+    /// Absent: the image's command.
+    #[prost(oneof = "health_check::Probe", tags = "1, 2, 3, 4")]
+    pub probe: ::core::option::Option<health_check::Probe>,
+}
+/// Nested message and enum types in `HealthCheck`.
+pub mod health_check {
+    /// Absent: the image's command.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Probe {
+        /// Nothing is asked, whatever the image says.
+        #[prost(message, tag = "1")]
+        None(super::NoProbe),
+        #[prost(message, tag = "2")]
+        Command(super::CommandProbe),
+        #[prost(message, tag = "3")]
+        Http(super::HttpProbe),
+        #[prost(message, tag = "4")]
+        Tcp(super::TcpProbe),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoProbe {}
+/// Run in the container; exit code 0 means well.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommandProbe {
+    #[prost(string, repeated, tag = "1")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// `args` is one text for the image's shell.
+    #[prost(bool, tag = "2")]
+    pub shell: bool,
+}
+/// GET by the node; a status of 200 to 399 means well.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpProbe {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Begins with `/`.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+}
+/// The node connects.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpProbe {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resources {
@@ -324,6 +389,40 @@ pub struct NetworkSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+}
+/// What a container's health check says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Health {
+    /// It has none.
+    Unspecified = 0,
+    Starting = 1,
+    Healthy = 2,
+    Unhealthy = 3,
+}
+impl Health {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HEALTH_UNSPECIFIED",
+            Self::Starting => "HEALTH_STARTING",
+            Self::Healthy => "HEALTH_HEALTHY",
+            Self::Unhealthy => "HEALTH_UNHEALTHY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_UNSPECIFIED" => Some(Self::Unspecified),
+            "HEALTH_STARTING" => Some(Self::Starting),
+            "HEALTH_HEALTHY" => Some(Self::Healthy),
+            "HEALTH_UNHEALTHY" => Some(Self::Unhealthy),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -576,9 +675,11 @@ pub struct TaskStatus {
     pub restarts: u32,
     #[prost(uint32, tag = "7")]
     pub pid: u32,
-    /// False while the container runs but must get no traffic (waiting to be restarted, leaving).
+    /// False while the container runs but must get no traffic (starting, unhealthy, waiting to be restarted, leaving).
     #[prost(bool, tag = "8")]
     pub healthy: bool,
+    #[prost(enumeration = "Health", tag = "60")]
+    pub health: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskAddress {
@@ -6957,6 +7058,8 @@ pub struct ContainerInfo {
     pub service_name: ::prost::alloc::string::String,
     #[prost(enumeration = "NetworkMode", tag = "50")]
     pub network_mode: i32,
+    #[prost(enumeration = "Health", tag = "60")]
+    pub health: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerResponse {

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::ports;
 use super::service_inspect::mount_word;
+use super::task::health_word;
 use crate::human;
 use crate::table::Table;
 
@@ -27,6 +28,8 @@ pub(crate) struct Row {
     labels: String,
     mounts: String,
     address: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    health: &'static str,
     restarts: u32,
     #[serde(rename = "OOMKilled")]
     oom_killed: bool,
@@ -62,6 +65,7 @@ pub(crate) fn row(container: &ContainerInfo, now_ms: i64, no_trunc: bool) -> Row
             .join(","),
         mounts: mounts.collect::<Vec<_>>().join(","),
         address: container.address.clone(),
+        health: health_word(container.health()),
         restarts: container.restarts,
         oom_killed: container.oom_killed,
         exit_code: container.exit_code,
@@ -106,7 +110,14 @@ fn status(container: &ContainerInfo, now_ms: i64) -> String {
     match container.state() {
         ContainerState::Unspecified => "Unknown".to_owned(),
         ContainerState::Created => format!("Created{why}"),
-        ContainerState::Running => format!("Up {}{why}", human::lasting(now_ms - container.started_at_ms)),
+        ContainerState::Running => {
+            let health = match health_word(container.health()) {
+                "" => String::new(),
+                "starting" => " (health: starting)".to_owned(),
+                word => format!(" ({word})"),
+            };
+            format!("Up {}{health}{why}", human::lasting(now_ms - container.started_at_ms))
+        }
         ContainerState::Restarting => {
             format!("Restarting{code} {}{why}", human::ago(container.finished_at_ms, now_ms))
         }

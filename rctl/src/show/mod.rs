@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod container;
+mod health;
 pub(crate) mod image;
 pub(crate) mod image_inspect;
 pub(crate) mod network;

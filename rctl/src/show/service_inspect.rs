@@ -96,6 +96,8 @@ struct Container {
     stop_grace_period: u64,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     sysctls: Labels,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthcheck: Option<super::health::Healthcheck>,
 }
 
 #[derive(Serialize)]
@@ -295,6 +297,7 @@ fn container(spec: ContainerSpec) -> Container {
         stop_signal: spec.stop_signal,
         stop_grace_period: spec.stop_grace_ms.saturating_mul(NANOS_PER_MS),
         sysctls: spec.sysctls,
+        healthcheck: spec.health.map(Into::into),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `service ps`.
 
-use rorqual_proto::wire::{DesiredState, Task, TaskState, TaskStatus, TaskView};
+use rorqual_proto::wire::{DesiredState, Health, Task, TaskState, TaskStatus, TaskView};
 use serde::Serialize;
 
 use super::ports;
@@ -17,6 +17,8 @@ pub(crate) struct Row {
     node: String,
     desired_state: &'static str,
     current_state: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    health: &'static str,
     restarts: u32,
     address: String,
     error: String,
@@ -46,6 +48,7 @@ pub(crate) fn rows(mut views: Vec<TaskView>, now_ms: i64, no_trunc: bool) -> Vec
             node: if view.node_hostname.is_empty() { task.node_id.clone() } else { view.node_hostname },
             desired_state: desired_word(task.desired_state()),
             current_state: current_state(&task, now_ms),
+            health: health_word(task.status.as_ref().map_or(Health::Unspecified, TaskStatus::health)),
             restarts: task.status.clone().unwrap_or_default().restarts,
             address: task.addresses.iter().map(|one| one.address.as_str()).collect::<Vec<_>>().join(","),
             error: error(&task, &view.explanation),
@@ -79,8 +82,13 @@ pub(crate) fn table(rows: Vec<Row>, no_trunc: bool) -> String {
 fn current_state(task: &Task, now_ms: i64) -> String {
     let status = task.status.clone().unwrap_or_default();
     let word = state_word(status.state());
-    let unwell = status.state() == TaskState::Running && !status.healthy;
-    let word = if unwell { "Running (not in the balancer)" } else { word };
+    let word = match (status.state(), status.health()) {
+        (TaskState::Running, Health::Starting) => "Running (starting)",
+        (TaskState::Running, Health::Unhealthy) => "Running (unhealthy)",
+        (TaskState::Running, _) if !status.healthy => "Running (not in the balancer)",
+        (TaskState::Running, Health::Healthy) => "Running (healthy)",
+        _ => word,
+    };
     if status.at_ms == 0 { word.to_owned() } else { format!("{word} {}", human::ago(status.at_ms, now_ms)) }
 }
 
@@ -114,6 +122,16 @@ pub(crate) fn state_word(state: TaskState) -> &'static str {
         TaskState::Failed => "Failed",
         TaskState::Rejected => "Rejected",
         TaskState::Orphaned => "Orphaned",
+    }
+}
+
+/// What a health check says, as Docker calls it; empty without one.
+pub(crate) fn health_word(health: Health) -> &'static str {
+    match health {
+        Health::Unspecified => "",
+        Health::Starting => "starting",
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
     }
 }
 

@@ -6,7 +6,7 @@ use rorqual_proto::{InvalidField, model, validate, wire};
 use crate::failure::{Failure, Result};
 
 /// Fields by their path (without indices) and the flags that set them: of `service`, then of `run`.
-const FLAGS: [(&str, &str, &str); 40] = [
+const FLAGS: &[(&str, &str, &str)] = &[
     ("name", "--name", "--name"),
     ("labels", "--label", "--label"),
     ("container.image", "IMAGE", "IMAGE"),
@@ -31,6 +31,10 @@ const FLAGS: [(&str, &str, &str); 40] = [
     ("container.stop_grace_ms", "--stop-grace-period", "--stop-grace-period"),
     ("container.labels", "--container-label", "--label"),
     ("container.sysctls", "--sysctl", "--sysctl"),
+    ("container.health.http", "--health-http", "--health-http"),
+    ("container.health.tcp", "--health-tcp", "--health-tcp"),
+    ("container.health.none", "--no-healthcheck", "--no-healthcheck"),
+    ("container.health", "--health-cmd", "--health-cmd"),
     ("mode.replicated.replicas", "--replicas", "--replicas"),
     ("ports.published", "--publish", "--publish"),
     ("ports.target", "--publish", "--publish"),

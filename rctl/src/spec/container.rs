@@ -6,6 +6,7 @@ use clap::Args;
 use rorqual_proto::wire::{ContainerSpec, Mount};
 
 use super::env::EnvArgs;
+use super::health::HealthArgs;
 use crate::failure::Result;
 use crate::parse;
 
@@ -43,12 +44,16 @@ pub(crate) struct ContainerArgs {
     /// Kernel parameter of the container's own: NAME=VALUE
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::pair)]
     pub(crate) sysctl: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) health: HealthArgs,
 }
 
 impl ContainerArgs {
     /// The spec as far as these flags say it; the first word of `image_and_command` is the image.
     pub(crate) fn spec(self, image_and_command: Vec<String>) -> Result<ContainerSpec> {
         let mut words = image_and_command.into_iter();
+        let mut health = None;
+        self.health.apply(&mut health);
         Ok(ContainerSpec {
             image: words.next().unwrap_or_default(),
             args: words.collect(),
@@ -63,6 +68,7 @@ impl ContainerArgs {
             stop_signal: self.stop_signal.unwrap_or_default(),
             stop_grace_ms: self.stop_grace_period.unwrap_or_default(),
             sysctls: map(self.sysctl),
+            health,
             ..ContainerSpec::default()
         })
     }

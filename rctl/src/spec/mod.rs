@@ -7,4 +7,5 @@
 pub(crate) mod check;
 pub(crate) mod container;
 pub(crate) mod env;
+pub(crate) mod health;
 pub(crate) mod image;

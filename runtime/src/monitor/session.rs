@@ -113,7 +113,10 @@ impl Sessions {
     /// Takes what a client says that executes something; `None` if it does not.
     pub(super) fn take(&mut self, client: ClientId, frame: &Frame) -> Option<Result<(), String>> {
         let session = self.list.iter_mut().find(|session| session.client == client)?;
-        Some(session.stdio.take(frame))
+        match frame {
+            Frame::Kill => Some(session.kill()),
+            _ => Some(session.stdio.take(frame)),
+        }
     }
 
     /// Whether this client executes something.
@@ -197,6 +200,17 @@ impl Session {
         drop(helper?);
         let stdio = Stdio::of_pipes(stdout, stderr, stdin_in)?;
         Ok(Session { client, helper: Some(ours), pid: None, stdio, ended: None })
+    }
+
+    /// Ends the program. One that is not there yet, or has ended, needs no more.
+    fn kill(&self) -> Result<(), String> {
+        match self.pid.filter(|_| self.ended.is_none()) {
+            // It is our child and not waited for yet: nobody else has its number.
+            Some(pid) => {
+                sys::kill(pid, libc::SIGKILL).map_err(|error| format!("killing the program: {error}"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Takes what the helper tells.

@@ -18,6 +18,7 @@ use crate::docker;
 use crate::failure::{Failure, Result};
 use crate::output::{self, Format};
 use crate::parse;
+use crate::spec::health::HealthArgs;
 use crate::spec::{check, env, image};
 use crate::wait::{self, Goal, WaitArgs};
 
@@ -69,7 +70,7 @@ const CHANGES: [&str; 40] = [
 ];
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES).arg("rollback"))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES).args(HealthArgs::NAMES).arg("rollback"))]
 pub(crate) struct UpdateArgs {
     /// The image, resolved anew
     #[arg(long)]
@@ -162,9 +163,11 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse::wait)]
     stop_grace_period: Option<u64>,
     #[command(flatten)]
+    health: HealthArgs,
+    #[command(flatten)]
     auth: AuthArgs,
     /// Go back to what the last update replaced
-    #[arg(long, conflicts_with_all = CHANGES)]
+    #[arg(long, conflicts_with_all = CHANGES.iter().chain(&HealthArgs::NAMES))]
     rollback: bool,
     #[command(flatten)]
     resources: ResourceArgs,
@@ -272,6 +275,7 @@ impl UpdateArgs {
         set(&mut spec.stop_signal, self.stop_signal.as_ref());
         set(&mut spec.read_only, self.read_only.as_ref());
         set(&mut spec.stop_grace_ms, self.stop_grace_period.as_ref());
+        self.health.apply(&mut spec.health);
         let added = env::given("--env-add", &self.env_add)?;
         let name = |variable: &str| variable.split_once('=').map_or(variable, |(name, _)| name).to_owned();
         let replaced: Vec<String> = added.iter().map(|variable| name(variable)).collect();
