@@ -78,7 +78,9 @@ impl Network {
         let (events, inbox) = mpsc::channel(EVENTS);
         let (told, held) = watch::channel(Vec::new());
         let mut task = JoinSet::new();
-        task.spawn(run(Feeder::new(fabric.clone(), own), inbox, told));
+        // In no cluster nothing is to come: that is the whole truth already.
+        let dirty = if own.node_id.is_empty() { Dirty::everything() } else { Dirty::default() };
+        task.spawn(run(Feeder::new(fabric.clone(), own), dirty, inbox, told));
         Ok(Self { fabric, events, held, _task: Arc::new(task) })
     }
 
@@ -151,8 +153,12 @@ impl Network {
 }
 
 /// Ends when the last [`Network`] is dropped.
-async fn run(mut feeder: Feeder, mut inbox: mpsc::Receiver<Event>, told: watch::Sender<Vec<HeldPort>>) {
-    let mut dirty = Dirty::default();
+async fn run(
+    mut feeder: Feeder,
+    mut dirty: Dirty,
+    mut inbox: mpsc::Receiver<Event>,
+    told: watch::Sender<Vec<HeldPort>>,
+) {
     let mut pause = AGAIN;
     let mut look_at = Instant::now();
     loop {

@@ -4,6 +4,8 @@
 //! after everything else is undone. So whatever the daemon was doing when it died, the next start finds every
 //! namespace file and link by a record and either takes it over or removes it.
 
+mod mend;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
@@ -115,10 +117,7 @@ impl Containers {
             let whole = record.filter(|record| there(record) && is_namespace(&self.netns(id)));
             match whole {
                 Some(record) => {
-                    for interface in &record.interfaces {
-                        let index = ours.remove(&interface.outside).unwrap_or_default();
-                        self.netlink.run(interface.node_side(index, self.source))?;
-                    }
+                    ours.retain(|name, _| !record.interfaces.iter().any(|i| i.outside == *name));
                     self.insert(record);
                 }
                 None => {

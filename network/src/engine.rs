@@ -1,12 +1,15 @@
 //! The thread that owns the node's network. It reads one closed set of events, one after the other; changes that wait
 //! at the same time are put together, so that ten of them cost one transaction.
 
+mod mend;
+mod table;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -16,25 +19,21 @@ use crate::dns::names::{Names, Owner};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::host;
-use crate::model::{
-    Attach, Attachment, Block, Change, HostPort, LOCAL_NETWORK, NetworkOptions, PublishedPort,
-};
+use crate::model::{Attach, Attachment, Change, HostPort, NetworkOptions, PublishedPort};
 use crate::naming;
 use crate::netlink::{Netlink, conntrack, link, nftables};
 use crate::nft;
 use crate::publish;
 use crate::random;
+use crate::reconcile::{Patience, Rounds};
 use crate::routes::{self, Routes};
-use crate::ruleset::{Fixed, Item, Parts, Ruleset, Transaction, parts};
+use crate::ruleset::{Fixed, Item, Ruleset, parts};
+use crate::watch::{self, Changes, Kinds, Watch};
 
 /// How many requests may wait. More than that is a caller gone wild.
 const QUEUE: usize = 1024;
 /// How many changes are put together at most.
 const BATCH: usize = 256;
-/// How often neighbours are looked at.
-const LOOK: Duration = Duration::from_secs(2);
-/// The same, while a peer's Ethernet address is still unknown.
-const LOOK_SOON: Duration = Duration::from_millis(20);
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -46,13 +45,21 @@ pub(crate) enum Event {
     Attached(Reply<Vec<Attachment>>),
     Apply(Change, Reply<()>),
     Teardown(Reply<()>),
+    /// Somebody changed something: [`Changes`] tells what.
+    Changed,
 }
 
 /// Starts the thread in the caller's network namespace and waits until the node is set up.
-pub(crate) async fn spawn(options: NetworkOptions, names: Arc<Names>) -> Result<SyncSender<Event>, Error> {
+pub(crate) async fn spawn(
+    options: NetworkOptions,
+    names: Arc<Names>,
+) -> Result<Arc<SyncSender<Event>>, Error> {
     let (events, queue) = sync_channel(QUEUE);
+    let events = Arc::new(events);
     let (ready, started) = oneshot::channel();
-    let run = move || match Engine::start(options, names) {
+    // Only handles keep the queue open.
+    let wake = Arc::downgrade(&events);
+    let run = move || match Engine::start(options, names, wake) {
         Ok(engine) => {
             // Nobody waits any more: the queue is closed too, and the thread ends at once.
             let _ = ready.send(Ok(()));
@@ -81,11 +88,26 @@ struct Engine {
     desired: Desired,
     names: Arc<Names>,
     veth_prefix: String,
+    /// The first full change has come: what is not wanted is not only not known yet.
+    told: bool,
+    changes: Arc<Changes>,
+    /// What was changed and not looked at yet.
+    suspect: Kinds,
+    rounds: Rounds,
+    /// When peers whose Ethernet address is unknown are asked for it again.
+    ask_at: Option<Instant>,
+    patience: Patience,
+    /// Ends with the engine.
+    _watch: Watch,
     torn_down: bool,
 }
 
 impl Engine {
-    fn start(options: NetworkOptions, names: Arc<Names>) -> Result<Engine, Error> {
+    fn start(
+        options: NetworkOptions,
+        names: Arc<Names>,
+        wake: Weak<SyncSender<Event>>,
+    ) -> Result<Engine, Error> {
         let mut netlink = Netlink::route()?;
         let underlay = host::prepare(&mut netlink, options.underlay)?;
         let source = underlay.address.unwrap_or(GATEWAY);
@@ -118,9 +140,26 @@ impl Engine {
             vip_pool: options.vip_pool,
             local_pool: options.local_pool,
         });
+        let nftables = nftables::open()?;
+        let changes = Arc::new(Changes::default());
+        let mut own = containers.ports()?;
+        own.extend([netlink.port()?, routes.port()?]);
+        let settings = watch::Settings {
+            own,
+            own_nftables: nftables.port()?,
+            table: ruleset.table().to_owned(),
+            folders: host::setting_folders(&underlay),
+            changes: Arc::clone(&changes),
+        };
+        let watch = Watch::start(settings, move || {
+            // A full queue is one in which somebody reads.
+            if let Some(events) = wake.upgrade() {
+                let _ = events.try_send(Event::Changed);
+            }
+        })?;
         let mut engine = Engine {
             desired: Desired::default(),
-            nftables: nftables::open()?,
+            nftables,
             conntrack: conntrack::open()?,
             options,
             netlink,
@@ -129,8 +168,16 @@ impl Engine {
             ruleset,
             names,
             veth_prefix,
+            told: false,
+            changes,
+            suspect: Kinds::NOTHING,
+            rounds: Rounds::new(Instant::now()),
+            ask_at: None,
+            patience: Patience::default(),
+            _watch: watch,
             torn_down: false,
         };
+        engine.mend(Instant::now(), true)?;
         engine.take_over()?;
         Ok(engine)
     }
@@ -144,27 +191,24 @@ impl Engine {
             changes.extend(self.container_changes(record));
         }
         changes.retain(|_, parts| parts.is_some());
-        let transaction = if nft::has_table(self.ruleset.table())? {
-            self.ruleset.change(changes)
-        } else {
-            self.ruleset.replace(changes)
-        };
+        if nft::has_table(self.ruleset.table())? {
+            let as_it_should_be = self.ruleset.change(changes);
+            self.ruleset.commit(as_it_should_be);
+            return Ok(());
+        }
+        let transaction = self.ruleset.replace(changes);
         self.commit(transaction)
     }
 
     fn run(mut self, queue: &Receiver<Event>) {
         let mut waiting = None;
         while !self.torn_down {
+            let look_in = self.make_rounds(Instant::now());
             let event = match waiting.take() {
                 Some(event) => event,
-                None => match queue.recv_timeout(self.look_in()) {
+                None => match queue.recv_timeout(look_in) {
                     Ok(event) => event,
-                    Err(RecvTimeoutError::Timeout) => {
-                        if let Err(error) = self.look() {
-                            tracing::warn!(%error, "cannot look after the neighbours");
-                        }
-                        continue;
-                    }
+                    Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 },
             };
@@ -174,6 +218,7 @@ impl Engine {
                 Event::Detach(id, reply) => drop(reply.send(self.detach(&id))),
                 Event::Attached(reply) => drop(reply.send(Ok(self.attached()))),
                 Event::Teardown(reply) => drop(reply.send(self.teardown())),
+                Event::Changed => {}
                 Event::Apply(change, reply) => {
                     let mut batch = vec![(change, reply)];
                     while batch.len() < BATCH
@@ -181,6 +226,7 @@ impl Engine {
                     {
                         match event {
                             Event::Apply(change, reply) => batch.push((change, reply)),
+                            Event::Changed => {}
                             other => {
                                 waiting = Some(other);
                                 break;
@@ -191,21 +237,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    fn look_in(&self) -> Duration {
-        match self.routes.unresolved() {
-            Some(true) => LOOK_SOON,
-            Some(false) => LOOK,
-            None => Duration::from_secs(3600),
-        }
-    }
-
-    /// Finds Ethernet addresses of peers that are new or have changed.
-    fn look(&mut self) -> Result<(), Error> {
-        let peers = self.routes.look()?;
-        let changes = peers.iter().map(|node| (Item::Peer(node.clone()), self.peer_parts(node))).collect();
-        self.transact(changes, false)
     }
 
     fn attached(&self) -> Vec<Attachment> {
@@ -249,37 +280,6 @@ impl Engine {
             errors.extend(conntrack::forget(&mut self.conntrack, address.into(), conntrack::Kind::All).err());
         }
         Error::all(errors)
-    }
-
-    /// What a container has in the table, and the networks that this leads to.
-    fn container_changes(&self, record: &Record) -> BTreeMap<Item, Option<Parts>> {
-        let id = &record.attach.id;
-        let ports = record.address().filter(|_| !record.attach.ports.is_empty());
-        let ports = ports.map(|address| parts::host_ports(address, &record.attach.ports));
-        let networks: Vec<(&str, Ipv4Addr)> =
-            record.interfaces.iter().map(|i| (i.network.as_str(), i.address)).collect();
-        let several = (networks.len() > 1)
-            .then(|| parts::several(id, &networks, |network| self.desired.is_internal(network)));
-        let mut changes = match several {
-            // A rule may lead to the network's set before anything else does.
-            Some(_) => self.network_changes(networks.iter().map(|(network, _)| *network)),
-            None => BTreeMap::new(),
-        };
-        changes.insert(Item::Ports(id.clone()), ports);
-        changes.insert(Item::Several(id.clone()), several);
-        changes
-    }
-
-    /// Networks in the table: those that are wanted, and those that a container of this node is in already.
-    fn network_changes<'a>(&self, names: impl Iterator<Item = &'a str>) -> BTreeMap<Item, Option<Parts>> {
-        let mut changes = BTreeMap::new();
-        for name in names.filter(|name| *name != LOCAL_NETWORK) {
-            let item = Item::Network(name.to_owned());
-            let used = self.desired.has(&item) || self.containers.any_in(name);
-            let parts = used.then(|| parts::network(name, self.desired.networks.get(name)));
-            changes.insert(item, parts);
-        }
-        changes
     }
 
     fn check_host_port(&self, id: &str, port: &HostPort) -> Result<(), Error> {
@@ -331,6 +331,7 @@ impl Engine {
             return;
         }
         let dirty = self.desired.take_dirty();
+        self.told |= dirty.full;
         let mut admitted =
             publish::admit(dirty.services.iter(), &self.desired, &self.ruleset, &self.containers);
         let failure = match self.bring_up_to_date(&dirty, &admitted.ports) {
@@ -388,68 +389,6 @@ impl Engine {
             errors.extend(conntrack::forget(&mut self.conntrack, *range, *kind).err());
         }
         Error::all(errors)
-    }
-
-    fn routing_changes(&self, dirty: &Dirty) -> BTreeMap<Item, Option<Parts>> {
-        let mut changes = BTreeMap::new();
-        let underlay = |node: &str| self.routes.peer(node).map(|(underlay, ..)| underlay);
-        let block_parts = |block: &Block| {
-            parts::block(block, underlay(&block.node), self.desired.networks.get(&block.network))
-        };
-        for block in &dirty.blocks {
-            changes.insert(Item::Block(*block), self.desired.blocks.get(block).map(block_parts));
-        }
-        for node in &dirty.peers {
-            changes.insert(Item::Peer(node.clone()), self.peer_parts(node));
-            for block in self.desired.blocks.values().filter(|b| b.node == *node) {
-                changes.insert(Item::Block(block.block), Some(block_parts(block)));
-            }
-        }
-        if dirty.networks.is_empty() {
-            return changes;
-        }
-        changes.extend(self.network_changes(dirty.networks.iter().map(String::as_str)));
-        for block in self.desired.blocks.values().filter(|b| dirty.networks.contains(&b.network)) {
-            changes.insert(Item::Block(block.block), Some(block_parts(block)));
-        }
-        let inside = |record: &&Record| record.interfaces.iter().any(|i| dirty.networks.contains(&i.network));
-        for record in self.containers.records().filter(inside) {
-            changes.extend(self.container_changes(record));
-        }
-        changes
-    }
-
-    fn peer_parts(&self, node: &str) -> Option<Parts> {
-        self.routes.peer(node).map(|(underlay, mac, number)| parts::peer(underlay, mac, number))
-    }
-
-    /// Runs one transaction. A table that is not as it was left is replaced as a whole.
-    fn transact(&mut self, changes: BTreeMap<Item, Option<Parts>>, full: bool) -> Result<(), Error> {
-        if full && !self.ruleset.is_exact() {
-            let transaction = self.ruleset.replace(changes);
-            return self.commit(transaction);
-        }
-        let transaction = self.ruleset.change(changes.clone());
-        match self.commit(transaction) {
-            Err(error @ Error::Nft { .. }) if self.ruleset.is_exact() => {
-                tracing::warn!(%error, "the table is not as it was left; replacing it");
-                let transaction = self.ruleset.replace(changes);
-                self.commit(transaction)
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// Without the `nft` program where that can be: what it does costs more than what the kernel does.
-    fn commit(&mut self, transaction: Transaction) -> Result<(), Error> {
-        if !transaction.is_empty() {
-            match transaction.requests() {
-                Some(requests) => nftables::transact(&mut self.nftables, requests)?,
-                None => nft::run(&transaction.script())?,
-            }
-        }
-        self.ruleset.commit(transaction);
-        Ok(())
     }
 
     fn rename(&self, dirty: &Dirty) {

@@ -28,7 +28,7 @@ pub struct Fabric {
 
 #[derive(Debug)]
 struct Inner {
-    events: SyncSender<Event>,
+    events: Arc<SyncSender<Event>>,
     /// The resolver: its tasks end with the last handle.
     resolver: Mutex<JoinSet<()>>,
 }

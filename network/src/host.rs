@@ -1,5 +1,6 @@
 //! The node's own side: kernel settings, its two link-local addresses, and who listens on a port.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -8,7 +9,9 @@ use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
 use crate::model::Protocol;
 use crate::netlink::diag::Listeners;
-use crate::netlink::{Netlink, link, route};
+use crate::netlink::link::{self, Conf, Link};
+use crate::netlink::{Netlink, route};
+use crate::object::Object;
 
 const LOOPBACK: u32 = 1;
 /// What interfaces have where nothing else is known.
@@ -19,20 +22,13 @@ const USUAL_MTU: u32 = 1500;
 pub(crate) struct Underlay {
     pub(crate) address: Option<Ipv4Addr>,
     pub(crate) mtu: u32,
+    pub(crate) name: Option<String>,
 }
 
-/// Sets what routing needs and finds the underlay's interface.
+/// Finds the underlay's interface.
 pub(crate) fn prepare(netlink: &mut Netlink, underlay: Ipv4Addr) -> Result<Underlay, Error> {
-    netlink.run(vec![
-        link::up(LOOPBACK),
-        route::add_address(LOOPBACK, GATEWAY, true),
-        route::add_address(LOOPBACK, DNS, true),
-    ])?;
-    set("net/ipv4/ip_forward", 1)?;
-    // Peers and clients on the same segment would be told to go around the balancer.
-    set("net/ipv4/conf/all/send_redirects", 0)?;
     if underlay.is_unspecified() || underlay.is_loopback() {
-        return Ok(Underlay { address: None, mtu: USUAL_MTU });
+        return Ok(Underlay { address: None, mtu: USUAL_MTU, name: None });
     }
     let missing = || Error::Invalid {
         field: "options.underlay",
@@ -42,15 +38,70 @@ pub(crate) fn prepare(netlink: &mut Netlink, underlay: Ipv4Addr) -> Result<Under
     let index = route::interface_of(netlink, underlay)?.ok_or_else(missing)?;
     let links = link::list(netlink)?;
     let link = links.into_iter().find(|link| link.index == index).ok_or_else(missing)?;
-    let conf = format!("net/ipv4/conf/{}", link.name);
-    set(&format!("{conf}/send_redirects"), 0)?;
-    // Loopback clients of published ports leave through it, before their address is translated.
-    set(&format!("{conf}/route_localnet"), 1)?;
-    // Clients of the routing mesh come in through a peer, with addresses that may be routed elsewhere.
-    if get(&format!("{conf}/rp_filter"))? == 1 || get("net/ipv4/conf/all/rp_filter")? == 1 {
-        set(&format!("{conf}/rp_filter"), 2)?;
+    Ok(Underlay { address: Some(underlay), mtu: link.mtu, name: Some(link.name) })
+}
+
+/// The settings of the whole node that routing needs.
+const SETTINGS: [(&str, u32); 2] = [
+    ("net/ipv4/ip_forward", 1),
+    // Peers and clients on the same segment would be told to go around the balancer.
+    ("net/ipv4/conf/all/send_redirects", 0),
+];
+
+/// Sets them where they are not right.
+pub(crate) fn mend_settings(quiet: bool) -> Result<(), Error> {
+    let mut errors = Vec::new();
+    for (name, value) in SETTINGS {
+        match set(name, value) {
+            Ok(true) if !quiet => {
+                tracing::warn!("another program changed the node's network: put back {name} = {value}");
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
     }
-    Ok(Underlay { address: Some(underlay), mtu: link.mtu })
+    Error::all(errors)
+}
+
+/// Folders of settings of whose changes netlink says nothing.
+pub(crate) fn setting_folders(underlay: &Underlay) -> Vec<String> {
+    let names = std::iter::once("all").chain(underlay.name.as_deref());
+    names.map(|name| format!("/proc/sys/net/ipv4/conf/{name}")).collect()
+}
+
+/// The node's two addresses, and settings of the interface that leads to the other nodes.
+pub(crate) fn wanted(
+    netlink: &mut Netlink,
+    links: &BTreeMap<String, Link>,
+    underlay: Ipv4Addr,
+) -> Result<Vec<Object>, Error> {
+    let mut wanted: Vec<Object> =
+        [GATEWAY, DNS].map(|address| Object::Address { interface: LOOPBACK, address }).into();
+    if let Some(lo) = links.values().find(|link| link.index == LOOPBACK) {
+        wanted.push(Object::Up { interface: LOOPBACK, name: lo.name.clone() });
+    }
+    if underlay.is_unspecified() || underlay.is_loopback() {
+        return Ok(wanted);
+    }
+    // An address that is away is not ours to put back.
+    let Some(interface) = route::interface_of(netlink, underlay)? else { return Ok(wanted) };
+    let Some(link) = links.values().find(|link| link.index == interface) else { return Ok(wanted) };
+    let mut settings = vec![
+        (Conf::Forwarding, 1),
+        (Conf::SendRedirects, 0),
+        // Loopback clients of published ports leave through it, before their address is translated.
+        (Conf::RouteLocalnet, 1),
+    ];
+    // Clients of the routing mesh come in through a peer, with addresses that may be routed elsewhere. The kernel takes
+    // the larger of both.
+    let strict = [link.conf(Conf::RpFilter).unwrap_or(0), get("net/ipv4/conf/all/rp_filter")?];
+    if strict.into_iter().max() == Some(1) {
+        settings.push((Conf::RpFilter, link::RP_FILTER_LOOSE));
+    }
+    let name = &link.name;
+    let object = |(setting, value)| Object::Setting { interface, name: name.clone(), setting, value };
+    wanted.extend(settings.into_iter().map(object));
+    Ok(wanted)
 }
 
 /// The ranges that this machine reaches by routes of its own: no network of containers may have them. Asked in the
@@ -61,7 +112,8 @@ pub fn foreign_routes() -> Result<Vec<ipnet::Ipv4Net>, Error> {
 
 /// The IPv4 addresses at which others reach this machine. Asked in the network namespace of the calling thread.
 pub fn own_addresses() -> Result<Vec<Ipv4Addr>, Error> {
-    let mut addresses = route::list_addresses(&mut Netlink::route()?)?;
+    let all = route::list_addresses(&mut Netlink::route()?)?;
+    let mut addresses: Vec<Ipv4Addr> = all.into_iter().map(|(_, address)| address).collect();
     addresses.retain(|address| !address.is_loopback() && ![GATEWAY, DNS].contains(address));
     addresses.sort_unstable();
     addresses.dedup();
@@ -115,13 +167,14 @@ fn describe(inode: u32) -> String {
     unknown
 }
 
-/// Writes a setting only if it is another, so that a read-only /proc/sys that is right already is fine.
-fn set(name: &str, value: u32) -> Result<(), Error> {
+/// Writes a setting only if it is another, so that a read-only /proc/sys that is right already is fine. Says whether
+/// it was another.
+fn set(name: &str, value: u32) -> Result<bool, Error> {
     if get(name)? == value {
-        return Ok(());
+        return Ok(false);
     }
     let path = PathBuf::from("/proc/sys").join(name);
-    fs::write(&path, value.to_string()).map_err(|source| Error::Sysctl {
+    fs::write(&path, value.to_string()).map(|()| true).map_err(|source| Error::Sysctl {
         path,
         value: value.to_string(),
         source,

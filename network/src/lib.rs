@@ -9,11 +9,12 @@
 //!                             ├─▶ ruleset    VIPs, published ports, isolation: pure, as netlink or for `nft`
 //!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
 //!                    pool (thread): network namespaces, prepared ahead of time
+//!                    watch (thread): wakes the engine when others changed something
 //! ```
 //!
 //! The crate knows nothing of clusters: what to do comes in [`Change`]s and [`Attach`]ments. Nothing that it made
 //! depends on the process: namespaces, links, routes and rules stay when it ends, and [`Fabric::start`] takes them
-//! over as they are. Only [`Fabric::teardown`] removes them.
+//! over as they are. Only [`Fabric::teardown`] removes them. What others change of it is put back (`engine/mend`).
 //!
 //! Everything happens in the network namespace of the thread that calls [`Fabric::start`].
 #![forbid(unsafe_code)]
@@ -31,11 +32,14 @@ mod model;
 mod naming;
 mod netlink;
 mod nft;
+mod object;
 mod pool;
 mod publish;
 mod random;
+mod reconcile;
 mod routes;
 mod ruleset;
+mod watch;
 
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};

@@ -70,6 +70,8 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    /// Of the socket through which links are made.
+    port: u32,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -79,12 +81,13 @@ impl Pool {
         let shared = Arc::new(Shared::default());
         let maker =
             Maker { home: open_own_namespace()?, outside: Netlink::route()?, prefix, mtu, ipv6: has_ipv6() };
+        let port = maker.outside.port()?;
         let work = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("rorqual-netns".to_owned())
             .spawn(move || maker.run(&work))
             .map_err(|source| Error::Namespace { operation: "start the pool's thread".to_owned(), source })?;
-        Ok(Pool { shared, thread: Some(thread) })
+        Ok(Pool { shared, port, thread: Some(thread) })
     }
 
     /// A prepared namespace; waits for one to be made if none is ready.
@@ -110,6 +113,22 @@ impl Pool {
             let waited = self.shared.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// By which the kernel calls who makes the links.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// The node's ends of all that is prepared.
+    pub(crate) fn interfaces(&self) -> Vec<String> {
+        self.shared.lock().ready.iter().map(|prepared| prepared.interface.clone()).collect()
+    }
+
+    /// Lets go of what was prepared with this interface.
+    pub(crate) fn forget(&self, interface: &str) {
+        self.shared.lock().ready.retain(|prepared| prepared.interface != interface);
+        self.shared.changed.notify_all();
     }
 
     /// Removes a link when there is time.

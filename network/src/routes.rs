@@ -18,9 +18,10 @@ use ipnet::Ipv4Net;
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::model::{Block, Peer};
-use crate::netlink::link::{self, Mac};
+use crate::netlink::link::{self, Conf, Link, Mac};
 use crate::netlink::route::{self, Route, Rule, RuleAction};
 use crate::netlink::{Netlink, Request};
+use crate::object::Object;
 use crate::ruleset::{MARK_MASK, MARK_SHIFT};
 
 const LOOPBACK: u32 = 1;
@@ -85,7 +86,8 @@ pub(crate) struct Settings<'a> {
 }
 
 impl Routes {
-    /// Takes over the routes and rules of an earlier process. They stay until the first [`Routes::update`].
+    /// Takes over the routes and rules of an earlier process. They stay until the first [`Routes::update`]. What is
+    /// missing is said by [`Routes::wanted`].
     pub(crate) fn start(settings: Settings<'_>) -> Result<Routes, Error> {
         let mut netlink = Netlink::route()?;
         let numbers_file = settings.state_dir.join("peers.json");
@@ -104,7 +106,7 @@ impl Routes {
             }
         }
         let rules = route::list_rules(&mut netlink)?.into_iter().map(|rule| (rule.priority, rule)).collect();
-        let mut this = Routes {
+        Ok(Routes {
             netlink,
             node: settings.node,
             tunnel: settings.tunnel,
@@ -118,10 +120,7 @@ impl Routes {
             peers: BTreeMap::new(),
             routes,
             rules,
-        };
-        let requests = this.pool_routes().iter().map(Route::replace).collect();
-        this.netlink.run(requests)?;
-        Ok(this)
+        })
     }
 
     /// What has no better route stays on this node, where the ruleset answers it.
@@ -152,20 +151,7 @@ impl Routes {
         if let Err(error) = self.number(peers) {
             errors.push(error);
         }
-        self.peers.retain(|node, known| peers.get(node).is_some_and(|p| p.underlay == known.underlay));
-        let mut requests = Vec::new();
-        for peer in peers.values() {
-            if peer.node == self.node || self.peers.contains_key(&peer.node) {
-                continue;
-            }
-            match self.reach(peer) {
-                Ok((known, setup)) => {
-                    self.peers.insert(peer.node.clone(), known);
-                    requests.extend(setup);
-                }
-                Err(error) => errors.push(error),
-            }
-        }
+        let mut requests = self.meet(peers, false, &mut errors);
         let (routes, rules) = self.desired(blocks);
         let is_new = |(key, route): &(&(u32, Ipv4Net), &Route)| self.routes.get(*key) != Some(*route);
         requests.extend(routes.iter().filter(is_new).map(|(_, route)| route.replace()));
@@ -180,6 +166,84 @@ impl Routes {
             Err(error) => errors.push(error),
         }
         (removals, errors)
+    }
+
+    /// Finds out how peers are reached. Those that are known are asked about `again` only where that is said.
+    fn meet(&mut self, peers: &BTreeMap<String, Peer>, again: bool, errors: &mut Vec<Error>) -> Vec<Request> {
+        self.peers.retain(|node, known| peers.get(node).is_some_and(|p| p.underlay == known.underlay));
+        let mut requests = Vec::new();
+        for peer in peers.values() {
+            if peer.node == self.node {
+                continue;
+            }
+            let known = self.peers.get(&peer.node).map(|known| known.way);
+            if known.is_some() && !again {
+                continue;
+            }
+            match self.reach(peer) {
+                Ok((found, _)) if Some(found.way) == known => {}
+                Ok((found, setup)) => {
+                    self.peers.insert(peer.node.clone(), found);
+                    requests.extend(setup);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        requests
+    }
+
+    /// Finds out anew how peers are reached: interfaces and routes of the node may have changed. [`Routes::wanted`]
+    /// then says what the kernel needs for that.
+    pub(crate) fn find_ways(
+        &mut self,
+        peers: &BTreeMap<String, Peer>,
+        blocks: &BTreeMap<Ipv4Net, Block>,
+    ) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let requests = self.meet(peers, true, &mut errors);
+        errors.extend(self.netlink.run(requests).err());
+        (self.routes, self.rules) = self.desired(blocks);
+        errors
+    }
+
+    /// What the kernel has to have.
+    pub(crate) fn wanted(&self, links: &BTreeMap<String, Link>) -> Vec<Object> {
+        let routes = self.routes.values().cloned().chain(self.pool_routes());
+        let mut wanted: Vec<Object> = routes.map(Object::Route).collect();
+        wanted.extend(self.rules.values().copied().map(Object::Rule));
+        let Some(link) = links.get(&self.tunnel) else { return wanted };
+        let (interface, name) = (link.index, &link.name);
+        wanted.push(Object::Up { interface, name: name.clone() });
+        wanted.push(Object::Address { interface, address: GATEWAY });
+        let settings = [
+            (Conf::Forwarding, 1),
+            (Conf::SendRedirects, 0),
+            (Conf::RpFilter, link::RP_FILTER_LOOSE),
+            (Conf::RouteLocalnet, 1),
+        ];
+        let object = |(setting, value)| Object::Setting { interface, name: name.clone(), setting, value };
+        wanted.extend(settings.map(object));
+        for known in self.peers.values().filter(|known| known.way == Way::Tunnel { interface }) {
+            let (address, mac) = (known.underlay, tunnel_mac(known.underlay));
+            wanted.push(Object::Neighbour { interface, address, mac });
+            wanted.push(Object::Forwarding { tunnel: interface, mac, node: address });
+        }
+        wanted
+    }
+
+    /// The tunnel's interface, where there is one.
+    pub(crate) fn tunnel(&self, links: &BTreeMap<String, Link>) -> Option<u32> {
+        links.get(&self.tunnel).map(|link| link.index)
+    }
+
+    /// The peers that are known.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &String> {
+        self.peers.keys()
+    }
+
+    /// Of the socket through which routes are changed.
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        self.netlink.port()
     }
 
     /// Runs the removals of [`Routes::update`].
@@ -295,8 +359,8 @@ impl Routes {
         Ok(link.index)
     }
 
-    /// Looks which Ethernet addresses the peers of the segment have. Returns the peers for whom that changed.
-    pub(crate) fn look(&mut self) -> Result<Vec<String>, Error> {
+    /// Looks which Ethernet addresses the peers of the segment have.
+    pub(crate) fn look(&mut self) -> Result<(), Error> {
         let interfaces: BTreeSet<u32> = self.segment_peers().map(|(interface, _)| interface).collect();
         let mut macs = BTreeMap::new();
         for interface in interfaces {
@@ -304,22 +368,16 @@ impl Routes {
                 macs.insert((interface, address), mac);
             }
         }
-        let mut changed = Vec::new();
         let mut resolve = Vec::new();
-        for (node, known) in &mut self.peers {
+        for known in self.peers.values_mut() {
             let Way::Segment { interface } = known.way else { continue };
             match macs.get(&(interface, known.underlay)) {
-                Some(mac) if known.mac != Some(*mac) => {
-                    known.mac = Some(*mac);
-                    changed.push(node.clone());
-                }
-                Some(_) => {}
+                Some(mac) => known.mac = Some(*mac),
                 // An address that was found once stays until another is found.
                 None => resolve.push(route::resolve_neighbour(interface, known.underlay)),
             }
         }
-        self.netlink.run(resolve)?;
-        Ok(changed)
+        self.netlink.run(resolve)
     }
 
     fn segment_peers(&self) -> impl Iterator<Item = (u32, &Known)> {

@@ -27,11 +27,33 @@ const VETH_INFO_PEER: u16 = 1;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
-// linux/ip.h, IPV4_DEVCONF_*
-const SEND_REDIRECTS: u16 = 6;
-const RP_FILTER: u16 = 8;
-const ROUTE_LOCALNET: u16 = 26;
-const RP_FILTER_LOOSE: u32 = 2;
+/// rp_filter: the sender has to be reachable, through whatever interface.
+pub(crate) const RP_FILTER_LOOSE: u32 = 2;
+
+/// Settings of an interface (linux/ip.h, IPV4_DEVCONF_*), with the kernel's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Conf {
+    Forwarding = 1,
+    SendRedirects = 6,
+    RpFilter = 8,
+    RouteLocalnet = 26,
+}
+
+impl Conf {
+    pub(crate) const ALL: [Conf; 4] =
+        [Conf::Forwarding, Conf::SendRedirects, Conf::RpFilter, Conf::RouteLocalnet];
+}
+
+impl std::fmt::Display for Conf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Conf::Forwarding => "forwarding",
+            Conf::SendRedirects => "send_redirects",
+            Conf::RpFilter => "rp_filter",
+            Conf::RouteLocalnet => "route_localnet",
+        })
+    }
+}
 
 /// An Ethernet address.
 pub(crate) type Mac = [u8; 6];
@@ -42,6 +64,16 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) mtu: u32,
+    pub(crate) up: bool,
+    /// Values of the settings, from number 1 on.
+    conf: Vec<u32>,
+}
+
+impl Link {
+    /// The value of a setting; `None` where the interface has no IPv4.
+    pub(crate) fn conf(&self, setting: Conf) -> Option<u32> {
+        self.conf.get(setting as usize - 1).copied()
+    }
 }
 
 /// `struct ifinfomsg`
@@ -91,7 +123,9 @@ pub(crate) fn up_veth(index: u32, node_side: bool, ipv6: bool) -> Request {
     let set = |r: Request| {
         let r = if node_side {
             r.nest(nix::libc::AF_INET as u16, |r| {
-                r.nest(IFLA_INET_CONF, |r| r.attr_u32(SEND_REDIRECTS, 0).attr_u32(ROUTE_LOCALNET, 1))
+                r.nest(IFLA_INET_CONF, |r| {
+                    r.attr_u32(Conf::SendRedirects as u16, 0).attr_u32(Conf::RouteLocalnet as u16, 1)
+                })
             })
         } else {
             r
@@ -103,6 +137,17 @@ pub(crate) fn up_veth(index: u32, node_side: bool, ipv6: bool) -> Request {
     };
     let request = up(index);
     if node_side || ipv6 { request.nest(IFLA_AF_SPEC, set) } else { request }
+}
+
+/// Changes a setting of an interface.
+pub(crate) fn set_conf(index: u32, setting: Conf, value: u32) -> Request {
+    Request::new(RTM_SETLINK, 0, format!("set {setting} of interface {index} to {value}"))
+        .put(&header(index, 0, 0))
+        .nest(IFLA_AF_SPEC, |r| {
+            r.nest(nix::libc::AF_INET as u16, |r| {
+                r.nest(IFLA_INET_CONF, |r| r.attr_u32(setting as u16, value))
+            })
+        })
 }
 
 /// Notes for people who look at `ip link` whose interface this is.
@@ -137,11 +182,17 @@ pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
 
 fn parse(answer: &Answer) -> Option<Link> {
     let index = u32_at(&answer.payload, 4)?;
-    let mut link = Link { index, name: String::new(), mtu: 0 };
+    let up = u32_at(&answer.payload, 8)? & IFF_UP != 0;
+    let mut link = Link { index, name: String::new(), mtu: 0, up, conf: Vec::new() };
     for (kind, value) in attributes(&answer.payload, HEADER) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_AF_SPEC => {
+                let inet = attribute(value, 0, nix::libc::AF_INET as u16).unwrap_or_default();
+                let conf = attribute(inet, 0, IFLA_INET_CONF).unwrap_or_default();
+                link.conf = (0..conf.len() / 4).filter_map(|at| u32_at(conf, 4 * at)).collect();
+            }
             _ => {}
         }
     }
@@ -187,7 +238,9 @@ pub(crate) fn up_tunnel(index: u32) -> Request {
     up(index).nest(IFLA_AF_SPEC, |r| {
         r.nest(nix::libc::AF_INET as u16, |r| {
             r.nest(IFLA_INET_CONF, |r| {
-                r.attr_u32(SEND_REDIRECTS, 0).attr_u32(RP_FILTER, RP_FILTER_LOOSE).attr_u32(ROUTE_LOCALNET, 1)
+                r.attr_u32(Conf::SendRedirects as u16, 0)
+                    .attr_u32(Conf::RpFilter as u16, RP_FILTER_LOOSE)
+                    .attr_u32(Conf::RouteLocalnet as u16, 1)
             })
         })
     })

@@ -7,6 +7,7 @@
 pub(crate) mod conntrack;
 pub(crate) mod diag;
 pub(crate) mod link;
+pub(crate) mod news;
 pub(crate) mod nftables;
 pub(crate) mod route;
 
@@ -17,8 +18,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SndBuf};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, setsockopt,
-    socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname, recv, sendto,
+    setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -196,6 +197,15 @@ impl Netlink {
         Ok(Netlink { socket, sequence: 0 })
     }
 
+    /// By which the kernel calls this socket when it tells others what was done through it.
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        let address = getsockname::<NetlinkAddr>(self.socket.as_raw_fd());
+        address.map(|address| address.pid()).map_err(|e| Error::Netlink {
+            operation: "ask for a socket's own address".to_owned(),
+            source: e.into(),
+        })
+    }
+
     /// Runs requests in order. All are tried; the first refusal is returned.
     pub(crate) fn run(&mut self, requests: Vec<Request>) -> Result<(), Error> {
         let mut first = Ok(());
@@ -319,6 +329,8 @@ struct Message<'a> {
     kind: u16,
     flags: u16,
     sequence: u32,
+    /// Who made the kernel say this; 0: nobody.
+    port: u32,
     payload: &'a [u8],
 }
 
@@ -329,6 +341,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16_at(bytes, 4)?,
             flags: u16_at(bytes, 6)?,
             sequence: u32_at(bytes, 8)?,
+            port: u32_at(bytes, 12)?,
             payload: bytes.get(HEADER_BYTES..length)?,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

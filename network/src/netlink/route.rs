@@ -21,6 +21,8 @@ const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
 const AF_INET: u8 = nix::libc::AF_INET as u8;
+/// State of a neighbour that needs no ARP.
+pub(crate) const PERMANENT: u16 = 0x80;
 
 /// `proto` of our routes in `ip route`: how they are told from those of others.
 pub(crate) const ROUTE_PROTOCOL: u8 = 113;
@@ -54,21 +56,19 @@ pub(crate) fn delete_address(index: u32, address: Ipv4Addr) -> Request {
 
 /// Index of the interface that has an address.
 pub(crate) fn interface_of(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, Error> {
-    let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&address_header(0, 0));
-    let answers = netlink.dump(request)?;
-    let found = answers.iter().find(|a| attribute(&a.payload, 8, 2) == Some(&address.octets()[..]));
-    Ok(found.and_then(|a| u32_at(&a.payload, 4)))
+    let all = list_addresses(netlink)?;
+    Ok(all.into_iter().find(|(_, has)| *has == address).map(|(interface, _)| interface))
 }
 
-/// All addresses of all interfaces.
-pub(crate) fn list_addresses(netlink: &mut Netlink) -> Result<Vec<Ipv4Addr>, Error> {
+/// All IPv4 addresses, with their interfaces.
+pub(crate) fn list_addresses(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr)>, Error> {
     let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&address_header(0, 0));
-    let answers = netlink.dump(request)?;
-    Ok(answers.iter().filter_map(|answer| attribute(&answer.payload, 8, 2).and_then(ipv4)).collect())
+    let parse = |payload: &[u8]| Some((u32_at(payload, 4)?, attribute(payload, 8, 2).and_then(ipv4)?));
+    Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }
 
 /// A route that is ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Route {
     pub(crate) to: Ipv4Net,
     pub(crate) table: u32,
@@ -188,7 +188,6 @@ fn neighbour_header(index: u32, state: u16) -> [u8; 12] {
 
 /// A neighbour that needs no ARP.
 pub(crate) fn add_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> Request {
-    const PERMANENT: u16 = 0x80;
     Request::new(RTM_NEWNEIGH, REPLACE, format!("set neighbour {address}"))
         .put(&neighbour_header(index, PERMANENT))
         .attr(1, &address.octets())
@@ -197,7 +196,7 @@ pub(crate) fn add_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> Request 
 
 /// Tells a tunnel which node has an Ethernet address.
 pub(crate) fn add_forwarding(tunnel: u32, mac: Mac, node: Ipv4Addr) -> Request {
-    const PERMANENT_NO_ARP: u16 = 0x80 | 0x40;
+    const PERMANENT_NO_ARP: u16 = PERMANENT | 0x40;
     const SELF: u8 = 0x02;
     let mut header = neighbour_header(tunnel, PERMANENT_NO_ARP);
     header[0] = nix::libc::AF_BRIDGE as u8;
@@ -234,8 +233,34 @@ pub(crate) fn list_neighbours(netlink: &mut Netlink, index: u32) -> Result<Vec<(
     Ok(answers.iter().filter_map(|a| parse(&a.payload)).collect())
 }
 
+/// Neighbours that were written down and not learned.
+pub(crate) fn list_permanent(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr, Mac)>, Error> {
+    let request = Request::new(RTM_GETNEIGH, 0, "list neighbours").put(&neighbour_header(0, 0));
+    let parse = |payload: &[u8]| {
+        if super::u16_at(payload, 8)? & PERMANENT == 0 {
+            return None;
+        }
+        let mac = attribute(payload, 12, 2)?.try_into().ok()?;
+        Some((u32_at(payload, 4)?, attribute(payload, 12, 1).and_then(ipv4)?, mac))
+    };
+    Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
+}
+
+/// What a tunnel knows of who has which Ethernet address.
+pub(crate) fn list_forwardings(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<(Mac, Ipv4Addr)>, Error> {
+    let mut header = neighbour_header(0, 0);
+    header[0] = nix::libc::AF_BRIDGE as u8;
+    let request = Request::new(RTM_GETNEIGH, 0, "list what tunnels know").put(&header);
+    let parse = |payload: &[u8]| {
+        let mac = attribute(payload, 12, 2)?.try_into().ok()?;
+        let node = attribute(payload, 12, 1).and_then(ipv4)?;
+        (u32_at(payload, 4)? == tunnel).then_some((mac, node))
+    };
+    Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
+}
+
 /// What a rule of ours does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RuleAction {
     /// Go on at another rule unless the packet is marked: one step for packets that do not concern us.
     SkipTo(u32),
@@ -246,7 +271,7 @@ pub(crate) enum RuleAction {
 }
 
 /// A routing rule, IPv4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rule {
     pub(crate) priority: u32,
     /// Only packets of this address.

@@ -170,6 +170,12 @@ impl Ruleset {
         steps
     }
 
+    /// A transaction that sets what is known once more, whether it is there or not.
+    pub(crate) fn again(&self) -> Transaction {
+        let empty = Ruleset::new(self.fixed.clone());
+        empty.change(self.items.clone().into_iter().map(|(item, parts)| (item, Some(parts))).collect())
+    }
+
     /// A transaction that replaces the whole table by the fixed part and the known items with these changes.
     pub(crate) fn replace(&self, changes: BTreeMap<Item, Option<Parts>>) -> Transaction {
         let mut items = self.items.clone();

@@ -1,0 +1,162 @@
+//! Looks whether the kernel has what it should, and puts back what others took away.
+//!
+//! ```text
+//!   watch ──kinds──▶ make_rounds ──▶ neighbours                 at once, when one was learned
+//!   (thread)          (when)    └──▶ mend ──▶ links, objects, table    a moment later; and from time to time
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use crate::error::Error;
+use crate::host;
+use crate::netlink::link::{self, Link};
+use crate::object::{self, Object};
+use crate::reconcile;
+use crate::ruleset::Item;
+use crate::watch::Kinds;
+
+/// How often an address of a peer that nobody answers for is asked for.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Engine {
+    /// Looks at what was changed, where it is time. Returns how long nothing has to be looked at.
+    pub(super) fn make_rounds(&mut self, now: Instant) -> Duration {
+        let kinds = self.changes.take();
+        self.suspect |= kinds;
+        if kinds.has(Kinds::OBJECTS) || kinds.has(Kinds::TABLE) {
+            self.rounds.changed(now);
+        }
+        if self.rounds.is_due(now) {
+            if let Err(error) = self.mend(now, false) {
+                tracing::warn!(%error, "the node's network is not as it should be");
+            }
+        } else if (kinds.has(Kinds::NEIGHBOURS) || self.ask_at.is_some_and(|at| at <= now))
+            && let Err(error) = self.meet_neighbours()
+        {
+            tracing::warn!(%error, "cannot look after the neighbours");
+        }
+        let unknown = self.routes.unresolved() == Some(true);
+        self.ask_at = unknown.then(|| self.ask_at.filter(|at| *at > now).unwrap_or(now + ASK_AGAIN));
+        let next = self.ask_at.map_or(self.rounds.next(), |at| at.min(self.rounds.next()));
+        next.saturating_duration_since(now)
+    }
+
+    /// Finds Ethernet addresses of peers that are new or have changed.
+    fn meet_neighbours(&mut self) -> Result<(), Error> {
+        self.routes.look()?;
+        self.lead_to_peers()
+    }
+
+    /// The table knows peers as they are reached now.
+    fn lead_to_peers(&mut self) -> Result<(), Error> {
+        let nodes: Vec<String> = self.routes.nodes().cloned().collect();
+        let changes = nodes.iter().map(|node| (Item::Peer(node.clone()), self.peer_parts(node))).collect();
+        self.transact(changes, false)
+    }
+
+    /// Compares all that the kernel should have with what it has. `quiet`: nothing is wrong, the node starts.
+    pub(super) fn mend(&mut self, now: Instant, quiet: bool) -> Result<(), Error> {
+        let suspect = std::mem::take(&mut self.suspect);
+        let mut later = None;
+        let mut errors = Vec::new();
+        errors.extend(host::mend_settings(quiet).err());
+        if self.told {
+            errors.extend(self.routes.find_ways(&self.desired.peers, &self.desired.blocks));
+        }
+        errors.extend(self.mend_links(now, &mut later).err());
+        errors.extend(self.mend_objects(now, quiet, &mut later).err());
+        if self.told {
+            errors.extend(self.meet_neighbours().err());
+        }
+        if suspect.has(Kinds::TABLE) {
+            errors.extend(self.mend_table(now, &mut later).err());
+        }
+        self.rounds.done(now, later);
+        Error::all(errors)
+    }
+
+    /// Links of containers that are gone are made anew.
+    fn mend_links(&mut self, now: Instant, later: &mut Option<Instant>) -> Result<(), Error> {
+        let prepared = self.containers.prepared();
+        let links = self.links()?;
+        self.containers.forget_prepared(prepared.iter().filter(|name| !links.contains_key(*name)));
+        let mut errors = Vec::new();
+        for (id, interface) in self.containers.missing(&links) {
+            let what = format!("interface of container {id} in network {}", interface.network);
+            if self.may_put(&what, now, later) {
+                errors.extend(self.containers.rebuild(&id, &interface).err());
+            }
+        }
+        Error::all(errors)
+    }
+
+    fn mend_objects(&mut self, now: Instant, quiet: bool, later: &mut Option<Instant>) -> Result<(), Error> {
+        let links = self.links()?;
+        let mut wanted: BTreeSet<Object> = BTreeSet::new();
+        wanted.extend(host::wanted(&mut self.netlink, &links, self.options.underlay)?);
+        wanted.extend(self.containers.wanted(&links));
+        wanted.extend(self.routes.wanted(&links));
+        let tunnel = self.routes.tunnel(&links);
+        let seen = object::seen(&mut self.netlink, &links, tunnel)?;
+        let plan = reconcile::plan(&wanted, &seen);
+        let mut requests = Vec::new();
+        for object in plan.put {
+            if quiet || self.may_put(&object.to_string(), now, later) {
+                requests.push(object.put());
+            }
+        }
+        for object in plan.remove {
+            tracing::info!(%object, "removing what is not wanted any more");
+            requests.extend(object.remove());
+        }
+        self.netlink.run(requests)
+    }
+
+    fn mend_table(&mut self, now: Instant, later: &mut Option<Instant>) -> Result<(), Error> {
+        // Before the first full change nobody knows what it should be.
+        if !self.ruleset.is_exact() {
+            return Ok(());
+        }
+        let what = format!("nftables table {}", self.ruleset.table());
+        if let Err(at) = self.patience.check(&what, now) {
+            self.suspect |= Kinds::TABLE;
+            *later = Some(later.map_or(at, |other| other.min(at)));
+            return Ok(());
+        }
+        let transaction = self.ruleset.replace(BTreeMap::new());
+        if self.make_so(transaction)? {
+            self.told_of(&what, now);
+        }
+        Ok(())
+    }
+
+    /// Whether something is put back now; it is noted and logged.
+    fn may_put(&mut self, what: &str, now: Instant, later: &mut Option<Instant>) -> bool {
+        match self.patience.check(what, now) {
+            Ok(()) => {
+                self.told_of(what, now);
+                true
+            }
+            Err(at) => {
+                *later = Some(later.map_or(at, |other| other.min(at)));
+                false
+            }
+        }
+    }
+
+    fn told_of(&mut self, what: &str, now: Instant) {
+        let pause = self.patience.note(what, now);
+        if pause.is_zero() {
+            tracing::warn!("another program changed the node's network: put back {what}");
+        } else {
+            let pause_s = pause.as_secs();
+            tracing::warn!(pause_s, "another program keeps changing the node's network: put back {what}");
+        }
+    }
+
+    fn links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
+        Ok(link::list(&mut self.netlink)?.into_iter().map(|link| (link.name.clone(), link)).collect())
+    }
+}
