@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rorqual_edge::Edge;
 use rorqual_image::Store;
 use rorqual_network::NetworkOptions;
 use rorqual_proto::model::{ClusterId, ContainerSpec, NodeDescription};
@@ -45,6 +46,7 @@ pub(crate) struct Inner {
     description: NodeDescription,
     store: NodeStore,
     network: Network,
+    edge: Edge,
     images: Images,
     registry: Registry,
     executor: Executor,
@@ -95,7 +97,8 @@ impl Agent {
         let Opened { store, runtime, images, remembered } = opened.map_err(|_| AgentError::Stopped)??;
         let description = host::description(&runtime.host(), &options);
         let (own, shape) = shape(&options, remembered.as_ref());
-        let network = Network::start(shape, own).await.map_err(AgentError::Network)?;
+        let edge = Edge::new(rorqual_edge::Limits::default());
+        let network = Network::start(shape, own, edge.clone()).await.map_err(AgentError::Network)?;
         let images = Images::new(images, options.insecure_registries.clone(), options.registries.clone());
         let registry = {
             let (images, data_dir, port) = (images.clone(), options.data_dir.clone(), options.registry_port);
@@ -112,6 +115,7 @@ impl Agent {
             description,
             store,
             network,
+            edge,
             images,
             registry,
             executor,
@@ -269,6 +273,7 @@ impl Agent {
         if let Some(session) = inner.session.lock().await.take() {
             session.stop().await;
         }
+        inner.edge.shutdown().await;
         inner.tasks.abandon();
         inner.containers.abandon();
         let store = inner.store.clone();
@@ -343,6 +348,11 @@ impl Agent {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.inner.registry
+    }
+
+    /// The HTTP edge.
+    pub(crate) fn edge(&self) -> &Edge {
+        &self.inner.edge
     }
 
     pub(crate) fn network(&self) -> &Network {

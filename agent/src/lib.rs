@@ -22,6 +22,7 @@ mod agent;
 mod build;
 mod clock;
 mod containers;
+mod edge;
 mod engine;
 mod error;
 mod executor;

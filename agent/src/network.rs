@@ -1,6 +1,6 @@
 //! The node's fabric, as the agent uses it: containers attach at once, what the leader says is applied in order.
 //!
-//! One task (`run`) owns what the fabric was last told ([`feeder::Feeder`]): services, blocks and peers of the assignment set, and
+//! One task (`run`) owns what the fabric and the HTTP edge were last told ([`feeder::Feeder`]): services, blocks and peers of the assignment set, and
 //! which of this node's own tasks are down just now. The latter are left out of the balancer on this node
 //! before any controller hears of it, also while none can be reached. Changes that wait are applied as one;
 //! after an error the whole truth is applied again, later. Published ports that something else has here are kept
@@ -11,6 +11,7 @@ mod feeder;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rorqual_edge::Edge;
 use rorqual_network::{Attach, Attachment, Error, Fabric, HostPort, Join, LOCAL_NETWORK, NetworkOptions};
 use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire;
@@ -73,14 +74,14 @@ impl OwnName {
 
 impl Network {
     /// Starts the fabric and the task that feeds it.
-    pub(crate) async fn start(options: NetworkOptions, own: OwnName) -> Result<Self, Error> {
+    pub(crate) async fn start(options: NetworkOptions, own: OwnName, edge: Edge) -> Result<Self, Error> {
         let fabric = Arc::new(RwLock::new(Some(Fabric::start(options).await?)));
         let (events, inbox) = mpsc::channel(EVENTS);
         let (told, held) = watch::channel(Vec::new());
         let mut task = JoinSet::new();
         // In no cluster nothing is to come: that is the whole truth already.
         let dirty = if own.node_id.is_empty() { Dirty::everything() } else { Dirty::default() };
-        task.spawn(run(Feeder::new(fabric.clone(), own), dirty, inbox, told));
+        task.spawn(run(Feeder::new(fabric.clone(), own, edge), dirty, inbox, told));
         Ok(Self { fabric, events, held, _task: Arc::new(task) })
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use rorqual_proto::wire::{
-    Assignments, Controller, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints, Task,
+    Assignments, Controller, EdgeConfig, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints, Task,
 };
 
 use crate::store::SetWrite;
@@ -16,6 +16,7 @@ const NUMBER: &str = "number";
 const CONTAINER_POOL: &str = "container_pool";
 const VIP_POOL: &str = "vip_pool";
 const CONTROLLERS: &str = "controllers";
+const EDGE: &str = "edge";
 
 /// The controllers of a cluster, as they are kept.
 #[derive(Clone, PartialEq, Message)]
@@ -35,6 +36,7 @@ pub(crate) struct AssignmentSet {
     pub(crate) blocks: BTreeMap<String, NetworkBlock>,
     pub(crate) peers: BTreeMap<String, NodePeer>,
     pub(crate) controllers: Vec<Controller>,
+    pub(crate) edge: EdgeConfig,
     pub(crate) container_pool: String,
     pub(crate) vip_pool: String,
 }
@@ -65,6 +67,8 @@ pub(crate) struct SetChange {
     pub(crate) removed_blocks: Vec<String>,
     pub(crate) peers: Vec<NodePeer>,
     pub(crate) removed_peers: Vec<String>,
+    /// How the HTTP edge has to be, where that is new.
+    pub(crate) edge: Option<EdgeConfig>,
     /// What has to be durable before the set is acknowledged.
     pub(crate) writes: Vec<SetWrite>,
 }
@@ -97,6 +101,7 @@ impl AssignmentSet {
                 NUMBER => self.number = u64::from_be_bytes(value.try_into().ok()?),
                 CONTAINER_POOL => self.container_pool = String::from_utf8(value.to_vec()).ok()?,
                 VIP_POOL => self.vip_pool = String::from_utf8(value.to_vec()).ok()?,
+                EDGE => self.edge = EdgeConfig::decode(value).ok()?,
                 CONTROLLERS => self.controllers = Controllers::decode(value).ok()?.list,
                 _ => return None,
             },
@@ -139,6 +144,11 @@ impl AssignmentSet {
             writes.push((CONTROLLERS.to_owned(), Some(list.encode_to_vec())));
             self.controllers = given.controllers;
         }
+        if let Some(edge) = given.edge.filter(|edge| *edge != self.edge) {
+            writes.push((EDGE.to_owned(), Some(edge.encode_to_vec())));
+            self.edge = edge;
+            change.edge = Some(edge);
+        }
         for (key, pool, own) in [
             (CONTAINER_POOL, given.container_pool, &mut self.container_pool),
             (VIP_POOL, given.vip_pool, &mut self.vip_pool),
@@ -161,6 +171,7 @@ impl AssignmentSet {
             networks: self.networks.values().cloned().collect(),
             blocks: self.blocks.values().cloned().collect(),
             peers: self.peers.values().cloned().collect(),
+            edge: Some(self.edge),
             ..SetChange::default()
         }
     }

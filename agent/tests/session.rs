@@ -78,6 +78,7 @@ fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
                 node_id: task.node_id.as_ref().unwrap().to_string(),
             })
             .collect(),
+        routes: Vec::new(),
     }
 }
 

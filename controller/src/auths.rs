@@ -208,6 +208,7 @@ mod tests {
             restart: Default::default(),
             placement: Default::default(),
             force_update: 0,
+            routes: Vec::new(),
         }
     }
 

@@ -104,6 +104,7 @@ pub fn found(founding: &Founding, now_ms: i64) -> Result<Founded, FoundingError>
         container_pool: founding.container_pool,
         vip_pool: founding.vip_pool,
         last_raft_id: FIRST_RAFT_ID,
+        edge: Default::default(),
     };
     let (worker_token, controller_token) = (cluster.worker_token.clone(), cluster.controller_token.clone());
     let network = Network {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    build, cluster, completion, container, image, network, node, own_registry, registry, service, system,
-    version,
+    build, cluster, completion, container, image, network, node, own_registry, registry, route, service,
+    system, version,
 };
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
@@ -42,6 +42,9 @@ enum Command {
     /// Run services on the cluster
     #[command(subcommand)]
     Service(service::Command),
+    /// See what leads through the HTTP edge
+    #[command(subcommand)]
+    Route(route::Command),
     /// See and fetch the images of this node
     #[command(subcommand)]
     Image(image::Command),
@@ -125,6 +128,7 @@ impl Cli {
             Command::Node(command) => node::run(command, &connect().await?).await?,
             Command::Network(command) => network::run(command, connect).await?,
             Command::Service(command) => service::run(command, connect).await?,
+            Command::Route(command) => route::run(command, &connect().await?).await?,
             Command::Image(command) => image::run(command, &connect().await?).await?,
             Command::Container(command) => container::run_command(command, &connect().await?).await?,
             Command::System(command) => system::run(command, &connect().await?).await?,
@@ -201,6 +205,11 @@ mod tests {
             "rctl network prune --force --filter until=1h",
             "rctl service create --name web --network front --network name=back,alias=db nginx",
             "rctl service update --network-add back --network-rm front web",
+            "rctl cluster update --edge-http 80",
+            "rctl cluster update --edge-http off",
+            "rctl service create --name web --route Host(app.example)/x,port=80 nginx",
+            "rctl service update --route app.example --route-rm /x web",
+            "rctl route ls --format json",
             "rctl image load -i nginx.tar",
             "rctl build .",
             "rctl build -t app:1 -f x/Dockerfile --build-arg A=1 --target t --no-cache --pull --label a=b .",

@@ -66,6 +66,8 @@ macro_rules! pass {
 pass! {
     get_cluster: GetClusterRequest => wire::GetClusterResponse;
     rotate_token: RotateTokenRequest => wire::GetClusterResponse;
+    update_cluster: UpdateClusterRequest => wire::UpdateClusterResponse;
+    list_routes: ListRoutesRequest => wire::ListRoutesResponse;
     list_nodes: ListNodesRequest => wire::ListNodesResponse;
     update_node: UpdateNodeRequest => wire::UpdateNodeResponse;
     remove_node: RemoveNodeRequest => wire::RemoveNodeResponse;

@@ -27,6 +27,21 @@ pub fn get(address: SocketAddr, path: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
+/// Status and body of `GET path` for a host, whatever the status is.
+pub fn ask(address: SocketAddr, host: &str, path: &str) -> Result<(u16, String)> {
+    let timeout = patient(TIMEOUT);
+    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let half = || Error::new(ErrorKind::UnexpectedEof, format!("half an answer: {answer:?}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(half)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(half)?;
+    Ok((status, body.to_owned()))
+}
+
 /// What the demo image's page says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {

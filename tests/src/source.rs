@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::root;
 
 /// The crates: folder, as DESIGN's table of crates names it.
-pub const CRATES: [&str; 10] = [
+pub const CRATES: [&str; 11] = [
     "proto",
     "controller/planner",
     "controller",
     "runtime",
     "image",
     "network",
+    "edge",
     "agent",
     "rorquald",
     "rctl",

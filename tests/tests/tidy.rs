@@ -20,7 +20,8 @@ const OWN: &[(&str, &[&str])] = &[
     ("runtime", &[]),
     ("image", &[]),
     ("network", &[]),
-    ("agent", &["rorqual-proto", "rorqual-runtime", "rorqual-image", "rorqual-network"]),
+    ("edge", &[]),
+    ("agent", &["rorqual-proto", "rorqual-runtime", "rorqual-image", "rorqual-network", "rorqual-edge"]),
     ("rorquald", &["rorqual-agent", "rorqual-controller", "rorqual-proto"]),
     ("rctl", &["rorqual-proto"]),
 ];

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use rorqual_edge::Edge;
 use rorqual_network::{Block, Change, Endpoint, Error, Fabric, Peer, Protocol, PublishedPort, ServiceView};
 use rorqual_proto::wire::{self, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints};
 use tokio::sync::RwLock;
 
 use super::{Event, OwnName};
+use crate::edge;
 use crate::held::{self, HeldPorts};
 use crate::set::{SetChange, view_key};
 
@@ -26,6 +28,7 @@ pub(super) struct Feeder {
     /// Which views of services name a task as their endpoint.
     endpoint_of: BTreeMap<String, BTreeSet<String>>,
     pub(super) held: HeldPorts,
+    edge: Edge,
 }
 
 /// What has to be applied next.
@@ -86,9 +89,10 @@ fn replace<T>(
 }
 
 impl Feeder {
-    pub(super) fn new(fabric: Arc<RwLock<Option<Fabric>>>, own: OwnName) -> Self {
+    pub(super) fn new(fabric: Arc<RwLock<Option<Fabric>>>, own: OwnName, edge: Edge) -> Self {
         Self {
             fabric,
+            edge,
             own,
             services: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -104,7 +108,8 @@ impl Feeder {
         match event {
             Event::Set(change) => self.take_set(*change, dirty),
             Event::Reset(own) => {
-                *self = Self::new(self.fabric.clone(), own);
+                self.edge.set(&rorqual_edge::Settings::default());
+                *self = Self::new(self.fabric.clone(), own, self.edge.clone());
                 *dirty = Dirty::everything();
             }
             Event::Health { task, up } => {
@@ -118,6 +123,9 @@ impl Feeder {
 
     fn take_set(&mut self, change: SetChange, dirty: &mut Dirty) {
         dirty.full |= change.full;
+        if let Some(edge) = &change.edge {
+            self.edge.set(&edge::settings(edge));
+        }
         for id in change.removed_tasks {
             self.down.remove(&id);
         }
@@ -160,8 +168,11 @@ impl Feeder {
         let change = self.change(dirty);
         let services = change.services.clone();
         let fabric = self.fabric.read().await.clone().ok_or(Error::Stopped)?;
+        let applied = fabric.apply(change).await;
+        // After the routes to the replicas, and whatever became of those.
+        self.edge.apply(self.edge_change(dirty));
         // Ports of services that are refused: the rest is in effect.
-        let refused = match fabric.apply(change).await {
+        let refused = match applied {
             Ok(()) => Vec::new(),
             Err(error) => held::refusals(error)?,
         };
@@ -209,6 +220,20 @@ impl Feeder {
                 .collect(),
             peers: peers.filter_map(|(_, given)| peer(given)).collect(),
             removed_peers: removed(&dirty.removed_peers),
+        }
+    }
+
+    fn edge_change(&self, dirty: &Dirty) -> rorqual_edge::Change {
+        let wanted = |id: &String| dirty.full || dirty.services.contains(id);
+        let services = self.services.iter().filter(|(id, _)| wanted(id));
+        let up = |endpoint: &&wire::ServiceEndpoint| !self.down.contains(&endpoint.task_id);
+        let service = |(id, view): (&String, &ServiceEndpoints)| {
+            edge::service(id.clone(), view, view.endpoints.iter().filter(up))
+        };
+        rorqual_edge::Change {
+            full: dirty.full,
+            services: services.map(service).collect(),
+            removed_services: dirty.removed_services.iter().cloned().collect(),
         }
     }
 
@@ -305,7 +330,7 @@ mod tests {
 
     fn feeder() -> Feeder {
         let own = OwnName { node_id: "id1".into(), fabric: "n1".into() };
-        Feeder::new(Arc::default(), own)
+        Feeder::new(Arc::default(), own, Edge::new(Default::default()))
     }
 
     fn service(endpoints: &[(&str, &str)]) -> ServiceEndpoints {

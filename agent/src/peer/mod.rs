@@ -1,4 +1,4 @@
-//! What nodes ask of each other: blobs (any member), and a task's log (controllers).
+//! What nodes ask of each other: blobs (any member), a task's log and how the HTTP edge is (controllers).
 //!
 //! [`PeerApi`] answers; [`ClusterLink`], [`Swarm`] and [`source`] are the asking side.
 
@@ -71,6 +71,15 @@ impl peer_server::Peer for PeerApi {
         lines.map(Response::new).ok_or_else(|| {
             Status::not_found(format!("task {task_id} is not on node {}", self.agent.hostname()))
         })
+    }
+
+    async fn edge_report(
+        &self,
+        request: Request<wire::EdgeReportRequest>,
+    ) -> Result<Response<wire::EdgeReportResponse>, Status> {
+        let identity = require_role(&request, Role::Controller)?;
+        self.member(Some(&identity))?;
+        Ok(Response::new(crate::edge::report(self.agent.edge().report())))
     }
 }
 

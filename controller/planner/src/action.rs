@@ -155,6 +155,20 @@ pub enum Conflict {
         /// The other service's name.
         service: String,
     },
+    /// Another service has the route.
+    #[error("{route} already leads to service `{service}`: choose another host or path, or remove it there")]
+    RouteTaken {
+        /// Host and path.
+        route: String,
+        /// The other service's name.
+        service: String,
+    },
+    /// The HTTP edge has the port on every node.
+    #[error("port {port}/tcp is the HTTP edge's: choose another port")]
+    EdgePort {
+        /// The published port.
+        port: u16,
+    },
     /// The slot has a task that is meant to run, and the batch does not stop it.
     #[error("{task} has another task that is meant to run")]
     SlotTaken {

@@ -1,8 +1,8 @@
 //! What a node has to do and to know, and which part of that a change touches.
 //!
 //! A node gets: the tasks bound to it (dead ones too, until their record goes: their logs stay readable);
-//! the endpoints of the services that it may reach (those with published ports, and those in a network in
-//! which it has a live task); what registries want to see for the services of which it has a live task; every
+//! the endpoints of the services that it may reach (those with published ports or routes, and those in a network
+//! in which it has a live task); what registries want to see for the services of which it has a live task; every
 //! network and every leased block; every other node's address; the controllers.
 //!
 //! A dispatcher sends [`assignment_for`] once, then for each applied batch asks [`touched`] what was
@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    Network, NetworkId, Node, NodeId, NodeState, PortSpec, Service, ServiceId, Task, TaskId,
+    EdgeSettings, Network, NetworkId, Node, NodeId, NodeState, PortSpec, RouteSpec, Service, ServiceId, Task,
+    TaskId,
 };
 
 use crate::State;
@@ -44,6 +45,8 @@ pub struct NodeAssignment {
     pub controllers: Vec<ControllerView>,
     /// None before the cluster exists.
     pub pools: Option<Pools>,
+    /// The HTTP edge.
+    pub edge: EdgeSettings,
 }
 
 /// The address pools of the cluster.
@@ -88,6 +91,8 @@ pub struct ServiceView {
     /// Published ports as given. They stand in the view of the first network only, so that they lead to
     /// one address of each task.
     pub ports: Vec<PortSpec>,
+    /// Its routes, each with its port; as ports in one view only.
+    pub routes: Vec<RouteSpec>,
     /// Who may get traffic, by task id.
     pub endpoints: Vec<EndpointView>,
 }
@@ -173,6 +178,8 @@ pub struct Parts {
     pub peers: BTreeSet<NodeId>,
     /// The controllers or the pools may differ.
     pub controllers: bool,
+    /// How the HTTP edge is set may differ.
+    pub edge: bool,
 }
 
 /// What to tell a node. Objects are whole: they are added, or replace the one with that id.
@@ -203,6 +210,8 @@ pub struct NodeDelta {
     pub removed_peers: Vec<NodeId>,
     /// The whole list, where it was touched.
     pub controllers: Option<Vec<ControllerView>>,
+    /// As it is, where it was touched.
+    pub edge: Option<EdgeSettings>,
 }
 
 impl Parts {
@@ -220,6 +229,7 @@ impl Parts {
         self.blocks |= other.blocks;
         self.peers.extend(other.peers.iter().cloned());
         self.controllers |= other.controllers;
+        self.edge |= other.edge;
     }
 }
 
@@ -265,6 +275,7 @@ pub fn assignment_for(state: &State, node_id: &NodeId) -> NodeAssignment {
         peers: peers.map(|node| peer(node)).collect(),
         controllers: controllers(state),
         pools: pools(state),
+        edge: edge(state),
     }
 }
 
@@ -273,7 +284,10 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
     let mut touched = Touched::default();
     for change in changes {
         match change {
-            Change::Cluster => touched.everywhere.controllers = true,
+            Change::Cluster => {
+                touched.everywhere.controllers = true;
+                touched.everywhere.edge = true;
+            }
             Change::Node(id) => {
                 touched.everywhere.peers.insert(id.clone());
                 touched.everywhere.controllers = true;
@@ -346,8 +360,7 @@ fn touch_task(
     for address in addresses {
         if live_tasks(state, node_id, &address.network_id) <= 1 {
             let inside = state.services().filter(|service| {
-                service.ports.is_empty()
-                    && service.vips.iter().any(|vip| vip.network_id == address.network_id)
+                !is_everywhere(service) && service.vips.iter().any(|vip| vip.network_id == address.network_id)
             });
             let parts = touched.nodes.entry(node_id.clone()).or_default();
             parts.services.extend(inside.map(|service| service.id.clone()));
@@ -361,6 +374,7 @@ pub(crate) fn looks_same(one: &Service, other: &Service) -> bool {
         && one.spec.networks == other.spec.networks
         && one.vips == other.vips
         && one.ports == other.ports
+        && one.spec.routes == other.spec.routes
 }
 
 /// What to tell a node about parts that were touched.
@@ -400,6 +414,7 @@ pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
         }
     }
     delta.controllers = parts.controllers.then(|| controllers(state));
+    delta.edge = parts.edge.then(|| edge(state));
     delta
 }
 
@@ -410,8 +425,23 @@ pub fn service_views(state: &State, service_id: &ServiceId) -> Vec<ServiceView> 
 
 /// Whether a node has to know a service's endpoints.
 pub fn concerns(state: &State, service: &Service, node_id: &NodeId) -> bool {
-    !service.ports.is_empty()
-        || service.vips.iter().any(|vip| live_tasks(state, node_id, &vip.network_id) > 0)
+    is_everywhere(service) || service.vips.iter().any(|vip| live_tasks(state, node_id, &vip.network_id) > 0)
+}
+
+/// Every node leads to it.
+fn is_everywhere(service: &Service) -> bool {
+    !service.ports.is_empty() || !service.spec.routes.is_empty()
+}
+
+fn edge(state: &State) -> EdgeSettings {
+    state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default()
+}
+
+/// The service's routes, each with the port that it leads to.
+fn routes(service: &Service) -> Vec<RouteSpec> {
+    let spec = &service.spec;
+    let with_port = |route: &RouteSpec| Some(RouteSpec { port: spec.port_of(route)?, ..route.clone() });
+    spec.routes.iter().filter_map(with_port).collect()
 }
 
 /// What a node has to show to registries for a service: nothing, unless it has a live task of it. Costs a look at the
@@ -457,6 +487,7 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
             network_name: network.spec.name.clone(),
             vip: service.vips.iter().find(|vip| vip.network_id == network.id).map(|vip| vip.address),
             ports: if place == 0 { service.ports.clone() } else { Vec::new() },
+            routes: if place == 0 { routes(service) } else { Vec::new() },
             endpoints: endpoints.collect(),
         }
     };

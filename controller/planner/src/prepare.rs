@@ -1,9 +1,10 @@
 //! Turns a user's wish into the action that fulfils it, or into a refusal that says what is in the way.
 //!
 //! Pure functions of the state; what a spec must look like by itself is checked before, by
-//! `rorqual_proto::validate`. Services stand here, networks in `network`. The actions carry the versions that
-//! were seen: a [`crate::Conflict::Version`] means that the wish is to be prepared again.
+//! `rorqual_proto::validate`. Services stand here, networks in `network`, the HTTP
+//! edge in `edge`. The actions carry the versions that were seen: a [`crate::Conflict::Version`] means that the wish is to be prepared again.
 
+pub mod edge;
 pub mod network;
 
 use std::net::Ipv4Addr;
@@ -68,6 +69,19 @@ pub enum Refusal {
         protocol: Protocol,
         /// What was asked for.
         address: Ipv4Addr,
+    },
+    /// The HTTP edge has the port on every node.
+    #[error(
+        "port {0}/tcp is the HTTP edge's: choose another port, or another one for it (`rctl cluster update`)"
+    )]
+    EdgePort(u16),
+    /// Another service has the route.
+    #[error("{route} already leads to service `{service}`: choose another host or path, or remove it there")]
+    RouteTaken {
+        /// Host and path.
+        route: String,
+        /// Whose it is.
+        service: String,
     },
     /// A network that the spec names does not exist.
     #[error("network `{0}` does not exist: create it, or name another network")]
@@ -232,8 +246,16 @@ fn unknown_address<'a>(state: &State, service: &'a Service) -> Option<(&'a PortS
 
 fn put(state: &State, mut service: Service, version: u64) -> Result<Action, Refusal> {
     let mut given = Given::default();
+    for route in &service.spec.routes {
+        if let Some(owner) = edge::route_owner(state, &service.id, route) {
+            return Err(Refusal::RouteTaken { route: route.address(), service: owner });
+        }
+    }
     for port in service.spec.ports.iter().filter(|port| port.published != 0) {
         let (published, protocol) = (port.published, port.protocol);
+        if state.has_edge_port(protocol, published) {
+            return Err(Refusal::EdgePort(published));
+        }
         let key = (protocol, published);
         if let Some(owner) = allocate::port_owner(state, &given, &service, key) {
             return Err(Refusal::PortTaken { port: published, protocol, service: owner });

@@ -1,10 +1,12 @@
 //! The cluster itself: what it is, who leads, its join tokens.
 
+use rorqual_planner::prepare;
 use rorqual_proto::model::Role;
 use rorqual_proto::wire;
 use tonic::Status;
 
 use super::Control;
+use crate::status;
 
 impl Control {
     pub(super) async fn cluster_view(
@@ -30,8 +32,23 @@ impl Control {
                 raft_applied_index: state.index(),
                 controllers: u32::try_from(controllers).unwrap_or(u32::MAX),
                 nodes: u32::try_from(state.nodes().count()).unwrap_or(u32::MAX),
+                edge: Some((&cluster.edge).into()),
             })
         })
+    }
+
+    pub(super) async fn change_cluster(
+        &self,
+        request: wire::UpdateClusterRequest,
+    ) -> Result<wire::UpdateClusterResponse, Status> {
+        let action = self.store.read(|state| {
+            let mut edge = state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default();
+            edge.http_port = changed(edge.http_port, request.edge_http_port, "edge_http_port")?;
+            prepare::edge::set(state, edge).map_err(status::from_refusal)
+        })?;
+        self.store.propose(vec![action]).await.map_err(status::from_propose)?;
+        let edge = self.store.read(|state| state.cluster().map(|cluster| (&cluster.edge).into()));
+        Ok(wire::UpdateClusterResponse { edge })
     }
 
     pub(super) async fn rotate(
@@ -48,4 +65,13 @@ impl Control {
         self.membership.rotate(role).await?;
         self.cluster_view(wire::GetClusterRequest {}).await
     }
+}
+
+/// A port as it is from now on: what is absent stays, 0 closes.
+fn changed(old: Option<u16>, given: Option<u32>, path: &str) -> Result<Option<u16>, Status> {
+    let Some(given) = given else { return Ok(old) };
+    let port = u16::try_from(given).map_err(|_| {
+        Status::invalid_argument(format!("{path}: {given} is not a port: expected at most 65535"))
+    })?;
+    Ok(Some(port).filter(|port| *port != 0))
 }

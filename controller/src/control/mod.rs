@@ -2,7 +2,7 @@
 //!
 //! [`Control`] is mounted twice: on the local socket, which belongs to root and the group `rorqual`, and on
 //! the TLS port, where only controllers may call (followers forward). The answers themselves stand in
-//! `cluster`, `nodes`, `services`, `networks`, `registry`, `watch` and `logs`.
+//! `cluster`, `nodes`, `services`, `networks`, `routes`, `registry`, `watch` and `logs`.
 
 mod cluster;
 mod logs;
@@ -10,6 +10,7 @@ mod networks;
 mod nodes;
 mod ports;
 mod registry;
+mod routes;
 mod services;
 mod watch;
 
@@ -103,6 +104,22 @@ impl control_server::Control for Control {
         request: Request<wire::RotateTokenRequest>,
     ) -> Result<Response<wire::GetClusterResponse>, Status> {
         by_leader!(self, request, rotate_token, rotate)
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<wire::UpdateClusterRequest>,
+    ) -> Result<Response<wire::UpdateClusterResponse>, Status> {
+        by_leader!(self, request, update_cluster, change_cluster)
+    }
+
+    /// Answered by the controller that was asked: the counts come straight from the nodes.
+    async fn list_routes(
+        &self,
+        request: Request<wire::ListRoutesRequest>,
+    ) -> Result<Response<wire::ListRoutesResponse>, Status> {
+        self.admit(&request)?;
+        Ok(Response::new(self.routes().await))
     }
 
     async fn list_nodes(

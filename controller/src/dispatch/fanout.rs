@@ -11,7 +11,7 @@ use rorqual_planner::State;
 use rorqual_planner::assign::{
     self, AuthsView, BlockView, ControllerView, NetworkView, NodeDelta, PeerView, ServiceView, Touched,
 };
-use rorqual_proto::model::{Node, NodeId};
+use rorqual_proto::model::{EdgeSettings, Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -208,6 +208,7 @@ impl Fanout {
             controllers: assignment.controllers.iter().map(controller).collect(),
             container_pool,
             vip_pool,
+            edge: Some(edge(&assignment.edge)),
             ..wire::Assignments::default()
         })
     }
@@ -262,6 +263,7 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
         peers: delta.peers.iter().map(peer).collect(),
         removed_peers: delta.removed_peers.iter().map(ToString::to_string).collect(),
         controllers: delta.controllers.iter().flatten().map(controller).collect(),
+        edge: delta.edge.as_ref().map(edge),
         ..wire::Assignments::default()
     }
 }
@@ -282,6 +284,7 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         ports: view.ports.iter().map(wire::PortSpec::from).collect(),
         endpoints: endpoints.collect(),
         aliases: view.aliases.clone(),
+        routes: view.routes.iter().map(Into::into).collect(),
     }
 }
 
@@ -293,6 +296,10 @@ fn network(view: &NetworkView) -> wire::NodeNetwork {
         internal: view.internal,
         metadata: view.metadata,
     }
+}
+
+fn edge(settings: &EdgeSettings) -> wire::EdgeConfig {
+    wire::EdgeConfig { settings: Some(settings.into()) }
 }
 
 fn block(view: &BlockView) -> wire::NetworkBlock {

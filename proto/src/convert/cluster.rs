@@ -1,6 +1,6 @@
 //! [`model::Cluster`].
 
-use super::{InvalidField, id, ipv4_net};
+use super::{InvalidField, id, ipv4_net, or_absent};
 use crate::{model, wire};
 
 impl From<&model::Cluster> for wire::Cluster {
@@ -16,6 +16,7 @@ impl From<&model::Cluster> for wire::Cluster {
             container_pool: cluster.container_pool.to_string(),
             vip_pool: cluster.vip_pool.to_string(),
             last_raft_id: cluster.last_raft_id,
+            edge: Some((&cluster.edge).into()),
         }
     }
 }
@@ -35,6 +36,7 @@ impl TryFrom<wire::Cluster> for model::Cluster {
             container_pool: ipv4_net(&cluster.container_pool, "container_pool")?,
             vip_pool: ipv4_net(&cluster.vip_pool, "vip_pool")?,
             last_raft_id: cluster.last_raft_id,
+            edge: or_absent(cluster.edge, "edge")?,
         })
     }
 }

@@ -10,6 +10,7 @@
 
 mod cluster;
 mod container;
+mod edge;
 mod enums;
 mod health;
 mod network;

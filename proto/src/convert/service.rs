@@ -19,6 +19,7 @@ impl From<&model::ServiceSpec> for wire::ServiceSpec {
             restart: Some((&spec.restart).into()),
             placement: Some((&spec.placement).into()),
             force_update: spec.force_update,
+            routes: spec.routes.iter().map(Into::into).collect(),
         }
     }
 }
@@ -37,6 +38,7 @@ impl TryFrom<wire::ServiceSpec> for model::ServiceSpec {
             restart: or_absent(spec.restart, "restart")?,
             placement: spec.placement.map(Into::into).unwrap_or_default(),
             force_update: spec.force_update,
+            routes: list(spec.routes, "routes")?,
         })
     }
 }

@@ -116,6 +116,14 @@ fn service_spec() -> ServiceSpec {
         restart: restart(),
         placement: placement(),
         force_update: 9,
+        routes: vec![RouteSpec {
+            host: "*.example".into(),
+            path: "/shop".into(),
+            port: 8080,
+            backend: RouteBackend::H2c,
+            proxy_header: true,
+            timeout_ms: 0,
+        }],
     }
 }
 
@@ -247,6 +255,7 @@ fn cluster() -> Cluster {
         container_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         last_raft_id: 8,
+        edge: EdgeSettings { http_port: Some(80) },
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::Ipv4Net;
 
-use super::{ClusterId, Meta};
+use super::{ClusterId, EdgeSettings, Meta};
 
 /// The one object that says what cluster this is.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Cluster {
     pub vip_pool: Ipv4Net,
     /// The highest Raft member id ever given.
     pub last_raft_id: u64,
+    /// The HTTP edge.
+    pub edge: EdgeSettings,
 }
 
 impl fmt::Debug for Cluster {

@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod constraint;
 pub mod container;
+pub mod edge;
 pub mod id;
 pub mod network;
 pub mod node;
@@ -17,6 +18,7 @@ pub mod task;
 pub use cluster::Cluster;
 pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
 pub use container::{ContainerSpec, HealthCheck, Mount, MountKind, Probe, Resources};
+pub use edge::{EdgeSettings, RouteBackend, RouteSpec};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Network, NetworkJoin, NetworkSpec};
 pub use node::{Availability, HeldPort, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, ServiceId};
+use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, RouteSpec, ServiceId};
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,26 @@ pub struct ServiceSpec {
     pub placement: Placement,
     /// Raised to replace every task although nothing else changed.
     pub force_update: u64,
+    /// Ways to it through the HTTP edge.
+    pub routes: Vec<RouteSpec>,
+}
+
+impl ServiceSpec {
+    /// The containers' port behind a route: its own, else the only one of TCP that is published, else 80. None where
+    /// several are published and the route says nothing.
+    pub fn port_of(&self, route: &RouteSpec) -> Option<u16> {
+        if route.port != 0 {
+            return Some(route.port);
+        }
+        let mut published: Vec<u16> =
+            self.ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.target).collect();
+        published.dedup();
+        match published.as_slice() {
+            [] => Some(80),
+            [port] => Some(*port),
+            _ => None,
+        }
+    }
 }
 
 /// How many tasks a service has.

@@ -3,6 +3,7 @@
 //! to know what else is in the cluster (that a port or name is free is the planner's to say).
 
 mod container;
+mod edge;
 mod health;
 mod network;
 
@@ -52,6 +53,7 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), InvalidField> {
         )
         .remedy("leave it out; the service's virtual address stays the same for its life"));
     }
+    edge::routes(spec, "routes")?;
     restart_policy(&spec.restart).map_err(|error| error.within("restart"))?;
     placement(&spec.placement).map_err(|error| error.within("placement"))
 }

@@ -34,6 +34,7 @@ fn good() -> ServiceSpec {
         restart: RestartPolicy::default(),
         placement: Placement { constraints: vec!["node.role==worker".into()], max_replicas_per_node: 1 },
         force_update: 0,
+        routes: Vec::new(),
     }
 }
 

@@ -22,6 +22,9 @@ pub struct ServiceSpec {
     /// Raised to replace every task although nothing else changed.
     #[prost(uint64, tag = "9")]
     pub force_update: u64,
+    /// Ways to it through the HTTP edge.
+    #[prost(message, repeated, tag = "70")]
+    pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
     #[prost(oneof = "service_spec::Mode", tags = "4")]
     pub mode: ::core::option::Option<service_spec::Mode>,
 }
@@ -32,6 +35,77 @@ pub mod service_spec {
         #[prost(message, tag = "4")]
         Replicated(super::Replicated),
     }
+}
+/// A way to a service through the HTTP edge of every node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RouteSpec {
+    /// A host name in small letters; `*.example` for one label before it; `*` for any host.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    /// What a request's path begins with, up to a `/`.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// The containers' port; 0: the only one of TCP that is published, else 80.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    #[prost(enumeration = "route_spec::Backend", tag = "4")]
+    pub backend: i32,
+    /// Connections to containers begin with a PROXY header, version 2.
+    #[prost(bool, tag = "5")]
+    pub proxy_header: bool,
+    /// Until an answer begins; 0 for ever.
+    #[prost(uint64, optional, tag = "6")]
+    pub timeout_ms: ::core::option::Option<u64>,
+}
+/// Nested message and enum types in `RouteSpec`.
+pub mod route_spec {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Backend {
+        Unspecified = 0,
+        Http1 = 1,
+        /// HTTP/2 without TLS.
+        H2c = 2,
+    }
+    impl Backend {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "BACKEND_UNSPECIFIED",
+                Self::Http1 => "BACKEND_HTTP1",
+                Self::H2c => "BACKEND_H2C",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "BACKEND_UNSPECIFIED" => Some(Self::Unspecified),
+                "BACKEND_HTTP1" => Some(Self::Http1),
+                "BACKEND_H2C" => Some(Self::H2c),
+                _ => None,
+            }
+        }
+    }
+}
+/// The HTTP edge of all nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeSettings {
+    /// 0: no plain HTTP.
+    #[prost(uint32, tag = "1")]
+    pub http_port: u32,
 }
 /// A network that containers join, and what they are called there besides their own name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -549,6 +623,8 @@ pub struct Cluster {
     /// The highest Raft member id ever given.
     #[prost(uint64, tag = "10")]
     pub last_raft_id: u64,
+    #[prost(message, optional, tag = "70")]
+    pub edge: ::core::option::Option<EdgeSettings>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeDescription {
@@ -1177,6 +1253,80 @@ pub struct GetClusterResponse {
     pub controllers: u32,
     #[prost(uint32, tag = "12")]
     pub nodes: u32,
+    #[prost(message, optional, tag = "70")]
+    pub edge: ::core::option::Option<EdgeSettings>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateClusterRequest {
+    /// What is absent stays; 0 closes.
+    #[prost(uint32, optional, tag = "1")]
+    pub edge_http_port: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateClusterResponse {
+    #[prost(message, optional, tag = "1")]
+    pub edge: ::core::option::Option<EdgeSettings>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRoutesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRoutesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub edge: ::core::option::Option<EdgeSettings>,
+    #[prost(message, repeated, tag = "2")]
+    pub routes: ::prost::alloc::vec::Vec<RouteView>,
+    /// Ports that should be open on a node and are not, and nodes that did not answer.
+    #[prost(message, repeated, tag = "3")]
+    pub problems: ::prost::alloc::vec::Vec<EdgeProblem>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RouteView {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub route: ::core::option::Option<RouteSpec>,
+    /// The sum of all nodes that answered.
+    #[prost(message, optional, tag = "3")]
+    pub counters: ::core::option::Option<RouteCounters>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RouteCounters {
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// Replicas that may get requests, and how many of them are left out for a while.
+    #[prost(uint32, tag = "3")]
+    pub endpoints: u32,
+    #[prost(uint32, tag = "4")]
+    pub ejected: u32,
+    /// Answers with status 1xx to 5xx.
+    #[prost(uint64, repeated, tag = "5")]
+    pub by_class: ::prost::alloc::vec::Vec<u64>,
+    /// Of them, those that an edge gave in the replicas' place.
+    #[prost(uint64, tag = "6")]
+    pub failed: u64,
+    #[prost(uint64, tag = "7")]
+    pub retried: u64,
+    #[prost(uint64, tag = "8")]
+    pub in_flight: u64,
+    #[prost(uint64, tag = "9")]
+    pub received_bytes: u64,
+    #[prost(uint64, tag = "10")]
+    pub sent_bytes: u64,
+    /// Answers by how long they took: up to 128 µs, 256 µs, and so on.
+    #[prost(uint64, repeated, tag = "11")]
+    pub latency: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeProblem {
+    #[prost(string, tag = "1")]
+    pub node_hostname: ::prost::alloc::string::String,
+    /// 0: the node did not answer.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    #[prost(string, tag = "3")]
+    pub problem: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RotateTokenRequest {
@@ -1545,6 +1695,30 @@ pub mod control_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("rorqual.v1.Control", "RotateToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_cluster(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateClusterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/UpdateCluster",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "UpdateCluster"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn list_nodes(
@@ -1935,6 +2109,31 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rorqual.v1.Control", "PruneNetworks"));
             self.inner.unary(req, path, codec).await
         }
+        /// Routes of all services, with what the edges of all nodes have counted.
+        pub async fn list_routes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRoutesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRoutesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/ListRoutes",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "ListRoutes"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Users of the cluster's registry.
         pub async fn list_registry_users(
             &mut self,
@@ -2059,6 +2258,13 @@ pub mod control_server {
             request: tonic::Request<super::RotateTokenRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GetClusterResponse>,
+            tonic::Status,
+        >;
+        async fn update_cluster(
+            &self,
+            request: tonic::Request<super::UpdateClusterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateClusterResponse>,
             tonic::Status,
         >;
         async fn list_nodes(
@@ -2187,6 +2393,14 @@ pub mod control_server {
             request: tonic::Request<super::PruneNetworksRequest>,
         ) -> std::result::Result<
             tonic::Response<super::PruneNetworksResponse>,
+            tonic::Status,
+        >;
+        /// Routes of all services, with what the edges of all nodes have counted.
+        async fn list_routes(
+            &self,
+            request: tonic::Request<super::ListRoutesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRoutesResponse>,
             tonic::Status,
         >;
         /// Users of the cluster's registry.
@@ -2370,6 +2584,51 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RotateTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/UpdateCluster" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateClusterSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::UpdateClusterRequest>
+                    for UpdateClusterSvc<T> {
+                        type Response = super::UpdateClusterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateClusterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::update_cluster(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateClusterSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -3103,6 +3362,51 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/rorqual.v1.Control/ListRoutes" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRoutesSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ListRoutesRequest>
+                    for ListRoutesSvc<T> {
+                        type Response = super::ListRoutesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRoutesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::list_routes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRoutesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/rorqual.v1.Control/ListRegistryUsers" => {
                     #[allow(non_camel_case_types)]
                     struct ListRegistryUsersSvc<T: Control>(pub Arc<T>);
@@ -3537,6 +3841,15 @@ pub struct Assignments {
     pub networks: ::prost::alloc::vec::Vec<NodeNetwork>,
     #[prost(string, repeated, tag = "51")]
     pub removed_networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// In place of what it was before, where it is set.
+    #[prost(message, optional, tag = "70")]
+    pub edge: ::core::option::Option<EdgeConfig>,
+}
+/// How the node's HTTP edge has to be, besides the services' routes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeConfig {
+    #[prost(message, optional, tag = "1")]
+    pub settings: ::core::option::Option<EdgeSettings>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceAuths {
@@ -3582,6 +3895,9 @@ pub struct ServiceEndpoints {
     /// Further names in this network.
     #[prost(string, repeated, tag = "8")]
     pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As ports in one view of a service only, each with its port.
+    #[prost(message, repeated, tag = "70")]
+    pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceEndpoint {
@@ -3774,6 +4090,17 @@ pub struct AuthenticateRequest {
 pub struct AuthenticateResponse {
     #[prost(message, repeated, tag = "1")]
     pub grants: ::prost::alloc::vec::Vec<RegistryGrant>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeReportRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EdgeReportResponse {
+    #[prost(uint32, repeated, tag = "1")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "2")]
+    pub problems: ::prost::alloc::vec::Vec<EdgeProblem>,
+    #[prost(message, repeated, tag = "3")]
+    pub routes: ::prost::alloc::vec::Vec<RouteCounters>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetBlobRequest {
@@ -5539,6 +5866,31 @@ pub mod peer_client {
             req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Peer", "TaskLogs"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// How the node's HTTP edge is. Controllers only.
+        pub async fn edge_report(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EdgeReportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EdgeReportResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Peer/EdgeReport",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Peer", "EdgeReport"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5576,6 +5928,14 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::TaskLogsRequest>,
         ) -> std::result::Result<tonic::Response<Self::TaskLogsStream>, tonic::Status>;
+        /// How the node's HTTP edge is. Controllers only.
+        async fn edge_report(
+            &self,
+            request: tonic::Request<super::EdgeReportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EdgeReportResponse>,
+            tonic::Status,
+        >;
     }
     /// Served by every node to nodes of its cluster.
     #[derive(Debug)]
@@ -5742,6 +6102,49 @@ pub mod peer_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Peer/EdgeReport" => {
+                    #[allow(non_camel_case_types)]
+                    struct EdgeReportSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::EdgeReportRequest>
+                    for EdgeReportSvc<T> {
+                        type Response = super::EdgeReportResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EdgeReportRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::edge_report(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EdgeReportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use rorqual_proto::token::JoinToken;
 use rorqual_proto::wire::{
     GetClusterRequest, InfoRequest, InfoResponse, InitClusterRequest, JoinClusterRequest,
-    LeaveClusterRequest, Role, RotateTokenRequest,
+    LeaveClusterRequest, Role, RotateTokenRequest, UpdateClusterRequest,
 };
 use rorqual_proto::{convert, validate};
 use serde::Serialize;
@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Join(JoinArgs),
     /// Take this node out of its cluster
     Leave(LeaveArgs),
+    /// Change what concerns all nodes
+    Update(UpdateArgs),
     /// Show what this node knows of its cluster
     Status(StatusArgs),
     /// Show what a node needs to join, or replace it
@@ -91,6 +93,23 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["edge_http"]))]
+pub(crate) struct UpdateArgs {
+    /// Port on which the HTTP edge of every node serves plain HTTP, or `off`
+    #[arg(long, value_name = "PORT", value_parser = port_or_off)]
+    edge_http: Option<u32>,
+}
+
+/// A port; 0 for none.
+fn port_or_off(text: &str) -> std::result::Result<u32, String> {
+    if text == "off" {
+        return Ok(0);
+    }
+    let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+    port.map(Into::into).ok_or_else(|| format!("`{text}` is not a port: expected 1 to 65535, or off"))
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// How to show it
     #[arg(long, default_value = "table")]
@@ -127,6 +146,7 @@ pub(crate) async fn run(command: Command, connect: impl AsyncFnOnce() -> Result<
             join(args, connect).await.map_err(|failure| failure.doing(&attempt))
         }
         Command::Leave(args) => leave(&args, &connect().await?).await,
+        Command::Update(args) => update(&args, &connect().await?).await,
         Command::Status(args) => status(&args, &connect().await?).await,
         Command::Token(args) => token(&args, &connect().await?).await,
     }
@@ -292,6 +312,13 @@ async fn status(args: &StatusArgs, daemon: &Daemon) -> Result<()> {
         Format::Json => output::json(&status),
         Format::Table => output::print(&show::cluster::text(&status)),
     }
+}
+
+async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<()> {
+    let request = UpdateClusterRequest { edge_http_port: args.edge_http };
+    let doing = |status| Failure::from(status).doing("cannot change the cluster");
+    daemon.control().update_cluster(within(CALL, request)).await.map_err(doing)?;
+    Ok(())
 }
 
 async fn token(args: &TokenArgs, daemon: &Daemon) -> Result<()> {

@@ -9,6 +9,7 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod own_registry;
 pub(crate) mod registry;
+pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod system;
 pub(crate) mod version;

@@ -39,6 +39,8 @@ struct Cluster {
     container_pool: String,
     #[serde(rename = "VIPPool")]
     vip_pool: String,
+    /// Port of the HTTP edge; 0: closed.
+    edge_http_port: u32,
 }
 
 pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) -> Status {
@@ -61,6 +63,7 @@ pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) 
             raft_applied_index: cluster.raft_applied_index,
             container_pool: cluster.container_pool.clone(),
             vip_pool: cluster.vip_pool.clone(),
+            edge_http_port: cluster.edge.unwrap_or_default().http_port,
         }),
     }
 }
@@ -91,10 +94,18 @@ pub(crate) fn text(status: &Status) -> String {
             ("Raft", format!("term {}, applied up to {}", cluster.raft_term, cluster.raft_applied_index)),
             ("Containers", cluster.container_pool.clone()),
             ("Services", cluster.vip_pool.clone()),
+            ("HTTP edge", edge(cluster)),
         ]);
     }
     let told = lines.iter().filter(|(_, text)| !text.is_empty());
     told.map(|(name, text)| format!("{:<11} {text}\n", format!("{name}:"))).collect()
+}
+
+fn edge(cluster: &Cluster) -> String {
+    match cluster.edge_http_port {
+        0 => "off".to_owned(),
+        port => format!("http on port {port}"),
+    }
 }
 
 #[cfg(test)]
@@ -141,6 +152,7 @@ Nodes:      4, 3 of them controllers
 Raft:       term 2, applied up to 77
 Containers: 10.213.0.0/16
 Services:   10.214.0.0/16
+HTTP edge:  off
 ";
         assert_eq!(text(&shown), expected);
         let json = serde_json::to_string(&shown).unwrap();

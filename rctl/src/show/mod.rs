@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod ports;
 pub(crate) mod registry;
+pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod service_inspect;
 pub(crate) mod task;

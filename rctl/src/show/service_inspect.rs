@@ -9,6 +9,7 @@ use rorqual_proto::wire::{
 use serde::Serialize;
 
 use super::ports;
+use super::route::Route;
 use crate::human;
 
 type Labels = BTreeMap<String, String>;
@@ -42,6 +43,8 @@ struct Spec {
     task_template: TaskTemplate,
     mode: ModeOf,
     endpoint_spec: Ports,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<Route>,
 }
 
 #[derive(Serialize)]
@@ -264,6 +267,7 @@ fn spec(spec: ServiceSpec) -> Spec {
         },
         mode: ModeOf { replicated: ReplicatedOf { replicas } },
         endpoint_spec: Ports { ports: spec.ports.iter().map(port).collect() },
+        routes: spec.routes.iter().map(Route::from).collect(),
     }
 }
 
@@ -423,6 +427,7 @@ pub(crate) fn pretty(view: &ServiceView) -> String {
         ("Constraints", template.placement.constraints.join(", ")),
         ("Addresses", addresses.join(", ")),
         ("Ports", ports::cell(&service.ports, "*")),
+        ("Routes", spec.routes.iter().map(Route::text).collect::<Vec<_>>().join(", ")),
     ];
     let told = lines.iter().filter(|(_, text)| !text.is_empty());
     told.map(|(name, text)| format!("{:<17} {}\n", format!("{name}:"), crate::table::printable(text)))

@@ -42,6 +42,8 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("ports.address", "--publish", "--publish"),
     ("ports.allow", "--publish", "--publish"),
     ("ports", "--publish", "--publish"),
+    ("routes.port", "--route port", "--route"),
+    ("routes", "--route", "--route"),
     ("restart.condition", "--restart-condition", "--restart"),
     ("restart.delay_ms", "--restart-delay", "--restart"),
     ("restart.max_delay_ms", "--restart-delay", "--restart"),

@@ -285,3 +285,17 @@ async fn a_service_gets_what_login_keeps_for_its_registry() {
     run(&["service", "rollback", "--detach", "web"]).await;
     assert!(daemon.asked("roll back web"));
 }
+
+#[tokio::test]
+async fn routes_are_listed_with_what_is_wrong() {
+    let daemon = daemon(Vec::new()).await;
+    let listed = rctl(&daemon.socket(), &["route", "ls"]).await;
+    assert!(listed.out.contains("Host(app.example)/   web"), "{}", listed.out);
+    assert!(listed.err.contains("node n2: taken"), "{}", listed.err);
+    assert!(listed.err.contains("the HTTP edge is off"), "{}", listed.err);
+    rctl(&daemon.socket(), &["cluster", "update", "--edge-http", "off"]).await;
+    assert!(daemon.asked("update_cluster Some(0)"));
+    let refused = rctl(&daemon.socket(), &["cluster", "update", "--edge-http", "99999"]).await;
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.err.contains("is not a port"), "{}", refused.err);
+}

@@ -61,7 +61,10 @@ fn ports(state: &State, given: &mut Given, service: &Service, problems: &mut Vec
     for wanted in &service.spec.ports {
         let key = |published| (wanted.protocol, published);
         let own = |published| ports.iter().any(|port| (port.protocol, port.published) == key(published));
-        let owner = |published| port_owner(state, given, service, key(published));
+        let owner = |published| {
+            let edge = state.has_edge_port(wanted.protocol, published).then(|| "the HTTP edge".to_owned());
+            edge.or_else(|| port_owner(state, given, service, key(published)))
+        };
         let published = if wanted.published != 0 {
             if let Some(name) = owner(wanted.published) {
                 problems.push(taken(wanted, &name));

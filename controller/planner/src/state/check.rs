@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use rorqual_proto::model::{DesiredState, Network, NodeId, Protocol, Service, ServiceId, Task, TaskId};
+use rorqual_proto::model::{
+    Cluster, DesiredState, Network, NodeId, Protocol, Service, ServiceId, Task, TaskId,
+};
 
 use super::State;
 use super::index::is_holder;
@@ -21,6 +23,7 @@ impl State {
             }
         }
         match &action.kind {
+            ActionKind::PutCluster(cluster) => self.check_cluster(cluster),
             ActionKind::PutService(service) => self.check_service(service),
             ActionKind::PutTask(task) => self.check_task(task),
             ActionKind::PutNetwork(network) => self.check_network(network),
@@ -114,7 +117,16 @@ impl State {
             return Err(Conflict::NameTaken { kind: "service", name: service.spec.name.clone() });
         }
         let name_of = |id| self.services.get(id).map_or_else(String::new, |other| other.spec.name.clone());
+        for route in &service.spec.routes {
+            let key = (route.host.clone(), route.path.clone());
+            if let Some(owner) = self.index.routes.get(&key).filter(|id| taken(id)) {
+                return Err(Conflict::RouteTaken { route: route.address(), service: name_of(owner) });
+            }
+        }
         for port in &service.ports {
+            if self.has_edge_port(port.protocol, port.published) {
+                return Err(Conflict::EdgePort { port: port.published });
+            }
             if let Some(owner) = self.index.ports.get(&(port.protocol, port.published)).filter(|id| taken(id))
             {
                 return Err(Conflict::PortTaken {
@@ -131,6 +143,19 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    fn check_cluster(&self, cluster: &Cluster) -> Result<(), Conflict> {
+        let owner = |port| Some((port, self.index.ports.get(&(Protocol::Tcp, port))?));
+        let Some((port, owner)) = cluster.edge.ports().find_map(owner) else { return Ok(()) };
+        let service = self.services.get(owner).map_or_else(String::new, |other| other.spec.name.clone());
+        Err(Conflict::PortTaken { port, protocol: Protocol::Tcp, service })
+    }
+
+    /// The HTTP edge listens on the port, on every node.
+    pub(crate) fn has_edge_port(&self, protocol: Protocol, port: u16) -> bool {
+        let edge = self.cluster.as_ref().map(|cluster| &cluster.edge);
+        protocol == Protocol::Tcp && edge.is_some_and(|edge| edge.ports().any(|own| own == port))
     }
 
     fn check_task(&self, task: &Task) -> Result<(), Conflict> {

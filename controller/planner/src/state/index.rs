@@ -30,6 +30,8 @@ pub(crate) struct Indices {
     /// Services with a `problem`.
     pub(crate) problems: BTreeSet<ServiceId>,
     pub(crate) ports: BTreeMap<(Protocol, u16), ServiceId>,
+    /// Routes by host and path.
+    pub(crate) routes: BTreeMap<(String, String), ServiceId>,
     pub(crate) vips: BTreeMap<Ipv4Addr, ServiceId>,
     pub(crate) last_vip: Option<Ipv4Addr>,
     /// Addresses of tasks that are not terminal.
@@ -167,6 +169,9 @@ impl Indices {
         for port in &service.ports {
             remove_owned(&mut self.ports, &(port.protocol, port.published), &service.id);
         }
+        for route in &service.spec.routes {
+            remove_owned(&mut self.routes, &(route.host.clone(), route.path.clone()), &service.id);
+        }
         for vip in &service.vips {
             remove_owned(&mut self.vips, &vip.address, &service.id);
         }
@@ -179,6 +184,9 @@ impl Indices {
         }
         for port in &service.ports {
             self.ports.insert((port.protocol, port.published), service.id.clone());
+        }
+        for route in &service.spec.routes {
+            self.routes.insert((route.host.clone(), route.path.clone()), service.id.clone());
         }
         for vip in &service.vips {
             self.vips.insert(vip.address, service.id.clone());

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod assignments;
+mod edge;
 mod golden;
 mod networks;
 mod properties;

@@ -71,6 +71,7 @@ impl World {
             container_pool: containers.parse().unwrap(),
             vip_pool: vips.parse().unwrap(),
             last_raft_id: 0,
+            edge: Default::default(),
         };
         world.write(vec![Action::new(ActionKind::PutCluster(Box::new(cluster)))]);
         world.network("default");
@@ -448,6 +449,7 @@ pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
         restart: RestartPolicy::default(),
         placement: Placement::default(),
         force_update: 0,
+        routes: Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use rorqual_proto::wire::{
-    CreateServiceRequest, NetworkJoin, Placement, PortSpec, Replicated, Service, ServiceSpec,
+    CreateServiceRequest, NetworkJoin, Placement, PortSpec, Replicated, RouteSpec, Service, ServiceSpec,
     service_spec::Mode,
 };
 
@@ -31,6 +31,9 @@ pub(crate) struct CreateArgs {
     /// Publish a port on every node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,address=…,allow=CIDR
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
+    /// Lead requests for a host and path to it: Host(app.example)/path[,port=…,backend=h2c,proxy-header=v2,timeout=…]
+    #[arg(long, value_name = "ROUTE", value_parser = parse::route)]
+    route: Vec<RouteSpec>,
     /// Join a network: NETWORK, or name=NETWORK,alias=NAME; may be repeated
     #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
     network: Vec<NetworkJoin>,
@@ -82,6 +85,7 @@ impl CreateArgs {
             mode: Some(Mode::Replicated(Replicated { replicas: self.replicas })),
             ports: self.publish.concat(),
             networks: self.network,
+            routes: self.route,
             restart,
             placement: Some(Placement {
                 constraints: self.constraint,
@@ -143,7 +147,7 @@ mod tests {
     fn every_flag_has_its_field() {
         let spec = spec(
             "--name web --replicas 3 --replicas-max-per-node 2 -p 8080:80 --publish target=53,protocol=udp \
-             --network front --network name=back,alias=db --label a=b --container-label c=d --constraint node.role==worker --entrypoint 'sh -c' \
+             --route Host(app.example)/shop,port=8080 --route /x --network front --network name=back,alias=db --label a=b --container-label c=d --constraint node.role==worker --entrypoint 'sh -c' \
              --limit-cpu 0.5 --limit-memory 64m --limit-pids 100 --reserve-cpu 0.25 --reserve-memory 32m \
              --restart-condition on-failure --restart-delay 2s --restart-max-attempts 3 --restart-window 1m \
              -e A=1 --env B=2 -u 1000:1000 -w /srv --hostname h --read-only --cap-add NET_ADMIN --cap-drop ALL \
@@ -156,6 +160,8 @@ mod tests {
         assert_eq!(spec.ports.len(), 2);
         let joins: Vec<_> = spec.networks.iter().map(|j| (j.network.as_str(), j.aliases.len())).collect();
         assert_eq!(joins, [("front", 0), ("back", 1)]);
+        let routes: Vec<_> = spec.routes.iter().map(|r| (r.host.as_str(), r.path.as_str(), r.port)).collect();
+        assert_eq!(routes, [("app.example", "/shop", 8080), ("*", "/x", 0)]);
         let placement = spec.placement.clone().unwrap();
         assert_eq!(
             (placement.constraints, placement.max_replicas_per_node),

@@ -4,8 +4,8 @@
 use clap::{ArgAction, ArgGroup, Args};
 use rorqual_proto::model::network::DEFAULT_NETWORK;
 use rorqual_proto::wire::{
-    ContainerSpec, Mount, NetworkJoin, PortSpec, Replicated, Service, ServiceSpec, UpdateServiceRequest,
-    service_spec::Mode,
+    ContainerSpec, Mount, NetworkJoin, PortSpec, Replicated, RouteSpec, Service, ServiceSpec,
+    UpdateServiceRequest, service_spec::Mode,
 };
 use tonic::Code;
 
@@ -26,7 +26,7 @@ use crate::wait::{self, Goal, WaitArgs};
 const ATTEMPTS: u32 = 5;
 
 /// What changes a spec.
-const CHANGES: [&str; 40] = [
+const CHANGES: [&str; 42] = [
     "image",
     "args",
     "entrypoint",
@@ -41,6 +41,8 @@ const CHANGES: [&str; 40] = [
     "container_label_rm",
     "publish_add",
     "publish_rm",
+    "route",
+    "route_rm",
     "network_add",
     "network_rm",
     "mount_add",
@@ -114,6 +116,12 @@ pub(crate) struct UpdateArgs {
     /// Don't publish a target port any more: TARGET[/PROTOCOL]
     #[arg(long, value_name = "TARGET", value_parser = parse::ports)]
     publish_rm: Vec<Vec<PortSpec>>,
+    /// Lead requests for a host and path to it, in place of the route that has both
+    #[arg(long, visible_alias = "route-add", value_name = "ROUTE", value_parser = parse::route)]
+    route: Vec<RouteSpec>,
+    /// Lead no more requests for a host and path to it: Host(app.example)/path
+    #[arg(long, value_name = "HOST/PATH", value_parser = parse::route_address)]
+    route_rm: Vec<(String, String)>,
     /// Join a network, or change its aliases: NETWORK, or name=NETWORK,alias=NAME
     #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
     network_add: Vec<NetworkJoin>,
@@ -256,6 +264,7 @@ impl UpdateArgs {
         }
         change_map(&mut spec.labels, &self.label_add, &self.label_rm);
         self.apply_ports(&mut spec.ports);
+        self.apply_routes(&mut spec.routes)?;
         self.apply_networks(&mut spec.networks)?;
         self.restart.apply(&mut spec.restart);
         let placement = spec.placement.get_or_insert_default();
@@ -324,6 +333,24 @@ impl UpdateArgs {
         if joins.is_empty() {
             return Err(Failure::operation("--network-rm: a service stays in one network at least"));
         }
+        Ok(())
+    }
+
+    fn apply_routes(&self, routes: &mut Vec<RouteSpec>) -> Result<()> {
+        let is =
+            |route: &RouteSpec, (host, path): &(String, String)| route.host == *host && route.path == *path;
+        if let Some(none) = self.route_rm.iter().find(|gone| !routes.iter().any(|route| is(route, gone))) {
+            let (host, path) = none;
+            return Err(Failure::operation(format!(
+                "--route-rm: the service has no route Host({host}){path}"
+            )));
+        }
+        let same = |one: &RouteSpec, other: &RouteSpec| one.host == other.host && one.path == other.path;
+        routes.retain(|route| {
+            let replaced = self.route.iter().any(|added| same(route, added));
+            !replaced && !self.route_rm.iter().any(|gone| is(route, gone))
+        });
+        routes.extend(self.route.iter().cloned());
         Ok(())
     }
 
@@ -443,6 +470,27 @@ mod tests {
         assert_eq!(ports("--publish-add 9090:80/udp"), [(8080, 80), (9090, 80)]);
         assert_eq!(ports("--publish-rm 80"), []);
         assert_eq!(ports("--publish-rm 8080:80 --publish-add 81"), [(0, 81)]);
+    }
+
+    #[test]
+    fn routes_are_replaced_by_host_and_path() {
+        let mut spec = spec();
+        let mut change = |line: &str| {
+            let words = parse::words(&format!("update {line} web")).unwrap();
+            let applied = Line::try_parse_from(words).unwrap().args.apply(&mut spec);
+            let routes =
+                spec.routes.iter().map(|route| format!("{}{}:{}", route.host, route.path, route.port));
+            applied
+                .map(|()| routes.collect::<Vec<_>>())
+                .map_err(|failure| failure.message.unwrap_or_default())
+        };
+        assert_eq!(
+            change("--route a.example --route a.example/x").unwrap(),
+            ["a.example/:0", "a.example/x:0"]
+        );
+        assert_eq!(change("--route a.example,port=81").unwrap(), ["a.example/x:0", "a.example/:81"]);
+        assert_eq!(change("--route-rm Host(a.example)/x").unwrap(), ["a.example/:81"]);
+        assert!(change("--route-rm b.example").unwrap_err().contains("no route Host(b.example)/"));
     }
 
     #[test]

@@ -66,6 +66,18 @@ impl Control for Fake {
         Ok(Response::new(new))
     }
 
+    async fn update_cluster(&self, request: Request<UpdateClusterRequest>) -> Answer<UpdateClusterResponse> {
+        self.ask(format!("update_cluster {:?}", request.into_inner().edge_http_port));
+        Ok(Response::new(UpdateClusterResponse::default()))
+    }
+
+    async fn list_routes(&self, _: Request<ListRoutesRequest>) -> Answer<ListRoutesResponse> {
+        let route = RouteSpec { host: "app.example".into(), path: "/".into(), ..Default::default() };
+        let view = RouteView { service: "web".into(), route: Some(route), counters: None };
+        let problem = EdgeProblem { node_hostname: "n2".into(), port: 80, problem: "taken".into() };
+        Ok(Response::new(ListRoutesResponse { edge: None, routes: vec![view], problems: vec![problem] }))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
         unknown()
     }

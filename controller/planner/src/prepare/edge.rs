@@ -1,0 +1,26 @@
+//! The HTTP edge: its ports, and whose a route is.
+
+use rorqual_proto::model::{Cluster, EdgeSettings, Protocol, RouteSpec, ServiceId};
+
+use super::Refusal;
+use crate::State;
+use crate::action::{Action, ActionKind};
+
+/// The edge of all nodes with other settings.
+pub fn set(state: &State, edge: EdgeSettings) -> Result<Action, Refusal> {
+    let cluster = state.cluster().ok_or(Refusal::NotFound { kind: "cluster", name: String::new() })?;
+    let owner = |port: u16| Some((port, state.index.ports.get(&(Protocol::Tcp, port))?));
+    if let Some((port, owner)) = edge.ports().find_map(owner) {
+        let service = state.service(owner).map_or_else(|| owner.to_string(), |other| other.spec.name.clone());
+        return Err(Refusal::PortTaken { port, protocol: Protocol::Tcp, service });
+    }
+    let version = cluster.meta.version;
+    let cluster = Cluster { edge, ..Cluster::clone(cluster) };
+    Ok(Action::expecting(ActionKind::PutCluster(Box::new(cluster)), version))
+}
+
+/// The name of the other service that has a route.
+pub(super) fn route_owner(state: &State, own: &ServiceId, route: &RouteSpec) -> Option<String> {
+    let owner = state.index.routes.get(&(route.host.clone(), route.path.clone())).filter(|id| *id != own)?;
+    Some(state.service(owner).map_or_else(|| owner.to_string(), |other| other.spec.name.clone()))
+}

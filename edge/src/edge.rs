@@ -1,0 +1,257 @@
+//! [`Edge`]: what is wanted, and the listeners that are open for it.
+//!
+//! Whoever tells it something has it in effect when the call returns, except for ports: each has a task that binds it
+//! (again and again, while something else has it) and serves it. Without a port there is no task at all.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::limits::Limits;
+use crate::listen::{self, Places};
+use crate::model::{Change, Protocol, Service, Settings};
+use crate::proxy::{Shared, Target};
+use crate::stats::{Counters, RouteStats};
+use crate::table::Table;
+use crate::upstream::Upstream;
+
+/// How often a port that something else has is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The edge of one node. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    shared: Arc<Shared>,
+    places: Arc<Places>,
+    state: Arc<Mutex<State>>,
+}
+
+/// How the edge is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Ports that are open.
+    pub ports: Vec<u16>,
+    /// Ports that should be open and are not, with the reason.
+    pub problems: Vec<(u16, String)>,
+    /// By host and path.
+    pub routes: Vec<RouteStats>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    services: BTreeMap<String, Known>,
+    /// Counters outlive changes of the route.
+    counters: BTreeMap<(String, String), Arc<Counters>>,
+    ports: BTreeMap<u16, Port>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Known {
+    service: Service,
+    upstreams: BTreeMap<(u16, Protocol), Arc<Upstream>>,
+}
+
+/// A port that is served, or would be.
+#[derive(Debug)]
+struct Port {
+    closing: watch::Sender<bool>,
+    /// None once it is open.
+    problem: Arc<Mutex<Option<String>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Edge {
+    /// An edge that listens nowhere and knows no service.
+    pub fn new(limits: Limits) -> Self {
+        let places = Places::new(limits.connections, limits.connections_of_client);
+        Self { shared: Arc::new(Shared::new(limits)), places, state: Arc::default() }
+    }
+
+    /// Takes a change of services over.
+    pub fn apply(&self, change: Change) {
+        let mut state = lock(&self.state);
+        let mut rebuild = false;
+        if change.full {
+            let stays = |id: &String| change.services.iter().any(|service| service.id == *id);
+            let gone: Vec<String> = state.services.keys().filter(|id| !stays(id)).cloned().collect();
+            gone.iter().for_each(|id| rebuild |= state.remove(id));
+        }
+        change.removed_services.iter().for_each(|id| rebuild |= state.remove(id));
+        for service in change.services {
+            rebuild |= match service.routes.is_empty() {
+                true => state.remove(&service.id),
+                false => state.put(service),
+            };
+        }
+        if rebuild {
+            self.shared.set_table(state.table());
+        }
+    }
+
+    /// Opens and closes ports. Must be called within a runtime.
+    pub fn set(&self, settings: &Settings) {
+        let mut state = lock(&self.state);
+        while state.tasks.try_join_next().is_some() {}
+        let wanted: Vec<u16> = settings.http.into_iter().collect();
+        state.ports.retain(|port, open| {
+            let stays = wanted.contains(port);
+            if !stays {
+                open.closing.send_replace(true);
+            }
+            stays
+        });
+        for port in wanted {
+            if !state.ports.contains_key(&port) {
+                let (closing, told) = watch::channel(false);
+                let problem = Arc::new(Mutex::new(Some("not open yet".to_owned())));
+                let task = open(
+                    port,
+                    Arc::clone(&self.shared),
+                    Arc::clone(&self.places),
+                    told,
+                    Arc::clone(&problem),
+                );
+                state.tasks.spawn(task);
+                state.ports.insert(port, Port { closing, problem });
+            }
+        }
+    }
+
+    /// Closes all ports; returns when what was in flight has ended, or has been cut off.
+    pub async fn shutdown(&self) {
+        self.set(&Settings::default());
+        let mut tasks = std::mem::take(&mut lock(&self.state).tasks);
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// How it is now.
+    pub fn report(&self) -> Report {
+        let state = lock(&self.state);
+        let mut report = Report::default();
+        for (port, open) in &state.ports {
+            match lock(&open.problem).clone() {
+                None => report.ports.push(*port),
+                Some(problem) => report.problems.push((*port, problem)),
+            }
+        }
+        report.routes = state.routes();
+        report
+    }
+}
+
+impl State {
+    /// Whether there was such a service.
+    fn remove(&mut self, id: &str) -> bool {
+        let Some(known) = self.services.remove(id) else { return false };
+        known.upstreams.values().for_each(|upstream| upstream.set(&[]));
+        for route in &known.service.routes {
+            self.counters.remove(&(route.host.clone(), route.path.clone()));
+        }
+        true
+    }
+
+    /// Whether routes are different from before: endpoints alone change no table.
+    fn put(&mut self, service: Service) -> bool {
+        let old = self.services.remove(&service.id);
+        let same = old
+            .as_ref()
+            .is_some_and(|old| old.service.routes == service.routes && old.service.name == service.name);
+        let mut had = old.map(|old| old.upstreams).unwrap_or_default();
+        let mut upstreams = BTreeMap::new();
+        for route in &service.routes {
+            let key = (route.port, route.protocol);
+            let upstream = had.remove(&key).or_else(|| upstreams.remove(&key));
+            let upstream = upstream.unwrap_or_else(|| Arc::new(Upstream::new(route.port, route.protocol)));
+            upstream.set(&service.endpoints);
+            upstreams.insert(key, upstream);
+            self.counters.entry((route.host.clone(), route.path.clone())).or_default();
+        }
+        had.into_values().for_each(|upstream| upstream.set(&[]));
+        self.services.insert(service.id.clone(), Known { service, upstreams });
+        !same
+    }
+
+    fn table(&mut self) -> Table<Target> {
+        let mut table = Table::default();
+        for known in self.services.values() {
+            for route in &known.service.routes {
+                let Some(upstream) = known.upstreams.get(&(route.port, route.protocol)) else { continue };
+                let counters = self.counters.entry((route.host.clone(), route.path.clone())).or_default();
+                let target = Target {
+                    route: route.clone(),
+                    upstream: Arc::clone(upstream),
+                    counters: Arc::clone(counters),
+                };
+                table.add(&route.host, &route.path, Arc::new(target));
+            }
+        }
+        let in_use = |key: &(String, String)| {
+            let mut routes = self.services.values().flat_map(|known| &known.service.routes);
+            routes.any(|route| route.host == key.0 && route.path == key.1)
+        };
+        self.counters.retain(|key, _| in_use(key));
+        table
+    }
+
+    fn routes(&self) -> Vec<RouteStats> {
+        let now = tokio::time::Instant::now();
+        let all = self
+            .services
+            .values()
+            .flat_map(|known| known.service.routes.iter().map(move |route| (known, route)));
+        let mut routes: Vec<RouteStats> = all
+            .filter_map(|(known, route)| {
+                let counters = self.counters.get(&(route.host.clone(), route.path.clone()))?;
+                let backends = known.upstreams.get(&(route.port, route.protocol))?.backends();
+                Some(RouteStats {
+                    host: route.host.clone(),
+                    path: route.path.clone(),
+                    service: known.service.name.clone(),
+                    endpoints: backends.len(),
+                    ejected: backends.iter().filter(|backend| backend.is_left_out(now)).count(),
+                    ..counters.read()
+                })
+            })
+            .collect();
+        routes.sort_by(|a, b| (&a.host, &a.path).cmp(&(&b.host, &b.path)));
+        routes
+    }
+}
+
+/// Binds a port, however long that takes, and serves it until it is closed.
+async fn open(
+    port: u16,
+    shared: Arc<Shared>,
+    places: Arc<Places>,
+    mut closing: watch::Receiver<bool>,
+    problem: Arc<Mutex<Option<String>>>,
+) {
+    let listener = loop {
+        match listen::bind(port).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let text = format!("{error}: {source}");
+                let news = lock(&problem).replace(text.clone()).is_none_or(|before| before != text);
+                if news {
+                    tracing::warn!(port, error = text, "the edge has no port");
+                }
+            }
+        }
+        // Cancel-safe: a sleep, and a value that stays.
+        tokio::select! {
+            () = tokio::time::sleep(AGAIN) => {}
+            () = listen::closed(&mut closing) => return,
+        }
+    };
+    *lock(&problem) = None;
+    tracing::info!(port, "the edge listens");
+    listen::serve(listener, shared, places, closing).await;
+}

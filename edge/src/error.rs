@@ -1,0 +1,19 @@
+//! What can go wrong outside of single requests.
+
+use std::io;
+
+/// A port that the edge can't have.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// Most often something else listens there.
+    #[error(
+        "the edge can't listen on port {port}: stop what listens there (`ss -ltnp`), or choose another port"
+    )]
+    Listen {
+        /// Which.
+        port: u16,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}

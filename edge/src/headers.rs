@@ -1,0 +1,335 @@
+//! What of a request's and an answer's head passes, and what a replica is told of the client.
+//!
+//! Nothing that a client says of where it comes from reaches a replica: the fields of that kind are taken away,
+//! whatever their spelling, and written anew. Fields of one connection (RFC 9110, 7.6.1) end here. How a body is
+//! framed is not passed on but said anew by the HTTP library, so that what it read as one request leaves as one.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, StatusCode, Version};
+use hyper::body::Body;
+
+use crate::listen::Visit;
+use crate::table::climbs;
+
+/// Fields of one connection, besides those that `Connection` names.
+const HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+/// Fields that say where a request comes from.
+const ORIGIN: [&str; 10] = [
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-forwarded-protocol",
+    "x-forwarded-scheme",
+    "x-forwarded-ssl",
+    "x-real-ip",
+    "x-client-ip",
+];
+
+/// Why a request is not passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal(pub(crate) StatusCode, pub(crate) &'static str);
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// In small letters, without a port.
+    pub(crate) host: String,
+    /// As the client wrote it, with the port.
+    pub(crate) authority: String,
+    /// The protocol that the client wants to go on with (`websocket`).
+    pub(crate) upgrade: Option<HeaderValue>,
+}
+
+const fn bad(words: &'static str) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, words)
+}
+
+/// What a request asks for, or what is wrong with it.
+pub(crate) fn asked<B: Body>(request: &Request<B>) -> Result<Asked, Refusal> {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, "This method is not served.\n"));
+    }
+    let authority = authority(request)?;
+    let host = host_of(&authority).ok_or(bad("The host is not a name or an address.\n"))?;
+    let path = request.uri().path();
+    if !path.starts_with('/') {
+        return Err(bad("The path has to begin with a slash.\n"));
+    }
+    if climbs(path) {
+        return Err(bad("The path has parts that climb.\n"));
+    }
+    let codings: Vec<_> = request.headers().get_all(header::TRANSFER_ENCODING).iter().collect();
+    let chunked = |value: &&HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if codings.len() > 1 || !codings.iter().all(chunked) {
+        return Err(Refusal(StatusCode::NOT_IMPLEMENTED, "This transfer coding is not served.\n"));
+    }
+    Ok(Asked { host, authority, upgrade: upgrade(request) })
+}
+
+/// The one host that a request names.
+fn authority<B>(request: &Request<B>) -> Result<String, Refusal> {
+    let mut named = request.headers().get_all(header::HOST).iter();
+    let header = named.next().map(|value| value.to_str().map_err(|_| bad("The host can't be read.\n")));
+    let header = header.transpose()?;
+    if named.next().is_some() {
+        return Err(bad("The host stands there twice.\n"));
+    }
+    let target = request.uri().authority().map(http::uri::Authority::as_str);
+    match (target, header) {
+        (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => {
+            Err(bad("The request names two hosts.\n"))
+        }
+        (Some(authority), _) | (None, Some(authority)) => Ok(authority.to_owned()),
+        (None, None) => Err(bad("The request names no host.\n")),
+    }
+}
+
+fn host_of(authority: &str) -> Option<String> {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (inside, port) = rest.split_once(']')?;
+            inside.parse::<std::net::Ipv6Addr>().ok()?;
+            let is_port = port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+            return (port.is_empty() || is_port).then(|| format!("[{}]", inside.to_ascii_lowercase()));
+        }
+        None => match authority.split_once(':') {
+            Some((host, port)) => {
+                port.parse::<u16>().ok()?;
+                host
+            }
+            None => authority,
+        },
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let is_name = (1..=253).contains(&host.len()) && host.bytes().all(fits);
+    is_name.then(|| host.to_ascii_lowercase())
+}
+
+/// HTTP/1.1 alone has upgrades; one to HTTP/2 is not passed on, since requests in it would pass unseen.
+fn upgrade<B: Body>(request: &Request<B>) -> Option<HeaderValue> {
+    let headers = request.headers();
+    let wanted = headers.get(header::UPGRADE)?;
+    let is_h2 = wanted.as_bytes().to_ascii_lowercase().starts_with(b"h2");
+    let is_asked = request.version() == Version::HTTP_11
+        && tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    (is_asked && !is_h2 && headers.get_all(header::UPGRADE).iter().count() == 1).then(|| wanted.clone())
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// Takes away what concerns one connection.
+fn end_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> =
+        tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP {
+        headers.remove(name);
+    }
+}
+
+/// Makes of a client's fields those that a replica gets.
+pub(crate) fn to_replica(headers: &mut HeaderMap, asked: &Asked, visit: &Visit, is_http2: bool) {
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    end_hop(headers);
+    let is_origin = |name: &HeaderName| {
+        let plain = name.as_str().replace('_', "-");
+        ORIGIN.contains(&plain.as_str())
+    };
+    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_origin(name)).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+    // The edge asks the client for the body when the replica wants it.
+    headers.remove(header::EXPECT);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::HOST);
+    join_cookies(headers);
+    let mut set = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    };
+    let (client, scheme) = (visit.client.ip(), visit.scheme);
+    set("x-forwarded-for", client.to_string());
+    set("x-forwarded-proto", scheme.to_owned());
+    set("x-forwarded-host", asked.authority.clone());
+    set("x-forwarded-port", visit.own.port().to_string());
+    let node = match client {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("\"[{address}]\""),
+    };
+    set("forwarded", format!("for={node};host=\"{}\";proto={scheme}", asked.authority));
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if is_http2 {
+        return;
+    }
+    if trailers {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+    if let Ok(host) = HeaderValue::try_from(&asked.authority) {
+        headers.insert(header::HOST, host);
+    }
+    if let Some(upgrade) = &asked.upgrade {
+        headers.insert(header::UPGRADE, upgrade.clone());
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+/// HTTP/2 may send crumbs, HTTP/1.1 must not (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().count() < 2 {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, whole);
+    }
+}
+
+/// Makes of a replica's fields those that the client gets.
+pub(crate) fn to_client(headers: &mut HeaderMap, switches: bool) {
+    let upgrade = headers.get(header::UPGRADE).cloned();
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    end_hop(headers);
+    if let Some(upgrade) = upgrade.filter(|_| switches) {
+        headers.insert(header::UPGRADE, upgrade);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Empty;
+
+    use super::*;
+
+    fn request(target: &str, fields: &[(&str, &str)]) -> Request<Empty<bytes::Bytes>> {
+        let mut builder = Request::builder().uri(target);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(Empty::new()).unwrap()
+    }
+
+    fn visit() -> Visit {
+        Visit::of("192.0.2.7:4000".parse().unwrap(), "198.51.100.1:80".parse().unwrap(), "http")
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let host =
+            |target: &str, fields: &[(&str, &str)]| asked(&request(target, fields)).map(|asked| asked.host);
+        assert_eq!(host("/", &[("host", "App.Example:8080")]).unwrap(), "app.example");
+        assert_eq!(host("/", &[("host", "app.example.")]).unwrap(), "app.example");
+        assert_eq!(host("/", &[("host", "[2001:DB8::1]:80")]).unwrap(), "[2001:db8::1]");
+        assert_eq!(host("http://app.example/", &[("host", "app.example")]).unwrap(), "app.example");
+        for (target, fields) in [
+            ("/", vec![]),
+            ("/", vec![("host", "a"), ("host", "a")]),
+            ("/", vec![("host", "user@a")]),
+            ("/", vec![("host", "a:b")]),
+            ("/", vec![("host", "a/b")]),
+            ("/", vec![("host", "")]),
+            ("/", vec![("host", "[::1")]),
+            ("http://a.example/", vec![("host", "b.example")]),
+            ("/a/../b", vec![("host", "a")]),
+        ] {
+            let refused = host(target, &fields).unwrap_err();
+            assert_eq!(refused.0, StatusCode::BAD_REQUEST, "{target} {fields:?}");
+        }
+        let coded = [("host", "a"), ("transfer-encoding", "gzip, chunked")];
+        assert_eq!(host("/", &coded).unwrap_err().0, StatusCode::NOT_IMPLEMENTED);
+    }
+
+    #[test]
+    fn where_a_request_comes_from_cant_be_forged() {
+        let fields = [
+            ("host", "app.example"),
+            ("connection", "close, X-Private, x-forwarded-for"),
+            ("x-private", "1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("X_Forwarded_For", "10.0.0.1"),
+            ("x-real-ip", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("expect", "100-continue"),
+            ("proxy-authorization", "x"),
+            ("authorization", "mine"),
+            ("te", "trailers, gzip"),
+        ];
+        let (mut head, ()) = request("/", &fields).map(|_| ()).into_parts();
+        let asked = asked(&request("/", &fields)).unwrap();
+        to_replica(&mut head.headers, &asked, &visit(), true);
+        let text = format!("{:?}", head.headers);
+        assert!(!text.contains("10.0.0.1") && !text.contains("https") && !text.contains("private"), "{text}");
+        let get =
+            |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default();
+        assert_eq!(get("x-forwarded-for"), "192.0.2.7");
+        assert_eq!(get("x-forwarded-proto"), "http");
+        assert_eq!(get("forwarded"), "for=192.0.2.7;host=\"app.example\";proto=http");
+        assert_eq!((get("authorization"), get("te"), get("expect")), ("mine", "trailers", ""));
+        assert!(
+            get("connection").is_empty() && get("host").is_empty() && get("proxy-authorization").is_empty()
+        );
+    }
+
+    #[test]
+    fn upgrades_pass_and_those_to_http2_do_not() {
+        let wants = |protocol: &str, connection: &str| {
+            let fields = [("host", "a"), ("upgrade", protocol), ("connection", connection)];
+            let asked = asked(&request("/", &fields)).unwrap();
+            let (mut head, ()) = request("/", &fields).map(|_| ()).into_parts();
+            to_replica(&mut head.headers, &asked, &visit(), false);
+            (head.headers.contains_key("upgrade"), head.headers["host"].to_str().unwrap().to_owned())
+        };
+        assert_eq!(wants("websocket", "keep-alive, Upgrade"), (true, "a".to_owned()));
+        assert!(!wants("websocket", "keep-alive").0);
+        assert!(!wants("h2c", "upgrade, http2-settings").0);
+    }
+
+    #[test]
+    fn crumbs_become_one_cookie() {
+        let fields = [("host", "a"), ("cookie", "a=1"), ("cookie", "b=2")];
+        let asked = asked(&request("/", &fields)).unwrap();
+        let (mut head, ()) = request("/", &fields).map(|_| ()).into_parts();
+        to_replica(&mut head.headers, &asked, &visit(), false);
+        let cookies: Vec<_> = head.headers.get_all("cookie").iter().collect();
+        assert_eq!(cookies, ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn of_an_answer_only_what_is_meant_for_the_client_passes() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("connection", "close, x-a"), ("x-a", "1"), ("keep-alive", "timeout=5"), ("x-b", "2")]
+        {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        to_client(&mut headers, false);
+        assert_eq!(headers.len(), 1);
+        assert_eq!(headers["x-b"], "2");
+    }
+}

@@ -1,0 +1,252 @@
+//! Connections of clients: how many, how long they may take, and what is spoken on them.
+//!
+//! One task a port accepts; each connection is a task of its own. When a port is given up, its task stops to accept at
+//! once, tells each connection to end with the request that it has, and waits for them as long as [`Limits::drain`].
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::error::EdgeError;
+use crate::proxy::{self, Shared};
+use crate::stream::is_http2;
+
+/// A client that takes nothing of what it is sent for so long is cut off, milliseconds.
+const STALLED_MS: u32 = 60_000;
+/// A silent connection is asked whether it still is there after so long, seconds.
+const ALIVE_S: u32 = 60;
+/// How long accepting rests after an error such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+/// HTTP/2: how often a connection is asked, and how fast it has to answer.
+const PING: Duration = Duration::from_secs(30);
+const PONG: Duration = Duration::from_secs(20);
+/// HTTP/2: what may be on its way in one request, and in all of a connection, bytes.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const SEND_BUFFER: usize = 128 << 10;
+
+/// All connections, by client.
+#[derive(Debug)]
+pub(crate) struct Places {
+    all: Arc<Semaphore>,
+    clients: Mutex<HashMap<IpAddr, usize>>,
+    each: usize,
+}
+
+impl Places {
+    pub(crate) fn new(all: usize, each: usize) -> Arc<Self> {
+        Arc::new(Self { all: Arc::new(Semaphore::new(all)), clients: Mutex::default(), each })
+    }
+
+    fn take(self: &Arc<Self>, client: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(client).or_default();
+        if *count >= self.each {
+            return None;
+        }
+        *count += 1;
+        Some(Place { places: Arc::clone(self), client, _permit: permit })
+    }
+}
+
+/// A connection's place, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    places: Arc<Places>,
+    client: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut clients = self.places.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = clients.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    pub(crate) client: SocketAddr,
+    /// What the client called.
+    pub(crate) own: SocketAddr,
+    pub(crate) scheme: &'static str,
+    _place: Option<Place>,
+}
+
+impl Visit {
+    #[cfg(test)]
+    pub(crate) fn of(client: SocketAddr, own: SocketAddr, scheme: &'static str) -> Self {
+        Self { client, own, scheme, _place: None }
+    }
+}
+
+/// Binds a port on all addresses, of both families where the kernel has them.
+pub(crate) async fn bind(port: u16) -> Result<TcpListener, EdgeError> {
+    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await;
+    let bound = match both {
+        Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        both => both,
+    };
+    bound.map_err(|source| EdgeError::Listen { port, source })
+}
+
+/// Accepts until it is told to close, then waits for what is in flight.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    places: Arc<Places>,
+    mut closing: watch::Receiver<bool>,
+) {
+    let mut connections = JoinSet::new();
+    let told = closing.clone();
+    loop {
+        while connections.try_join_next().is_some() {}
+        // Each arm is cancel-safe: a connection that was not accepted stays in the queue, the value stays.
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            () = closed(&mut closing) => break,
+        };
+        match accepted {
+            Ok(Some((stream, visit))) => {
+                connections.spawn(connection(stream, visit, Arc::clone(&shared), told.clone()));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the edge cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all = async { while connections.join_next().await.is_some() {} };
+    if timeout(shared.limits.drain, all).await.is_err() {
+        tracing::info!("connections of clients that took too long are cut off");
+    }
+}
+
+/// Returns when the port is to be given up. Cancel-safe: the value stays.
+pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error says that the edge itself is gone.
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// The next connection; none where its client has too many.
+async fn accept(listener: &TcpListener, places: &Arc<Places>) -> std::io::Result<Option<(TcpStream, Visit)>> {
+    let Ok(permit) = Arc::clone(&places.all).acquire_owned().await else { return Ok(None) };
+    let (stream, client) = listener.accept().await?;
+    let Ok(own) = stream.local_addr() else { return Ok(None) };
+    let (client, own) = (plain(client), plain(own));
+    let Some(place) = places.take(client.ip(), permit) else {
+        tracing::debug!(%client, "a client has too many connections");
+        return Ok(None);
+    };
+    Ok(Some((stream, Visit { client, own, scheme: "http", _place: Some(place) })))
+}
+
+/// An IPv4 address as such, not as one of IPv6.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+async fn connection(stream: TcpStream, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>) {
+    // Small answers go at once, and the dead are noticed. No option is needed for the rest to work.
+    let _ = stream.set_nodelay(true);
+    let _ = setsockopt(&stream.as_fd(), sockopt::TcpUserTimeout, &STALLED_MS);
+    let _ = setsockopt(&stream.as_fd(), sockopt::KeepAlive, &true);
+    let _ = setsockopt(&stream.as_fd(), sockopt::TcpKeepIdle, &ALIVE_S);
+    let client = visit.client;
+    match timeout(shared.limits.handshake, is_http2(stream)).await {
+        Ok(Ok((stream, true))) => serve_2(stream, visit, shared, closing).await,
+        Ok(Ok((stream, false))) => serve_1(stream, visit, shared, closing).await,
+        Ok(Err(error)) => tracing::debug!(%client, %error, "a client's connection broke"),
+        Err(_) => tracing::debug!(%client, "a client said nothing"),
+    }
+}
+
+async fn serve_1<S>(stream: S, visit: Visit, shared: Arc<Shared>, mut closing: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(shared.limits.head)
+        .max_buf_size(shared.limits.head_bytes)
+        .max_headers(shared.limits.fields);
+    let client = visit.client;
+    let visit = Arc::new(visit);
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (shared, visit) = (Arc::clone(&shared), Arc::clone(&visit));
+        async move { Ok::<_, Infallible>(proxy::answer(&shared, &visit, request).await) }
+    });
+    let served = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    tokio::pin!(served);
+    // Cancel-safe: the connection is the same future after it was told to end.
+    let end = tokio::select! {
+        end = served.as_mut() => end,
+        () = closed(&mut closing) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = end {
+        tracing::debug!(%client, %error, "a client's connection broke");
+    }
+}
+
+async fn serve_2<S>(stream: S, visit: Visit, shared: Arc<Shared>, mut closing: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .max_concurrent_streams(shared.limits.streams)
+        .max_header_list_size(u32::try_from(shared.limits.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER);
+    let client = visit.client;
+    let visit = Arc::new(visit);
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (shared, visit) = (Arc::clone(&shared), Arc::clone(&visit));
+        async move { Ok::<_, Infallible>(proxy::answer(&shared, &visit, request).await) }
+    });
+    let served = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    // Cancel-safe: the connection is the same future after it was told to end.
+    let end = tokio::select! {
+        end = served.as_mut() => end,
+        () = closed(&mut closing) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = end {
+        tracing::debug!(%client, %error, "a client's connection broke");
+    }
+}

@@ -1,0 +1,316 @@
+//! The way of one request: whose it is, which replica gets it, and what the client is told.
+//!
+//! Another replica is tried only where nothing of the request has left: it could not be connected to, or a kept
+//! connection was closed before the request was written. One more case is the same to whoever looks: a kept
+//! connection breaks while a request without a body, of a method that may be repeated (RFC 9110, 9.2.2), waits for
+//! its answer. That one is sent once more, over a new connection.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::backend::{Backend, Failure, InFlight, Lease, Sending};
+use crate::body::{AnswerBody, RequestBody};
+use crate::copy;
+use crate::headers::{self, Asked, Refusal};
+use crate::limits::Limits;
+use crate::listen::Visit;
+use crate::model::{Protocol, Route};
+use crate::stats::{Counters, End};
+use crate::table::Table;
+use crate::upstream::Upstream;
+
+/// What a request that nobody answered counts as: its client has gone.
+const CLIENT_GONE: u16 = 499;
+/// How much a replica that can't be connected to counts, and one that answers that it can't.
+const CONNECT_FAILED: u32 = 2;
+const ANSWER_FAILED: u32 = 1;
+
+/// Where a route leads.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) route: Route,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    table: RwLock<Arc<Table<Target>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, table: RwLock::default() }
+    }
+
+    pub(crate) fn set_table(&self, table: Table<Target>) {
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+    }
+
+    fn table(&self) -> Arc<Table<Target>> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What becomes of a request, for the counters. Written when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Record {
+    target: Arc<Target>,
+    began: Instant,
+    status: u16,
+    is_failure: bool,
+    sent_bytes: u64,
+    is_whole: bool,
+    /// The replica that answers.
+    in_flight: Option<InFlight>,
+}
+
+impl Record {
+    fn new(target: Arc<Target>) -> Self {
+        target.counters.began();
+        Self {
+            target,
+            began: Instant::now(),
+            status: CLIENT_GONE,
+            is_failure: false,
+            sent_bytes: 0,
+            is_whole: false,
+            in_flight: None,
+        }
+    }
+
+    pub(crate) fn sent(&mut self, bytes: u64) {
+        self.sent_bytes += bytes;
+    }
+
+    /// The answer has come to its end; the replica is free for another one.
+    pub(crate) fn is_whole(&mut self) {
+        self.is_whole = true;
+        self.in_flight = None;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.target.counters.ended(End {
+            status: self.status,
+            is_failure: self.is_failure,
+            sent_bytes: self.sent_bytes,
+            took: self.began.elapsed(),
+        });
+    }
+}
+
+/// Answers a request.
+pub(crate) async fn answer(
+    shared: &Shared,
+    visit: &Arc<Visit>,
+    request: Request<Incoming>,
+) -> Response<AnswerBody> {
+    let asked = match headers::asked(&request) {
+        Ok(asked) => asked,
+        Err(refusal) => return refuse(refusal, None),
+    };
+    let Some(target) = shared.table().find(&asked.host, request.uri().path()).cloned() else {
+        return refuse(Refusal(StatusCode::NOT_FOUND, "No service has this address.\n"), None);
+    };
+    pass(shared, visit, request, asked, target).await
+}
+
+async fn pass(
+    shared: &Shared,
+    visit: &Arc<Visit>,
+    mut request: Request<Incoming>,
+    asked: Asked,
+    target: Arc<Target>,
+) -> Response<AnswerBody> {
+    let mut record = Record::new(Arc::clone(&target));
+    let client = asked.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let request = match to_replica(shared, visit, request, &asked, &target) {
+        Ok(request) => request,
+        Err(refusal) => return refuse(refusal, Some(record)),
+    };
+    let (mut response, lease) = match attempt(shared, visit, request, &target, &mut record).await {
+        Ok(answered) => answered,
+        Err(refusal) => {
+            record.is_failure = true;
+            return refuse(refusal, Some(record));
+        }
+    };
+    record.status = response.status().as_u16();
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if switches {
+        let Some(client) = client else {
+            record.is_failure = true;
+            return refuse(
+                Refusal(StatusCode::BAD_GATEWAY, "The service broke the protocol.\n"),
+                Some(record),
+            );
+        };
+        copy::join(client, hyper::upgrade::on(&mut response), record, Arc::clone(visit));
+        headers::to_client(response.headers_mut(), true);
+        return response.map(|_| AnswerBody::words("", None));
+    }
+    headers::to_client(response.headers_mut(), false);
+    *response.version_mut() = Version::HTTP_11;
+    response.map(|body| AnswerBody::passed(body, lease, record))
+}
+
+/// The request as a replica gets it.
+fn to_replica(
+    shared: &Shared,
+    visit: &Visit,
+    request: Request<Incoming>,
+    asked: &Asked,
+    target: &Target,
+) -> Result<Request<RequestBody>, Refusal> {
+    let is_http2 = target.route.protocol == Protocol::H2c;
+    if is_http2 && asked.upgrade.is_some() {
+        return Err(Refusal(StatusCode::NOT_IMPLEMENTED, "This service takes no upgrades.\n"));
+    }
+    let counters = Arc::clone(&target.counters);
+    let mut request = request.map(|body| RequestBody::new(body, shared.limits.body, counters));
+    headers::to_replica(request.headers_mut(), asked, visit, is_http2);
+    let mut parts = http::uri::Parts::default();
+    let path = request.uri().path_and_query().cloned();
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    if is_http2 {
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = asked.authority.parse().ok();
+    }
+    let wrong = |_| Refusal(StatusCode::BAD_REQUEST, "The address can't be read.\n");
+    *request.uri_mut() = Uri::from_parts(parts).map_err(wrong)?;
+    *request.version_mut() = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    Ok(request)
+}
+
+/// A request that has no body and may be sent twice, to be sent once more.
+fn copy_of(request: &Request<RequestBody>, counters: &Arc<Counters>) -> Option<Request<RequestBody>> {
+    if !request.body().is_empty()
+        || !request.method().is_idempotent()
+        || request.headers().contains_key(header::UPGRADE)
+    {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::empty(Arc::clone(counters)));
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    request.headers().clone_into(copy.headers_mut());
+    *copy.version_mut() = request.version();
+    Some(copy)
+}
+
+async fn attempt(
+    shared: &Shared,
+    visit: &Visit,
+    mut request: Request<RequestBody>,
+    target: &Target,
+    record: &mut Record,
+) -> Result<(Response<Incoming>, Lease), Refusal> {
+    let mut tried: Vec<Arc<Backend>> = Vec::new();
+    let spare = copy_of(&request, &target.counters);
+    let mut sending = Sending {
+        limits: &shared.limits,
+        timeout: target.route.timeout,
+        proxy_header: target.route.proxy_header.then_some((visit.client, visit.own)),
+        fresh: false,
+    };
+    while tried.len() < shared.limits.attempts {
+        let Some(chosen) = target.upstream.choose(&tried) else { break };
+        let backend = Arc::clone(chosen.backend());
+        record.in_flight = Some(chosen);
+        if !tried.is_empty() {
+            target.counters.retried();
+        }
+        let mut sent = backend.send(request, sending).await;
+        if let (Err(Failure::Lost { reused: true, .. }), Some(spare)) = (&sent, &spare)
+            && let Some(again) = copy_of(spare, &target.counters)
+        {
+            sending.fresh = true;
+            target.counters.retried();
+            sent = backend.send(again, sending).await;
+        }
+        match sent {
+            Ok(answered) => {
+                match answered.0.status() {
+                    StatusCode::BAD_GATEWAY
+                    | StatusCode::SERVICE_UNAVAILABLE
+                    | StatusCode::GATEWAY_TIMEOUT => {
+                        backend.failed(ANSWER_FAILED);
+                    }
+                    _ => backend.succeeded(),
+                }
+                return Ok(answered);
+            }
+            Err(Failure::Unsent(unsent)) => {
+                backend.failed(CONNECT_FAILED);
+                request = *unsent;
+                tried.push(backend);
+            }
+            Err(failure) => return Err(refusal_of(&failure, &backend)),
+        }
+    }
+    record.in_flight = None;
+    Err(match tried.is_empty() {
+        true => Refusal(StatusCode::SERVICE_UNAVAILABLE, "No replica of the service is ready.\n"),
+        false => Refusal(StatusCode::BAD_GATEWAY, "No replica of the service can be reached.\n"),
+    })
+}
+
+/// A request that was sent and is not sent again.
+fn refusal_of(failure: &Failure, backend: &Backend) -> Refusal {
+    match failure {
+        Failure::Lost { error, .. } if is_late_client(error) => {
+            Refusal(StatusCode::REQUEST_TIMEOUT, "The request took too long to come.\n")
+        }
+        Failure::Lost { error, .. } => {
+            // A body that breaks off is the client's doing.
+            if !error.is_user() {
+                backend.failed(ANSWER_FAILED);
+            }
+            tracing::debug!(replica = backend.endpoint.name, %error, "a replica broke the connection");
+            Refusal(StatusCode::BAD_GATEWAY, "The service broke the connection.\n")
+        }
+        Failure::Late | Failure::Unsent(_) => {
+            backend.failed(ANSWER_FAILED);
+            Refusal(StatusCode::GATEWAY_TIMEOUT, "The service did not answer in time.\n")
+        }
+    }
+}
+
+fn is_late_client(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if matches!(error.downcast_ref(), Some(crate::body::BodyError::Late)) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// A few words of the edge itself.
+pub(crate) fn refuse(refusal: Refusal, record: Option<Record>) -> Response<AnswerBody> {
+    let Refusal(status, words) = refusal;
+    let record = record.map(|mut record| {
+        record.status = status.as_u16();
+        record.in_flight = None;
+        record
+    });
+    let mut response = Response::new(AnswerBody::words(words, record));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let again = HeaderValue::from(Duration::from_secs(1).as_secs());
+        headers.insert(header::RETRY_AFTER, again);
+    }
+    response
+}

@@ -1,0 +1,85 @@
+//! Routes through the HTTP edge.
+
+use std::collections::BTreeSet;
+
+use super::{InvalidField, MAX_WAIT_MS, at_most};
+use crate::model::ServiceSpec;
+
+/// The longest path of a route.
+const PATH_BYTES: usize = 1024;
+
+/// The routes of a service.
+pub(super) fn routes(spec: &ServiceSpec, path: &str) -> Result<(), InvalidField> {
+    at_most(spec.routes.len(), path)?;
+    let mut seen = BTreeSet::new();
+    for (index, route) in spec.routes.iter().enumerate() {
+        let at = |field: &str| format!("{path}[{index}].{field}");
+        host(&route.host, &at("host"))?;
+        prefix(&route.path, &at("path"))?;
+        if spec.port_of(route).is_none() {
+            return Err(InvalidField::new(at("port"), "the service publishes several ports")
+                .remedy("say which of them the route leads to: port=8080"));
+        }
+        if route.timeout_ms > MAX_WAIT_MS {
+            return Err(
+                InvalidField::new(at("timeout_ms"), "is longer than a day").remedy("0 means without end")
+            );
+        }
+        if !seen.insert((&route.host, &route.path)) {
+            return Err(InvalidField::new(at("host"), format!("{} stands there twice", route.address()))
+                .remedy("name each host and path once"));
+        }
+    }
+    Ok(())
+}
+
+fn host(host: &str, path: &str) -> Result<(), InvalidField> {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let label = |label: &str| {
+        let fits =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len())
+            && label.bytes().all(fits)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if host == "*" || (name.len() <= 253 && name.split('.').all(label)) {
+        return Ok(());
+    }
+    Err(InvalidField::new(path, format!("`{host}` is not a host name"))
+        .remedy("give a name in small letters, *.NAME for all that are one label longer, or * for any"))
+}
+
+fn prefix(prefix: &str, path: &str) -> Result<(), InvalidField> {
+    let fits = |byte: u8| {
+        byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'%' | b'\\' | b'"' | b'<' | b'>')
+    };
+    let climbs = prefix.split('/').any(|part| matches!(part, "." | ".."));
+    let is_path = prefix.starts_with('/') && prefix.bytes().all(fits) && !climbs && !prefix.contains("//");
+    if is_path && prefix.len() <= PATH_BYTES {
+        return Ok(());
+    }
+    Err(InvalidField::new(path, format!("`{prefix}` is not the beginning of a path"))
+        .remedy("begin with a slash, without `.` and `..` as parts, `?`, `#` and `%`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_paths_are_plain() {
+        for good in ["*", "*.example", "app.example", "a", "x-1.y_2.example", "10.0.0.1"] {
+            assert_eq!(host(good, "h"), Ok(()), "{good}");
+        }
+        for bad in ["", "App", "a..b", "*.*.a", "a.*", "-a", "a:80", "a/b", "**", "a."] {
+            assert!(host(bad, "h").is_err(), "{bad}");
+        }
+        for good in ["/", "/shop", "/shop/", "/a/b.c~d"] {
+            assert_eq!(prefix(good, "p"), Ok(()), "{good}");
+        }
+        for bad in ["", "shop", "/a/../b", "/a?b", "/a%20", "/a b", "//"] {
+            assert!(prefix(bad, "p").is_err(), "{bad}");
+        }
+    }
+}
