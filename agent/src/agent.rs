@@ -399,11 +399,15 @@ fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnN
     };
     let port = membership.and_then(|member| u16::try_from(member.port).ok()).filter(|port| *port > 0);
     let port = port.or_else(|| options.advertise.map(|address| address.port()));
-    let underlay = membership.and_then(|member| member.underlay.parse().ok());
+    let remembered = membership.and_then(|member| member.underlay.parse::<Ipv4Addr>().ok());
+    // The machine may have another address since.
+    let own = rorqual_network::own_addresses().unwrap_or_default();
+    let present = remembered.filter(|address| own.contains(address));
+    let underlay = present.or_else(|| advertised(options)).or(remembered);
     let network = NetworkOptions {
         node: fabric.clone(),
         state_dir: options.run_dir.join("network"),
-        underlay: underlay.or_else(|| advertised(options)).unwrap_or(Ipv4Addr::UNSPECIFIED),
+        underlay: underlay.unwrap_or(Ipv4Addr::UNSPECIFIED),
         cluster_pool: parsed(membership.map(|member| &member.container_pool), DEFAULT_CONTAINER_POOL),
         vip_pool: parsed(membership.map(|member| &member.vip_pool), DEFAULT_VIP_POOL),
         local_pool: options.local_pool,

@@ -90,6 +90,13 @@ impl Routes {
     /// missing is said by [`Routes::wanted`].
     pub(crate) fn start(settings: Settings<'_>) -> Result<Routes, Error> {
         let mut netlink = Netlink::route()?;
+        // A tunnel begins at one address: with another it is another tunnel.
+        if let Some(link) = link::find(&mut netlink, &settings.tunnel)?
+            && (link.local != Some(settings.underlay)
+                || link.mtu != settings.underlay_mtu.saturating_sub(TUNNEL_BYTES))
+        {
+            netlink.run(vec![link::delete(&settings.tunnel)])?;
+        }
         let numbers_file = settings.state_dir.join("peers.json");
         let numbers = match fs::read(&numbers_file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),

@@ -123,6 +123,16 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Where other nodes reach this one now, if the address that they know is no longer the machine's.
+    pub(crate) fn moved_to(&self, known: SocketAddrV4) -> Option<SocketAddrV4> {
+        if is_own(*known.ip()) {
+            return None;
+        }
+        let given = self.advertise.map(|address| *address.ip()).filter(|ip| is_own(*ip));
+        let ip = given.or_else(default_address).filter(|ip| is_own(*ip))?;
+        Some(SocketAddrV4::new(ip, known.port()))
+    }
+
     /// Reads and checks everything.
     pub(crate) fn read(arguments: &Arguments) -> anyhow::Result<Self> {
         let file = read_file(arguments.config.as_deref())?;
@@ -287,6 +297,11 @@ fn beside_this_program(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// The source address of the default route. Connecting a UDP socket sends nothing.
+/// Whether this machine has an address.
+pub(crate) fn is_own(address: Ipv4Addr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
+}
+
 fn default_address() -> Option<Ipv4Addr> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;

@@ -11,6 +11,7 @@ mod notify;
 mod record;
 mod serve;
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -65,10 +66,30 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the daemon's threads")?;
-    runtime.block_on(serve(config))
+    match runtime.block_on(serve(config))? {
+        End::Told => Ok(()),
+        End::Moved => {
+            drop(runtime);
+            start_anew()
+        }
+    }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// Why the daemon ends.
+enum End {
+    Told,
+    /// The machine has another address now.
+    Moved,
+}
+
+/// The same program in the same process, from its beginning.
+fn start_anew() -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("cannot find the daemon's own program")?;
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+    Err(error).context("cannot start anew")
+}
+
+async fn serve(config: Config) -> anyhow::Result<End> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let gate = ControlGate::default();
@@ -82,8 +103,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     notify::ready()?;
     // Cancel-safe: whatever one arm has taken ends the daemon.
     let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(End::Told),
+        _ = interrupt.recv() => Ok(End::Told),
+        address = node.moved() => {
+            tracing::warn!(%address, "this node's address has changed: starting anew");
+            Ok(End::Moved)
+        }
         reason = node.broken() => Err(anyhow::anyhow!("the controller has stopped: {reason}")),
     };
     tracing::info!("ending; containers run on");

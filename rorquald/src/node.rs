@@ -35,6 +35,9 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 /// How often a controller that joins looks whether its vote counts.
 const VOTE_LOOK: Duration = Duration::from_millis(50);
 
+/// How often the node looks whether it still has its address.
+const MOVED_LOOK: Duration = Duration::from_secs(5);
+
 /// How long the other side may take to answer a join or a leave.
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -80,7 +83,14 @@ impl Node {
     /// Starts the agent, with what the node was a member of, and goes on as that member.
     pub(crate) async fn start(config: Config, gate: ControlGate) -> anyhow::Result<Self> {
         let files = MembershipFiles::new(&config.data_dir);
-        let remembered = remembered(&files)?;
+        let mut remembered = remembered(&files)?;
+        if let Some((record, _)) = &mut remembered
+            && let Some(address) = config.moved_to(record.address)
+        {
+            tracing::info!(from = %record.address, to = %address, "this node's address has changed");
+            record.address = address;
+            files.save(record)?;
+        }
         let agent = Agent::start(AgentOptions {
             data_dir: config.data_dir.clone(),
             run_dir: config.run_dir.clone(),
@@ -88,7 +98,11 @@ impl Node {
             labels: config.labels.clone(),
             cgroup_parent: config.cgroup_parent.clone(),
             runtime_binary: config.runtime_binary.clone(),
-            advertise: config.advertise.map(Into::into),
+            advertise: remembered
+                .as_ref()
+                .map(|(record, _)| record.address)
+                .or(config.advertise)
+                .map(Into::into),
             local_pool: config.local_pool,
             registry_port: (config.registry_port != 0).then_some(config.registry_port),
             insecure_registries: config.insecure_registries.clone(),
@@ -311,6 +325,22 @@ impl Node {
             Ok(reason) => reason.clone().unwrap_or_default(),
             // The sender lives as long as the node.
             Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits until the machine has another address than the one at which the cluster knows it. What the daemon opened
+    /// at the old one is of no use any more.
+    pub(crate) async fn moved(&self) -> SocketAddrV4 {
+        let mut before = None;
+        loop {
+            tokio::time::sleep(MOVED_LOOK).await;
+            let known = self.member.lock().await.as_ref().map(|member| member.record.address);
+            let now = known.and_then(|known| self.config.moved_to(known));
+            // An address that is being changed may be away for a moment.
+            if let Some(address) = now.filter(|_| now == before) {
+                return address;
+            }
+            before = now;
         }
     }
 

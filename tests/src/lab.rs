@@ -1,6 +1,7 @@
 //! A cluster for one test: made by `deploy/lab`, taken away again whatever happens.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +47,20 @@ impl Lab {
     /// is its first.
     #[track_caller]
     pub fn up_at(hint: &str, nodes: usize, subnet: Option<&str>, daemon_args: &[&str]) -> Self {
+        let options = subnet.map_or(vec![], |subnet| vec!["--subnet", subnet]);
+        Self::make(hint, nodes, &options, daemon_args)
+    }
+
+    /// A cluster of so many controllers, from the third on on a segment of their own behind a router.
+    #[track_caller]
+    pub fn routed(hint: &str, nodes: usize) -> Self {
+        let lab = Self::make(hint, nodes, &["--routed"], &[]);
+        lab.form(nodes);
+        lab
+    }
+
+    #[track_caller]
+    fn make(hint: &str, nodes: usize, options: &[&str], daemon_args: &[&str]) -> Self {
         // Up to 12 letters: 4 + 6 (a pid in base 32 has up to 5) + 2.
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let name = format!("{hint}{}-{number}", base32(std::process::id()));
@@ -55,9 +70,7 @@ impl Lab {
         if let Some(runtime) = std::env::var_os("RORQUAL_RUNTIME").filter(|path| !path.is_empty()) {
             up.arg("--runtime-binary").arg(runtime);
         }
-        if let Some(subnet) = subnet {
-            up.args(["--subnet", subnet]);
-        }
+        up.args(options);
         if !daemon_args.is_empty() {
             up.arg("--").args(daemon_args);
         }
@@ -174,6 +187,15 @@ impl Lab {
     #[track_caller]
     pub fn heal(&self, number: usize) {
         self.on_node("heal", number).ok();
+    }
+
+    /// Gives a node another address: another last byte.
+    #[track_caller]
+    pub fn move_to(&mut self, number: usize, last: u8) {
+        let arguments = ["move", &self.name, &number.to_string(), &last.to_string()];
+        command::run(lab_command().args(arguments), LAB_DEADLINE).ok();
+        let [a, b, c, _] = self.node(number).address.octets();
+        self.nodes[number - 1].address = Ipv4Addr::new(a, b, c, last);
     }
 
     /// `deploy/lab COMMAND` on a node.

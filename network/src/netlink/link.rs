@@ -1,10 +1,11 @@
 //! Requests for interfaces: `RTM_*LINK` (linux/if_link.h).
 
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-use super::{Answer, EXCLUSIVE, Netlink, Request, attribute, attributes, u32_at};
+use super::{Answer, EXCLUSIVE, Netlink, Request, attribute, attributes, ipv4, u32_at};
 use crate::error::Error;
 
 const RTM_NEWLINK: u16 = 16;
@@ -24,6 +25,7 @@ const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
@@ -65,6 +67,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    /// The node's own address, of a tunnel.
+    pub(crate) local: Option<Ipv4Addr>,
     /// Values of the settings, from number 1 on.
     conf: Vec<u32>,
 }
@@ -183,11 +187,17 @@ pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
 fn parse(answer: &Answer) -> Option<Link> {
     let index = u32_at(&answer.payload, 4)?;
     let up = u32_at(&answer.payload, 8)? & IFF_UP != 0;
-    let mut link = Link { index, name: String::new(), mtu: 0, up, conf: Vec::new() };
+    let mut link = Link { index, name: String::new(), mtu: 0, up, local: None, conf: Vec::new() };
     for (kind, value) in attributes(&answer.payload, HEADER) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_LINKINFO => {
+                let data = attribute(value, 0, IFLA_INFO_DATA).unwrap_or_default();
+                let tunnel =
+                    attribute(value, 0, IFLA_INFO_KIND).is_some_and(|kind| kind.starts_with(b"vxlan"));
+                link.local = tunnel.then(|| attribute(data, 0, IFLA_VXLAN_LOCAL).and_then(ipv4)).flatten();
+            }
             IFLA_AF_SPEC => {
                 let inet = attribute(value, 0, nix::libc::AF_INET as u16).unwrap_or_default();
                 let conf = attribute(inet, 0, IFLA_INET_CONF).unwrap_or_default();
@@ -204,7 +214,7 @@ fn parse(answer: &Answer) -> Option<Link> {
 pub(crate) struct Tunnel<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: Mac,
-    pub(crate) local: std::net::Ipv4Addr,
+    pub(crate) local: Ipv4Addr,
     pub(crate) id: u32,
     pub(crate) port: u16,
     pub(crate) mtu: u32,
@@ -214,7 +224,6 @@ pub(crate) struct Tunnel<'a> {
 pub(crate) fn add_tunnel(tunnel: &Tunnel) -> Request {
     // linux/if_link.h, IFLA_VXLAN_*
     const ID: u16 = 1;
-    const LOCAL: u16 = 4;
     const LEARNING: u16 = 7;
     const PORT: u16 = 15;
     Request::new(RTM_NEWLINK, EXCLUSIVE, format!("add tunnel {}", tunnel.name))
@@ -225,7 +234,7 @@ pub(crate) fn add_tunnel(tunnel: &Tunnel) -> Request {
         .nest(IFLA_LINKINFO, |r| {
             r.attr_str(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |r| {
                 r.attr_u32(ID, tunnel.id)
-                    .attr(LOCAL, &tunnel.local.octets())
+                    .attr(IFLA_VXLAN_LOCAL, &tunnel.local.octets())
                     .attr(LEARNING, &[0])
                     .attr(PORT, &tunnel.port.to_be_bytes())
             })

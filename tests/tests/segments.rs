@@ -1,0 +1,133 @@
+//! Three nodes on two segments with a router between them: everything is reached as on one segment, and a node that
+//! gets another address is reached there. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rorqual_tests::{Lab, Node, http, images, wait_until};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Answers on port 80 with its own name, and with more than fits into any packet.
+const SERVER: &str = "mkdir -p /w && hostname >/w/index.html && dd if=/dev/zero of=/w/big bs=1024 count=2048 2>/dev/null && exec httpd -f -p 80 -h /w";
+
+/// A service with one task on each node.
+fn serve(node: &Node, name: &str, words: &[&str]) {
+    let mut all =
+        vec!["service", "create", "--name", name, "--replicas", "3", "--replicas-max-per-node", "1"];
+    all.extend(words);
+    node.rctl(&all).ok();
+}
+
+/// The service's container on a node.
+fn container(node: &Node, service: &str) -> String {
+    let of_service = format!("{service}.");
+    let found = node.containers().unwrap().into_iter().find(|one| one.name.starts_with(&of_service));
+    found.unwrap_or_else(|| panic!("no {service} on n{}", node.number)).id
+}
+
+/// The addresses of a service's tasks.
+fn addresses(node: &Node, service: &str) -> Result<Vec<String>, String> {
+    let seen = node.try_json(&["network", "inspect", "default"])?;
+    let members = seen[0]["Containers"].as_object().ok_or("no containers")?.values();
+    let own =
+        members.filter(|one| one["Name"].as_str().unwrap_or_default().starts_with(&format!("{service}.")));
+    Ok(own.filter_map(|one| one["IPv4Address"].as_str().map(str::to_owned)).collect())
+}
+
+/// What a shell in the node's `box` says.
+fn inside(node: &Node, script: &str) -> Result<String, String> {
+    let output = node.rctl(&["exec", &container(node, "box"), "sh", "-c", script]);
+    if output.code == 0 { Ok(output.ok()) } else { Err(output.tell()) }
+}
+
+/// Every node's container reaches every node's by address, by name and by the virtual address, small and large.
+fn containers_meet(lab: &Lab) -> Result<(), String> {
+    for node in lab.nodes() {
+        let targets = addresses(node, "box")?;
+        if targets.len() != 3 {
+            return Err(format!("n{} knows {targets:?}", node.number));
+        }
+        for target in &targets {
+            // A packet of a full segment's size, which no tunnel takes: it is told so, and cuts it.
+            inside(node, &format!("ping -q -c 4 -i 0.1 -W 2 -s 1472 {target}"))?;
+            let big = inside(node, &format!("timeout 10 wget -q -O - http://{target}/big | wc -c"))?;
+            if big.trim() != "2097152" {
+                return Err(format!("n{} got {big} bytes of {target}", node.number));
+            }
+        }
+        let all = "for i in 1 2 3 4 5 6; do timeout 5 wget -q -O - http://box/; done";
+        let by_name: BTreeSet<String> = inside(node, all)?.lines().map(str::to_owned).collect();
+        let listed = inside(node, "nslookup tasks.box | grep -c 'Address: 10.213'")?;
+        if by_name.len() != 3 || listed.trim() != "3" {
+            return Err(format!("n{} found {by_name:?} and {listed} names", node.number));
+        }
+    }
+    Ok(())
+}
+
+/// The published port of every node leads to every replica, which sees the client as who it is.
+fn clients_are_seen(lab: &Lab) -> Result<(), String> {
+    for node in lab.nodes() {
+        let mut replicas = BTreeSet::new();
+        for _ in 0..6 {
+            let hello = http::hello(node.port(8080)).map_err(|e| format!("n{}: {e}", node.number))?;
+            if hello.client != node.machine().to_string() {
+                return Err(format!("n{}: {hello:?}", node.number));
+            }
+            replicas.insert(hello.replica);
+        }
+        if replicas.len() != 3 {
+            return Err(format!("n{}: {replicas:?}", node.number));
+        }
+    }
+    Ok(())
+}
+
+/// All nodes are known where they are.
+fn addresses_are_known(lab: &Lab) -> Result<(), String> {
+    for node in lab.nodes() {
+        let list = node.rctl(&["node", "inspect", "n1", "n2", "n3", "--format", "json"]);
+        let text = list.ok();
+        for other in lab.nodes() {
+            if !text.contains(&other.address.to_string()) {
+                return Err(format!("n{} does not know {}: {text}", node.number, other.address));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
+    let mut lab = Lab::routed("segm", 3);
+    let n1 = lab.node(1).clone();
+    n1.load(&images::archive("busybox"));
+    n1.load(&images::archive("nginx"));
+    serve(&n1, "box", &["--stop-signal", "SIGKILL", images::BUSYBOX, "sh", "-c", SERVER]);
+    serve(&n1, "web", &["--publish", "8080:80", images::NGINX]);
+    wait_until("containers meet", SOON, || containers_meet(&lab));
+    wait_until("clients are seen", SOON, || clients_are_seen(&lab));
+    let tunnel = lab.node(3).exec("ip", &["-o", "link", "show", "type", "vxlan"]).ok();
+    assert!(tunnel.contains("mtu 1450"), "{tunnel}");
+
+    // A node behind the router gets another address while it runs.
+    let pid = lab.node(3).daemon_pid();
+    lab.move_to(3, 199);
+    wait_until("n3 is known where it is", SOON, || addresses_are_known(&lab));
+    lab.wait_ready(3);
+    wait_until("containers meet", SOON, || containers_meet(&lab));
+    wait_until("clients are seen", SOON, || clients_are_seen(&lab));
+    assert_eq!(lab.node(3).daemon_pid(), pid, "the daemon starts anew in its own process");
+
+    // One that others reach on its segment, while its daemon is away.
+    lab.kill(2);
+    lab.move_to(2, 77);
+    lab.start(2);
+    wait_until("n2 is known where it is", SOON, || addresses_are_known(&lab));
+    lab.wait_ready(3);
+    wait_until("containers meet", SOON, || containers_meet(&lab));
+    wait_until("clients are seen", SOON, || clients_are_seen(&lab));
+    lab.finish();
+}
