@@ -364,7 +364,7 @@ impl Containers {
                 wire::NetworkMode::Host => Networking::Host,
                 wire::NetworkMode::None => Networking::Alone,
             },
-            drain_ms: 0,
+            drain_ms: None,
         };
         let sink = Arc::new(ContainerSink { containers: self.clone() });
         let start = Start { event, goal: Goal::Run, status, go: None };

@@ -15,7 +15,7 @@ use rorqual_edge::Edge;
 use rorqual_network::{Attach, Attachment, Error, Fabric, HostPort, Join, LOCAL_NETWORK, NetworkOptions};
 use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire;
-use tokio::sync::{RwLock, mpsc, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -43,6 +43,11 @@ enum Event {
         task: String,
         up: bool,
     },
+    /// Who wants to know when no node that answers sends a task new connections any more.
+    Withdrawn {
+        task: String,
+        reply: oneshot::Sender<u64>,
+    },
     /// The node has joined or left a cluster: what the set said before means nothing any more.
     Reset(OwnName),
 }
@@ -53,6 +58,10 @@ pub(crate) struct Network {
     fabric: Arc<RwLock<Option<Fabric>>>,
     events: mpsc::Sender<Event>,
     held: watch::Receiver<Vec<HeldPort>>,
+    /// The number of the last set that is in effect here.
+    in_effect: watch::Receiver<u64>,
+    /// As the leader told it: every node has all up to this set in effect.
+    everywhere: Arc<watch::Sender<u64>>,
     /// Ends the task with the last clone.
     _task: Arc<JoinSet<()>>,
 }
@@ -77,18 +86,22 @@ impl Network {
     pub(crate) async fn start(options: NetworkOptions, own: OwnName, edge: Edge) -> Result<Self, Error> {
         let fabric = Arc::new(RwLock::new(Some(Fabric::start(options).await?)));
         let (events, inbox) = mpsc::channel(EVENTS);
-        let (told, held) = watch::channel(Vec::new());
+        let (held_told, held) = watch::channel(Vec::new());
+        let (in_effect_told, in_effect) = watch::channel(0);
         let mut task = JoinSet::new();
+        let told = Outlets { held: held_told, in_effect: in_effect_told };
         // In no cluster nothing is to come: that is the whole truth already.
         let dirty = if own.node_id.is_empty() { Dirty::everything() } else { Dirty::default() };
         task.spawn(run(Feeder::new(fabric.clone(), own, edge), dirty, inbox, told));
-        Ok(Self { fabric, events, held, _task: Arc::new(task) })
+        let everywhere = Arc::new(watch::Sender::new(0));
+        Ok(Self { fabric, events, held, in_effect, everywhere, _task: Arc::new(task) })
     }
 
     /// Starts the fabric anew with other pools or another underlay: the node has joined or left a cluster.
     /// Containers stay attached.
     pub(crate) async fn restart(&self, options: NetworkOptions, own: OwnName) -> Result<(), Error> {
         self.replace(options).await?;
+        self.everywhere.send_replace(0);
         // Fails only at the very end of the agent.
         let _ = self.events.send(Event::Reset(own)).await;
         Ok(())
@@ -147,19 +160,54 @@ impl Network {
         self.held.clone()
     }
 
+    /// The number of the last set that is in effect here.
+    pub(crate) fn in_effect(&self) -> watch::Receiver<u64> {
+        self.in_effect.clone()
+    }
+
+    /// The leader says that all nodes have everything up to this set in effect.
+    pub(crate) fn is_everywhere(&self, set: u64) {
+        self.everywhere.send_replace(set);
+    }
+
+    /// Returns when no node that answers sends a task of this node new connections any more. While no leader can be
+    /// reached it does not return.
+    pub(crate) async fn withdrawn(&self, task: &str) {
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Withdrawn { task: task.to_owned(), reply };
+        if self.events.send(event).await.is_err() {
+            return;
+        }
+        if let Ok(set) = answer.await {
+            // An error comes at the very end of the agent alone.
+            let _ = self.everywhere.subscribe().wait_for(|everywhere| *everywhere >= set).await;
+        }
+    }
+
+    /// How many connections to a container are open.
+    pub(crate) async fn open_connections(&self, id: &str) -> Result<usize, Error> {
+        let attached = self.attached().await;
+        let own = attached.iter().find(|attachment| attachment.id == id);
+        let addresses: Vec<_> =
+            own.iter().flat_map(|own| &own.interfaces).map(|interface| interface.address).collect();
+        let counted = tokio::task::spawn_blocking(move || rorqual_network::open_connections(&addresses));
+        counted.await.map_err(|_| Error::Stopped)?
+    }
+
     /// Tells that a task of this node came up or went down.
     pub(crate) async fn health(&self, task: &str, up: bool) {
         let _ = self.events.send(Event::Health { task: task.to_owned(), up }).await;
     }
 }
 
+/// Where the task tells what it knows.
+struct Outlets {
+    held: watch::Sender<Vec<HeldPort>>,
+    in_effect: watch::Sender<u64>,
+}
+
 /// Ends when the last [`Network`] is dropped.
-async fn run(
-    mut feeder: Feeder,
-    mut dirty: Dirty,
-    mut inbox: mpsc::Receiver<Event>,
-    told: watch::Sender<Vec<HeldPort>>,
-) {
+async fn run(mut feeder: Feeder, mut dirty: Dirty, mut inbox: mpsc::Receiver<Event>, told: Outlets) {
     let mut pause = AGAIN;
     let mut look_at = Instant::now();
     loop {
@@ -179,17 +227,21 @@ async fn run(
             feeder.take(event, &mut dirty);
         }
         if dirty.is_clean() {
+            feeder.settle(&told.in_effect);
             continue;
         }
         match feeder.apply(&dirty).await {
-            Ok(()) => (dirty, pause) = (Dirty::default(), AGAIN),
+            Ok(()) => {
+                (dirty, pause) = (Dirty::default(), AGAIN);
+                feeder.settle(&told.in_effect);
+            }
             Err(error) => {
                 tracing::warn!(error = %one_line(&error), "the network is not up to date");
                 dirty = Dirty::everything();
                 pause = (pause * 2).min(AGAIN_MOST);
             }
         }
-        told.send_if_modified(|list| {
+        told.held.send_if_modified(|list| {
             let now = feeder.held.list();
             let news = *list != now;
             *list = now;

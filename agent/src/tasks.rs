@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rorqual_network::{Attach, Join};
+use rorqual_proto::model::container::DEFAULT_DRAIN_MS;
 use rorqual_proto::model::{DesiredState, Task, TaskAddress, TaskState, TaskStatus};
 use rorqual_proto::wire;
 use rorqual_runtime::ContainerState;
@@ -21,7 +22,6 @@ use crate::logs::{self, Lines, Origin, Wanted};
 use crate::network::Network;
 use crate::reports::Reports;
 use crate::store::{NodeStore, StoreError, TaskRecord};
-use crate::workload::machine::DRAIN_MS;
 use crate::workload::{Driver, Event, Goal, Handle, Networking, Observed, Sink, Start, Workload};
 
 /// The tasks of this node. Clones share them.
@@ -335,7 +335,7 @@ fn beginning(status: &TaskStatus, found: Option<&ContainerState>) -> Event {
 fn goal(desired: DesiredState) -> Goal {
     match desired {
         DesiredState::Ready => Goal::Prepare,
-        DesiredState::Running => Goal::Run,
+        DesiredState::Running | DesiredState::Retiring => Goal::Run,
         DesiredState::Shutdown | DesiredState::Remove => Goal::Stop,
     }
 }
@@ -354,7 +354,7 @@ fn workload(task: &Task) -> Workload {
             networks: task.addresses.iter().map(join).collect(),
             ports: Vec::new(),
         }),
-        drain_ms: DRAIN_MS,
+        drain_ms: Some(task.container.drain_ms.unwrap_or(DEFAULT_DRAIN_MS)),
     }
 }
 

@@ -207,6 +207,7 @@ mod tests {
             networks: Vec::new(),
             restart: Default::default(),
             placement: Default::default(),
+            update_order: None,
             force_update: 0,
             routes: Vec::new(),
         }

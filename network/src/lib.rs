@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod connections;
 mod container;
 mod desired;
 mod dns;
@@ -41,6 +42,7 @@ mod routes;
 mod ruleset;
 mod watch;
 
+pub use connections::open_connections;
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};
 pub use host::{foreign_routes, own_addresses};

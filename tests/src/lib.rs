@@ -9,6 +9,7 @@
 //! - [`http`]: requests from outside of the cluster
 //! - [`images`]: the images that the suites run, whole and spoilt
 //! - [`registry`]: registries that demand to know who asks
+//! - [`load`]: many requests at a steady rate
 //! - [`figures`]: what was measured, for the end of `tests/run`
 //!
 //! Everything here panics when it cannot do what the test asked for: that is how a test fails.
@@ -21,6 +22,7 @@ pub mod host;
 pub mod http;
 pub mod images;
 mod lab;
+pub mod load;
 mod node;
 pub mod registry;
 pub mod source;

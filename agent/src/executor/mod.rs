@@ -4,6 +4,7 @@
 //! is what users see. Calls of the runtime wait for the kernel, so they run on tokio's blocking threads; how
 //! many containers start at the same moment is bounded.
 
+mod drain;
 pub(crate) mod folder;
 mod health;
 mod mounts;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rorqual_edge::Edge;
 use rorqual_network::{Block, Change, Endpoint, Error, Fabric, Peer, Protocol, PublishedPort, ServiceView};
 use rorqual_proto::wire::{self, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints};
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, oneshot, watch};
 
 use super::{Event, OwnName};
 use crate::edge;
@@ -27,6 +27,10 @@ pub(super) struct Feeder {
     down: BTreeSet<String>,
     /// Which views of services name a task as their endpoint.
     endpoint_of: BTreeMap<String, BTreeSet<String>>,
+    /// The number of the last set that was taken.
+    set: u64,
+    /// Who waits until a task is nobody's endpoint any more, here at first.
+    waiting: Vec<(String, oneshot::Sender<u64>)>,
     pub(super) held: HeldPorts,
     edge: Edge,
 }
@@ -100,6 +104,8 @@ impl Feeder {
             peers: BTreeMap::new(),
             down: BTreeSet::new(),
             endpoint_of: BTreeMap::new(),
+            set: 0,
+            waiting: Vec::new(),
             held: HeldPorts::default(),
         }
     }
@@ -107,6 +113,7 @@ impl Feeder {
     pub(super) fn take(&mut self, event: Event, dirty: &mut Dirty) {
         match event {
             Event::Set(change) => self.take_set(*change, dirty),
+            Event::Withdrawn { task, reply } => self.waiting.push((task, reply)),
             Event::Reset(own) => {
                 self.edge.set(&rorqual_edge::Settings::default());
                 *self = Self::new(self.fabric.clone(), own, self.edge.clone());
@@ -122,6 +129,7 @@ impl Feeder {
     }
 
     fn take_set(&mut self, change: SetChange, dirty: &mut Dirty) {
+        self.set = change.number;
         dirty.full |= change.full;
         if let Some(edge) = &change.edge {
             self.edge.set(&edge::settings(edge));
@@ -151,6 +159,20 @@ impl Feeder {
         replace(places, change.removed_blocks, change.blocks, |block| &block.block);
         let places = (&mut self.peers, &mut dirty.peers, &mut dirty.removed_peers);
         replace(places, change.removed_peers, change.peers, |peer| &peer.node_id);
+    }
+
+    /// All that was taken is in effect.
+    pub(super) fn settle(&mut self, in_effect: &watch::Sender<u64>) {
+        in_effect.send_if_modified(|known| std::mem::replace(known, self.set) != self.set);
+        for (task, reply) in std::mem::take(&mut self.waiting) {
+            if self.endpoint_of.contains_key(&task) {
+                self.waiting.push((task, reply));
+            } else {
+                // Nobody waits any more: it had to go without.
+                let _ = reply.send(self.set);
+            }
+        }
+        self.waiting.retain(|(_, reply)| !reply.is_closed());
     }
 
     fn forget_endpoints(&mut self, service: &str) {
@@ -378,6 +400,27 @@ mod tests {
         let mut dirty = Dirty::default();
         feeder.take(Event::Health { task: "a".into(), up: true }, &mut dirty);
         assert_eq!(ids(&feeder.change(&dirty)), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_task_is_withdrawn_with_the_set_that_does_not_name_it_any_more() {
+        let mut feeder = feeder();
+        let mut dirty = Dirty::default();
+        let (in_effect, _seen) = watch::channel(0);
+        let set = |number, endpoints: &[(&str, &str)]| {
+            let services = vec![service(endpoints)];
+            Event::Set(Box::new(SetChange { number, services, ..SetChange::default() }))
+        };
+        feeder.take(set(7, &[("a", "id1"), ("b", "id2")]), &mut dirty);
+        let (reply, mut answer) = oneshot::channel();
+        feeder.take(Event::Withdrawn { task: "a".into(), reply }, &mut dirty);
+        feeder.settle(&in_effect);
+        assert_eq!(*in_effect.borrow(), 7);
+        assert!(answer.try_recv().is_err(), "set 7 still names it");
+        feeder.take(set(9, &[("b", "id2")]), &mut dirty);
+        assert!(answer.try_recv().is_err(), "it is not in effect yet");
+        feeder.settle(&in_effect);
+        assert_eq!(answer.try_recv(), Ok(9));
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
     images.mark_unchanged();
     let mut held = parts.network.held_ports();
     held.mark_unchanged();
+    let mut in_effect = parts.network.in_effect();
+    in_effect.mark_unchanged();
     // The Hello names every status, so what waited until now needs not be sent again.
     parts.tasks.reports().clear();
     let hello = wire::Hello {
@@ -74,7 +76,7 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
             tracing::info!(%address, set = set.number, "session with the leader opened");
             let beat = Duration::from_millis(welcome.heartbeat_ms);
             let beat = if beat.is_zero() { HEARTBEAT } else { beat };
-            Open { parts, set, outbox, images, held, beat }.run(inbox).await
+            Open { parts, set, outbox, images, held, in_effect, beat }.run(inbox).await
         }
         Some(to_agent::Message::Redirect(redirect)) => redirected(parts, redirect),
         Some(_) => End::Failed("the controller did not answer the hello".to_owned()),
@@ -98,6 +100,7 @@ struct Open<'a> {
     outbox: Outbox,
     images: watch::Receiver<u64>,
     held: watch::Receiver<Vec<HeldPort>>,
+    in_effect: watch::Receiver<u64>,
     beat: Duration,
 }
 
@@ -128,6 +131,10 @@ impl Open<'_> {
                 Ok(()) = self.images.changed() => {
                     send(&self.outbox, from_agent::Message::Images(self.parts.images.report())).await
                 }
+                Ok(()) = self.in_effect.changed() => {
+                    let set = *self.in_effect.borrow_and_update();
+                    send(&self.outbox, from_agent::Message::AcknowledgedSet(set)).await
+                }
                 Ok(()) = self.held.changed() => {
                     send(&self.outbox, from_agent::Message::Description(self.parts.description())).await
                 }
@@ -149,6 +156,10 @@ impl Open<'_> {
             Some(to_agent::Message::Heartbeat(_)) => {
                 self.say(from_agent::Message::Heartbeat(wire::Heartbeat {})).await
             }
+            Some(to_agent::Message::Everywhere(set)) => {
+                self.parts.network.is_everywhere(set);
+                Ok(())
+            }
             Some(to_agent::Message::KeepCopy(copy)) => {
                 self.parts.images.keep_copy(&copy.digest);
                 Ok(())
@@ -157,7 +168,7 @@ impl Open<'_> {
         }
     }
 
-    /// On disk first, then in effect and acknowledged.
+    /// On disk first, then in effect.
     async fn assign(&mut self, mut assignments: wire::Assignments) -> Result<(), End> {
         let (full, auths) = (assignments.full, std::mem::take(&mut assignments.auths));
         let removed_auths = std::mem::take(&mut assignments.removed_auths);
@@ -188,9 +199,9 @@ impl Open<'_> {
         // In effect first, so that a slow connection delays nothing; it is on disk either way.
         self.parts.tasks.apply(tasks, removed).await;
         self.parts.tasks.release();
-        let number = change.number;
+        // It is acknowledged when it is in effect.
         self.parts.network.apply(change).await;
-        self.say(from_agent::Message::AcknowledgedSet(number)).await
+        Ok(())
     }
 
     async fn say(&self, message: from_agent::Message) -> Result<(), End> {

@@ -23,8 +23,8 @@ use rorqual_proto::model::{Health, RestartCondition, RestartPolicy, TaskState, T
 
 use super::backoff::{self, HEALTHY_RUN_MS};
 
-/// How long the balancers get to let go of a container before it is asked to stop.
-pub(crate) const DRAIN_MS: i64 = 100;
+/// How long the balancers of all nodes get to let go of a container; no longer, if nobody tells that they have.
+pub(crate) const WITHDRAW_MS: u64 = 2_000;
 
 /// How long a signal may go unanswered before it is sent again.
 const KILL_AGAIN_MS: i64 = 1_000;
@@ -47,8 +47,9 @@ pub(crate) struct Rules {
     pub(crate) restart: RestartPolicy,
     /// From the stop signal to SIGKILL.
     pub(crate) grace_ms: u64,
-    /// From `healthy: false` to the stop signal; 0 for a container behind no balancer.
-    pub(crate) drain_ms: i64,
+    /// How long its connections are waited for once no balancer sends it new ones; none for a container behind no
+    /// balancer.
+    pub(crate) drain_ms: Option<u64>,
     /// One that its check calls unhealthy is stopped, and has failed.
     pub(crate) replace_unhealthy: bool,
     /// For the message about a kill for want of memory; 0 for no limit.
@@ -97,6 +98,8 @@ pub(crate) enum Event {
     StartFailed(Failure),
     /// Its process ended.
     Exited(Exit),
+    /// No balancer sends it anything new, and what it had to do is done or had its time.
+    Drained,
     /// The goal moved. A grace replaces the container's own.
     Goal { goal: Goal, grace_ms: Option<u64> },
     /// The time of [`Machine::wake_at_ms`] has come.
@@ -118,6 +121,8 @@ pub(crate) enum Effect {
     Watch,
     /// Ask how it is, from now on until it is to stop.
     Probe,
+    /// Wait until the balancers have let go of it and its connections are over.
+    Drain,
     /// Send the stop signal.
     Stop,
     /// Send SIGKILL.
@@ -237,6 +242,7 @@ impl Machine {
             (Event::Exited(exit), Phase::Stopping { .. } | Phase::Killing { .. }) => {
                 self.ended(exit, now_ms, now_ms, jitter)
             }
+            (Event::Drained, Phase::Leaving { .. }) => self.stop(now_ms),
             (Event::Due, phase) => self.due(phase, now_ms),
             (Event::Cleaned, Phase::Cleaning { outcome }) => {
                 self.phase = Phase::Done;
@@ -428,10 +434,12 @@ impl Machine {
     fn leave(&mut self, now_ms: i64) -> Vec<Effect> {
         let was_healthy = std::mem::take(&mut self.status.healthy);
         let Phase::Running { since_ms } = self.phase else { return Vec::new() };
-        if was_healthy && self.rules.drain_ms > 0 {
-            let until_ms = now_ms.saturating_add(self.rules.drain_ms);
+        if let Some(drain_ms) = self.rules.drain_ms.filter(|_| was_healthy) {
+            // Whoever waits for it ends sooner; this is for the case that nobody does.
+            let most_ms = WITHDRAW_MS.saturating_mul(2).saturating_add(drain_ms);
+            let until_ms = now_ms.saturating_add_unsigned(most_ms);
             self.phase = Phase::Leaving { since_ms, until_ms };
-            return vec![Effect::Report];
+            return vec![Effect::Report, Effect::Drain];
         }
         let mut effects = vec![Effect::Report];
         effects.extend(self.stop(now_ms));

@@ -2,13 +2,15 @@
 
 use proptest::prelude::*;
 
+use rorqual_proto::model::container::DEFAULT_DRAIN_MS;
+
 use super::*;
 
 fn rules(condition: RestartCondition) -> Rules {
     Rules {
         restart: RestartPolicy { condition, ..RestartPolicy::default() },
         grace_ms: 10_000,
-        drain_ms: DRAIN_MS,
+        drain_ms: Some(DEFAULT_DRAIN_MS),
         replace_unhealthy: true,
         memory_limit_bytes: 64 << 20,
     }
@@ -70,11 +72,11 @@ fn a_services_unhealthy_container_leaves_and_starts_again_as_one_that_failed() {
     machine.step(Event::Prepared, 0, 0.5);
     machine.step(started_checked(0), 0, 0.5);
     machine.step(health(Health::Healthy), 10, 0.5);
-    assert_eq!(machine.step(health(Health::Unhealthy), 20, 0.5), [Effect::Report]);
+    assert_eq!(machine.step(health(Health::Unhealthy), 20, 0.5), [Effect::Report, Effect::Drain]);
     assert!(!machine.status().healthy && matches!(machine.phase(), Phase::Leaving { .. }));
     assert_eq!(machine.status().message, "unhealthy: exit code 1");
-    let due = machine.wake_at_ms().unwrap();
-    assert_eq!(machine.step(Event::Due, due, 0.5), [Effect::Stop]);
+    let due = 30;
+    assert_eq!(machine.step(Event::Drained, due, 0.5), [Effect::Stop]);
     // It ends as one that was asked to, and has failed all the same.
     let effects = machine.step(exit(0, due + 1), due + 1, 0.5);
     assert_eq!(effects, [Effect::Report, Effect::Start, Effect::Report]);
@@ -245,17 +247,29 @@ fn what_may_work_later_is_tried_again_but_never_hot() {
 fn the_balancers_let_go_before_the_stop_signal() {
     let mut machine = machine(RestartCondition::Any);
     run(&mut machine, 0);
-    assert_eq!(machine.step(stop(), 1_000, 0.5), [Effect::Report]);
+    assert_eq!(machine.step(stop(), 1_000, 0.5), [Effect::Report, Effect::Drain]);
     assert!(!machine.status().healthy);
-    assert_eq!(machine.wake_at_ms(), Some(1_000 + DRAIN_MS));
-    assert_eq!(machine.step(Event::Due, 1_000 + DRAIN_MS, 0.5), [Effect::Stop]);
-    assert_eq!(machine.wake_at_ms(), Some(11_000 + DRAIN_MS));
-    assert_eq!(machine.step(Event::Due, 11_000 + DRAIN_MS, 0.5), [Effect::Kill]);
-    assert_eq!(machine.step(exit(137, 11_200), 11_200, 0.5), [Effect::Clean]);
-    assert_eq!(machine.step(Event::Cleaned, 11_210, 0.5), [Effect::Report]);
+    // However long it may take, nothing happens before its connections are over.
+    assert!(machine.step(Event::Due, 5_999, 0.5).is_empty());
+    assert_eq!(machine.step(Event::Drained, 6_000, 0.5), [Effect::Stop]);
+    assert_eq!(machine.wake_at_ms(), Some(16_000));
+    assert_eq!(machine.step(Event::Due, 16_000, 0.5), [Effect::Kill]);
+    assert_eq!(machine.step(exit(137, 16_200), 16_200, 0.5), [Effect::Clean]);
+    assert_eq!(machine.step(Event::Cleaned, 16_210, 0.5), [Effect::Report]);
     assert_eq!(machine.status().state, TaskState::Shutdown);
     assert_eq!(machine.status().exit_code, Some(137));
     assert!(machine.is_done());
+}
+
+#[test]
+fn connections_are_not_waited_for_without_end() {
+    let mut machine = machine(RestartCondition::Any);
+    run(&mut machine, 0);
+    machine.step(stop(), 1_000, 0.5);
+    let due = machine.wake_at_ms().unwrap();
+    assert_eq!(due, 1_000 + i64::try_from(DEFAULT_DRAIN_MS + 2 * WITHDRAW_MS).unwrap());
+    assert_eq!(machine.step(Event::Due, due, 0.5), [Effect::Stop]);
+    assert!(machine.step(Event::Drained, due + 1, 0.5).is_empty());
 }
 
 #[test]
@@ -281,7 +295,7 @@ fn a_stop_during_the_start_stops_what_started() {
 #[test]
 fn an_impatient_stop_kills_at_once() {
     let mut machine = machine(RestartCondition::Any);
-    machine.rules.drain_ms = 0;
+    machine.rules.drain_ms = None;
     run(&mut machine, 0);
     machine.step(stop(), 10, 0.5);
     let now = Event::Goal { goal: Goal::Stop, grace_ms: Some(0) };
@@ -338,6 +352,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0i64..100_000).prop_map(|at| Event::Adopted { pid: 3, started_at_ms: at }),
         (goal, prop::option::of(0u64..20_000)).prop_map(|(goal, grace_ms)| Event::Goal { goal, grace_ms }),
         Just(Event::Due),
+        Just(Event::Drained),
         Just(Event::Cleaned),
     ]
 }

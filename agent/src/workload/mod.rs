@@ -38,8 +38,8 @@ pub(crate) struct Workload {
     pub(crate) spec: ContainerSpec,
     pub(crate) restart: RestartPolicy,
     pub(crate) network: Networking,
-    /// How long balancers get to let go of it; 0 where there are none.
-    pub(crate) drain_ms: i64,
+    /// How long its connections are waited for once the balancers have let go of it; none where there are none.
+    pub(crate) drain_ms: Option<u64>,
 }
 
 /// Where a container's packets go.
@@ -227,6 +227,7 @@ impl Driver {
             Effect::Start => self.start(),
             Effect::Watch => self.watch(),
             Effect::Probe => self.probe(),
+            Effect::Drain => self.drain(),
             Effect::Stop => self.signal(false),
             Effect::Kill => self.signal(true),
             Effect::Clean => self.clean(),
@@ -306,6 +307,16 @@ impl Driver {
         self.probing.spawn(async move {
             let Some(prober) = executor.prober(&workload, prepared.as_deref()).await else { return };
             prober.run(known, &events).await;
+        });
+    }
+
+    fn drain(&mut self) {
+        self.probing.abort_all();
+        let (executor, workload, events) =
+            (self.executor.clone(), self.workload.clone(), self.events.clone());
+        self.operations.spawn(async move {
+            executor.drain(&workload).await;
+            let _ = events.send(Event::Drained).await;
         });
     }
 

@@ -163,7 +163,11 @@ impl Dispatcher {
                     .into_iter()
                     .map(|report| Told::Status(report.task_id, report.status.unwrap()))
                     .collect(),
-                Some(from_agent::Message::AcknowledgedSet(set)) => vec![Told::Acknowledged(set)],
+                Some(from_agent::Message::AcknowledgedSet(set)) => {
+                    let message = to_agent::Message::Everywhere(set);
+                    let _ = outbox.send(Ok(wire::ToAgent { message: Some(message) })).await;
+                    vec![Told::Acknowledged(set)]
+                }
                 Some(from_agent::Message::Images(images)) => vec![Told::Images(images)],
                 // No test asks for the machine, nor for the answers to heartbeats.
                 Some(from_agent::Message::Heartbeat(_) | from_agent::Message::Description(_)) | None => {

@@ -37,6 +37,6 @@ mod state;
 pub use action::{Action, ActionKind, Change, Conflict};
 pub use allocate::DYNAMIC_PORTS;
 pub use draft::MAX_ACTIONS;
-pub use orchestrate::HISTORY;
+pub use orchestrate::{HISTORY, RETIRE_MS};
 pub use planner::{Plan, Planner};
 pub use state::{Objects, ReplicaCounts, State};

@@ -28,8 +28,22 @@ pub(super) struct Evicted;
 const EVENTS: usize = 256;
 
 enum Event {
-    Register { node: NodeId, session: u64, outbox: Outbox, evict: oneshot::Sender<Evicted> },
-    Unregister { node: NodeId, session: u64 },
+    Register {
+        node: NodeId,
+        session: u64,
+        outbox: Outbox,
+        evict: oneshot::Sender<Evicted>,
+    },
+    Unregister {
+        node: NodeId,
+        session: u64,
+    },
+    /// The node has a set in effect.
+    Acknowledged {
+        node: NodeId,
+        session: u64,
+        set: u64,
+    },
 }
 
 /// Where sessions register. Cheap to clone.
@@ -55,6 +69,11 @@ impl FanoutHandle {
         }
     }
 
+    /// A session's node has a set in effect.
+    pub(super) async fn acknowledged(&self, node: NodeId, session: u64, set: u64) {
+        let _ = self.events.send(Event::Acknowledged { node, session, set }).await;
+    }
+
     /// Forgets a session, unless another one of the node has taken its place.
     pub(super) async fn unregister(&self, node: NodeId, session: u64) {
         // Fails only when the controller shuts down, and every session with it.
@@ -77,6 +96,10 @@ struct Session {
     _evict: oneshot::Sender<Evicted>,
     /// The number of the last set that it was given.
     set: u64,
+    /// The number of the last set that it has in effect.
+    acknowledged: u64,
+    /// What it was told last of what all nodes have in effect.
+    told: u64,
 }
 
 struct Fanout {
@@ -145,7 +168,8 @@ impl Fanout {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Register { node, session, outbox, evict } => {
-                let mut session = Session { number: session, outbox, _evict: evict, set: 0 };
+                let mut session =
+                    Session { number: session, outbox, _evict: evict, set: 0, acknowledged: 0, told: 0 };
                 if self.give_all(&node, &mut session) {
                     self.sessions.insert(node, session);
                 }
@@ -153,7 +177,33 @@ impl Fanout {
             Event::Unregister { node, session } => {
                 if self.sessions.get(&node).is_some_and(|known| known.number == session) {
                     self.sessions.remove(&node);
+                    self.tell_what_is_everywhere();
                 }
+            }
+            Event::Acknowledged { node, session, set } => {
+                if let Some(known) = self.sessions.get_mut(&node).filter(|known| known.number == session) {
+                    known.acknowledged = known.acknowledged.max(set);
+                    self.tell_what_is_everywhere();
+                }
+            }
+        }
+    }
+
+    /// Whoever has got a set since it was told last learns what all nodes have in effect: a task that left the balancers
+    /// with a set up to that gets no new connections from then on.
+    fn tell_what_is_everywhere(&mut self) {
+        // One that has all that it was given is no reason to wait: what came after did not concern it.
+        let behind = self.sessions.values().filter(|session| session.acknowledged < session.set);
+        let everywhere = behind.map(|session| session.acknowledged).min();
+        let newest = self.sessions.values().map(|session| session.set).max().unwrap_or_default();
+        let everywhere = everywhere.unwrap_or(newest);
+        for session in self.sessions.values_mut() {
+            let news = everywhere.min(session.set);
+            if session.told < news {
+                session.told = news;
+                let message = to_agent::Message::Everywhere(everywhere);
+                // One that does not read loses its session with the next set.
+                let _ = session.outbox.try_send(Ok(wire::ToAgent { message: Some(message) }));
             }
         }
     }

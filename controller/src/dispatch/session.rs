@@ -66,7 +66,7 @@ impl Dispatch {
         tracing::info!(%node, "agent session opened");
         // Ends with the session; nothing waits for it.
         tokio::spawn(async move {
-            let why = dispatch.serve(&node, inbox, &outbox, evicted).await;
+            let why = dispatch.serve((&node, session), inbox, &outbox, evicted).await;
             tracing::info!(%node, why, "agent session ended");
             dispatch.fanout.unregister(node.clone(), session).await;
             dispatch.copies.leave(&node, session);
@@ -112,7 +112,7 @@ impl Dispatch {
 
     async fn serve(
         &self,
-        node: &NodeId,
+        (node, session): (&NodeId, u64),
         mut inbox: Streaming<wire::FromAgent>,
         outbox: &Outbox,
         mut evicted: oneshot::Receiver<Evicted>,
@@ -150,14 +150,14 @@ impl Dispatch {
             };
             heard = Instant::now();
             self.shared.heard(node);
-            if let Err(status) = self.take(node, message).await {
+            if let Err(status) = self.take(node, session, message).await {
                 let _ = outbox.try_send(Err(status));
                 return "the agent sent what can't be read";
             }
         }
     }
 
-    async fn take(&self, node: &NodeId, message: wire::FromAgent) -> Result<(), Status> {
+    async fn take(&self, node: &NodeId, session: u64, message: wire::FromAgent) -> Result<(), Status> {
         match message.message {
             // That it came is all that it says.
             Some(from_agent::Message::Heartbeat(_)) => Ok(()),
@@ -171,7 +171,7 @@ impl Dispatch {
                 self.describe(node, description, None).await
             }
             Some(from_agent::Message::AcknowledgedSet(set)) => {
-                tracing::trace!(%node, set, "set acknowledged");
+                self.fanout.acknowledged(node.clone(), session, set).await;
                 Ok(())
             }
             Some(from_agent::Message::Hello(_)) => {

@@ -1,8 +1,11 @@
-//! Forgets connections whose endpoint is gone (nf_conntrack, linux/netfilter/nfnetlink_conntrack.h).
+//! Counts connections to an endpoint that is to go, and forgets those whose endpoint is gone (nf_conntrack,
+//! linux/netfilter/nfnetlink_conntrack.h).
 //!
 //! A UDP client that keeps its port would be sent to the old endpoint for as long as it talks, and a TCP client of a
 //! node that died would wait for its own time-out. Without the entry the next packet is balanced anew: UDP goes on
 //! with another endpoint, TCP is reset by it.
+
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use nix::errno::Errno;
@@ -17,6 +20,11 @@ const DELETE: u16 = SUBSYSTEM | 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const FILTER: u16 = 25;
+const PROTOCOL_INFO: u16 = 4;
+const PROTOCOL_INFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+/// SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT (linux/netfilter/nf_conntrack_tcp.h).
+const TCP_OPEN: std::ops::RangeInclusive<u8> = 2..=5;
 const FILTER_SOURCE: u32 = 1;
 const FILTER_PROTOCOL: u32 = 1 << 3;
 /// `struct nfgenmsg` for IPv4
@@ -68,7 +76,31 @@ pub(crate) fn forget(netlink: &mut Netlink, range: Ipv4Net, kind: Kind) -> Resul
     netlink.run(deletions)
 }
 
-/// Opens the socket for [`forget`].
+/// How many TCP connections to an address are open: both ends have agreed on them, and not both have ended them. Those
+/// that the address has opened itself don't count.
+pub(crate) fn count_open(netlink: &mut Netlink, address: Ipv4Addr) -> Result<usize, Error> {
+    let operation = format!("list connections to {address}");
+    let request = Request::new(GET, 0, operation)
+        .tolerate(&[Errno::ENOENT])
+        .put(&HEADER)
+        .nest(TUPLE_REPLY, |r| {
+            r.nest(1, |r| r.attr(1, &address.octets()))
+                .nest(2, |r| r.attr(1, &[nix::libc::IPPROTO_TCP as u8]))
+        })
+        .nest(FILTER, |r| r.attr_u32(1, 0).attr_u32(2, FILTER_SOURCE | FILTER_PROTOCOL));
+    let is_open = |payload: &[u8]| {
+        // An old kernel ignores the filter: look again.
+        let reply = attribute(payload, 4, TUPLE_REPLY).unwrap_or_default();
+        let source = attribute(reply, 0, 1).and_then(|ip| attribute(ip, 0, 1)).and_then(super::ipv4);
+        let state = attribute(payload, 4, PROTOCOL_INFO)
+            .and_then(|info| attribute(info, 0, PROTOCOL_INFO_TCP))
+            .and_then(|tcp| attribute(tcp, 0, TCP_STATE));
+        source == Some(address) && matches!(state, Some([state]) if TCP_OPEN.contains(state))
+    };
+    Ok(netlink.dump(request)?.iter().filter(|answer| is_open(&answer.payload)).count())
+}
+
+/// Opens the socket for the others here.
 pub(crate) fn open() -> Result<Netlink, Error> {
     Netlink::open(SockProtocol::NetlinkNetFilter)
 }

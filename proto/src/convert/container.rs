@@ -31,6 +31,7 @@ impl From<&model::ContainerSpec> for wire::ContainerSpec {
             tty: spec.tty,
             open_stdin: spec.open_stdin,
             health: spec.health.as_ref().map(Into::into),
+            drain_ms: spec.drain_ms,
         }
     }
 }
@@ -66,6 +67,7 @@ impl TryFrom<wire::ContainerSpec> for model::ContainerSpec {
                 .map(TryInto::try_into)
                 .transpose()
                 .map_err(|error: InvalidField| error.within("health"))?,
+            drain_ms: spec.drain_ms,
         })
     }
 }

@@ -41,13 +41,15 @@ enums! {
         Rejected, Orphaned,
     }
     /// A task's desired state from its number on the wire; `None` where unspecified.
-    desired_state: wire::DesiredState => model::DesiredState { Ready, Running, Shutdown, Remove }
+    desired_state: wire::DesiredState => model::DesiredState { Ready, Running, Retiring, Shutdown, Remove }
     /// What a health check says from its number on the wire; `None` where there is none.
     health: wire::Health => model::Health { Starting, Healthy, Unhealthy }
     /// A transport from its number on the wire; `None` where unspecified.
     protocol: wire::Protocol => model::Protocol { Tcp, Udp }
     /// A mount's kind from its number on the wire; `None` where unspecified.
     mount_kind: wire::mount::Kind => model::MountKind { Bind, Volume, Tmpfs }
+    /// An update's order from its number on the wire; `None` where unspecified.
+    update_order: wire::UpdateOrder => model::UpdateOrder { StopFirst, StartFirst }
     /// A restart condition from its number on the wire; `None` where unspecified.
     restart_condition: wire::restart_policy::Condition => model::RestartCondition { None, OnFailure, Any }
 }

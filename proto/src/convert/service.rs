@@ -20,6 +20,7 @@ impl From<&model::ServiceSpec> for wire::ServiceSpec {
             placement: Some((&spec.placement).into()),
             force_update: spec.force_update,
             routes: spec.routes.iter().map(Into::into).collect(),
+            update_order: spec.update_order.map_or(wire::UpdateOrder::Unspecified, Into::into).into(),
         }
     }
 }
@@ -39,6 +40,7 @@ impl TryFrom<wire::ServiceSpec> for model::ServiceSpec {
             placement: spec.placement.map(Into::into).unwrap_or_default(),
             force_update: spec.force_update,
             routes: list(spec.routes, "routes")?,
+            update_order: super::update_order(spec.update_order, "update_order")?,
         })
     }
 }

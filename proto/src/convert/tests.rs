@@ -72,6 +72,7 @@ fn container() -> ContainerSpec {
             start_interval_ms: 4,
             retries: 5,
         }),
+        drain_ms: Some(0),
     }
 }
 
@@ -115,6 +116,7 @@ fn service_spec() -> ServiceSpec {
         ],
         restart: restart(),
         placement: placement(),
+        update_order: Some(UpdateOrder::StartFirst),
         force_update: 9,
         routes: vec![RouteSpec {
             host: "*.example".into(),

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// How long a replica's connections are waited for where nothing else was said.
+pub const DEFAULT_DRAIN_MS: u64 = 5_000;
+
 /// What runs: image, process, environment and limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerSpec {
@@ -49,6 +52,8 @@ pub struct ContainerSpec {
     pub open_stdin: bool,
     /// How it is told whether the container is well; absent: as its image says.
     pub health: Option<HealthCheck>,
+    /// How long a replica's connections are waited for after it has left the balancers; absent: the default.
+    pub drain_ms: Option<u64>,
 }
 
 /// A health check, as far as a user says it: what is 0 or absent is as the image says.

@@ -11,6 +11,7 @@ pub mod edge;
 pub mod id;
 pub mod network;
 pub mod node;
+pub mod order;
 pub mod record;
 pub mod service;
 pub mod task;
@@ -22,6 +23,7 @@ pub use edge::{EdgeSettings, RouteBackend, RouteSpec};
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Network, NetworkJoin, NetworkSpec};
 pub use node::{Availability, HeldPort, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, Role};
+pub use order::UpdateOrder;
 pub use record::Record;
 pub use service::{
     PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, RouteSpec, ServiceId};
+use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, RouteSpec, ServiceId, UpdateOrder};
 
 /// What the user asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct ServiceSpec {
     pub placement: Placement,
     /// Raised to replace every task although nothing else changed.
     pub force_update: u64,
+    /// Whether a replica is stopped before its replacement starts; absent: as [`ServiceSpec::starts_first`] says.
+    pub update_order: Option<UpdateOrder>,
     /// Ways to it through the HTTP edge.
     pub routes: Vec<RouteSpec>,
 }

@@ -49,6 +49,8 @@ pub enum DesiredState {
     Ready,
     /// Run.
     Running,
+    /// Run on until the slot's next task serves.
+    Retiring,
     /// Stop and keep the record.
     Shutdown,
     /// Stop and forget.
@@ -165,7 +167,7 @@ impl Task {
 
     /// It runs, is meant to run, and may get traffic.
     pub fn is_endpoint(&self) -> bool {
-        self.desired_state == DesiredState::Running
+        matches!(self.desired_state, DesiredState::Running | DesiredState::Retiring)
             && self.status.state == TaskState::Running
             && self.status.healthy
     }

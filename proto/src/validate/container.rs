@@ -52,6 +52,9 @@ pub fn container_spec(spec: &ContainerSpec) -> Result<(), InvalidField> {
         let problem = format!("{} ms are too long: at most 24 h", spec.stop_grace_ms);
         return Err(InvalidField::new("stop_grace_ms", problem));
     }
+    if let Some(ms) = spec.drain_ms.filter(|ms| *ms > MAX_WAIT_MS) {
+        return Err(InvalidField::new("drain_ms", format!("{ms} ms are too long: at most 24 h")));
+    }
     if let Some(check) = &spec.health {
         super::health::check(check).map_err(|error| error.within("health"))?;
     }

@@ -33,6 +33,7 @@ fn good() -> ServiceSpec {
         networks: vec![NetworkJoin::plain("front")],
         restart: RestartPolicy::default(),
         placement: Placement { constraints: vec!["node.role==worker".into()], max_replicas_per_node: 1 },
+        update_order: None,
         force_update: 0,
         routes: Vec::new(),
     }

@@ -22,6 +22,8 @@ pub struct ServiceSpec {
     /// Raised to replace every task although nothing else changed.
     #[prost(uint64, tag = "9")]
     pub force_update: u64,
+    #[prost(enumeration = "UpdateOrder", tag = "60")]
+    pub update_order: i32,
     /// Ways to it through the HTTP edge.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
@@ -186,6 +188,9 @@ pub struct ContainerSpec {
     /// How it is told whether the container is well; absent: as its image says.
     #[prost(message, optional, tag = "60")]
     pub health: ::core::option::Option<HealthCheck>,
+    /// How long a replica's connections are waited for after it has left the balancers; absent: 5 s. Services only.
+    #[prost(uint64, optional, tag = "61")]
+    pub drain_ms: ::core::option::Option<u64>,
 }
 /// What is 0 is as the image says, else Docker's default: 30 s, 30 s, 0, 5 s, 3.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -463,6 +468,38 @@ pub struct NetworkSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+}
+/// Whether a replica is stopped before the one that replaces it starts, or when that serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum UpdateOrder {
+    /// Start first where otherwise nobody would serve (a single replica, a node that is drained), and where the two don't
+    /// share a volume or a folder of the node.
+    Unspecified = 0,
+    StopFirst = 1,
+    StartFirst = 2,
+}
+impl UpdateOrder {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "UPDATE_ORDER_UNSPECIFIED",
+            Self::StopFirst => "UPDATE_ORDER_STOP_FIRST",
+            Self::StartFirst => "UPDATE_ORDER_START_FIRST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UPDATE_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "UPDATE_ORDER_STOP_FIRST" => Some(Self::StopFirst),
+            "UPDATE_ORDER_START_FIRST" => Some(Self::StartFirst),
+            _ => None,
+        }
+    }
 }
 /// What a container's health check says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1068,6 +1105,8 @@ pub enum DesiredState {
     Running = 2,
     Shutdown = 3,
     Remove = 4,
+    /// Run on until the slot's next task serves. Stands between RUNNING and SHUTDOWN.
+    Retiring = 60,
 }
 impl DesiredState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1081,6 +1120,7 @@ impl DesiredState {
             Self::Running => "DESIRED_STATE_RUNNING",
             Self::Shutdown => "DESIRED_STATE_SHUTDOWN",
             Self::Remove => "DESIRED_STATE_REMOVE",
+            Self::Retiring => "DESIRED_STATE_RETIRING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1091,6 +1131,7 @@ impl DesiredState {
             "DESIRED_STATE_RUNNING" => Some(Self::Running),
             "DESIRED_STATE_SHUTDOWN" => Some(Self::Shutdown),
             "DESIRED_STATE_REMOVE" => Some(Self::Remove),
+            "DESIRED_STATE_RETIRING" => Some(Self::Retiring),
             _ => None,
         }
     }
@@ -3693,7 +3734,7 @@ pub mod from_agent {
         Heartbeat(super::Heartbeat),
         #[prost(message, tag = "4")]
         Images(super::Images),
-        /// The set is on disk.
+        /// The set is on disk and in effect: in the balancer, too.
         #[prost(uint64, tag = "5")]
         AcknowledgedSet(u64),
         /// What has changed since the Hello: ports that other programs hold.
@@ -3758,7 +3799,7 @@ pub struct ImageHave {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "to_agent::Message", tags = "1, 2, 3, 4, 5, 60")]
     pub message: ::core::option::Option<to_agent::Message>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -3776,6 +3817,9 @@ pub mod to_agent {
         Heartbeat(super::Heartbeat),
         #[prost(message, tag = "5")]
         KeepCopy(super::KeepCopy),
+        /// Every node that has a session has all up to this set in effect. Told to nodes that have got a set since.
+        #[prost(uint64, tag = "60")]
+        Everywhere(u64),
     }
 }
 /// Only one node has this manifest of the registry: the agent gets it too, with all that it needs, and reports it.

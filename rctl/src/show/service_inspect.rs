@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rorqual_proto::wire::{
     ContainerSpec, DesiredState, Mount, NetworkJoin, Placement, PortSpec, Resources, RestartPolicy, Service,
-    ServiceSpec, ServiceView, mount::Kind, restart_policy::Condition, service_spec::Mode,
+    ServiceSpec, ServiceView, UpdateOrder, mount::Kind, restart_policy::Condition, service_spec::Mode,
 };
 use serde::Serialize;
 
@@ -42,9 +42,17 @@ struct Spec {
     labels: Labels,
     task_template: TaskTemplate,
     mode: ModeOf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    update_config: Option<UpdateConfig>,
     endpoint_spec: Ports,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     routes: Vec<Route>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct UpdateConfig {
+    order: &'static str,
 }
 
 #[derive(Serialize)]
@@ -97,6 +105,8 @@ struct Container {
     stop_signal: String,
     /// Nanoseconds, as in Docker.
     stop_grace_period: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_timeout: Option<u64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     sysctls: Labels,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,6 +256,11 @@ pub(crate) fn inspect(view: &ServiceView) -> Inspect {
 }
 
 fn spec(spec: ServiceSpec) -> Spec {
+    let order = match spec.update_order() {
+        UpdateOrder::Unspecified => None,
+        UpdateOrder::StopFirst => Some("stop-first"),
+        UpdateOrder::StartFirst => Some("start-first"),
+    };
     let container = spec.container.unwrap_or_default();
     let replicas = match spec.mode {
         Some(Mode::Replicated(replicated)) => replicated.replicas,
@@ -266,6 +281,7 @@ fn spec(spec: ServiceSpec) -> Spec {
             force_update: spec.force_update,
         },
         mode: ModeOf { replicated: ReplicatedOf { replicas } },
+        update_config: order.map(|order| UpdateConfig { order }),
         endpoint_spec: Ports { ports: spec.ports.iter().map(port).collect() },
         routes: spec.routes.iter().map(Route::from).collect(),
     }
@@ -300,6 +316,7 @@ fn container(spec: ContainerSpec) -> Container {
         capability_drop: spec.cap_drop,
         stop_signal: spec.stop_signal,
         stop_grace_period: spec.stop_grace_ms.saturating_mul(NANOS_PER_MS),
+        drain_timeout: spec.drain_ms.map(|ms| ms.saturating_mul(NANOS_PER_MS)),
         sysctls: spec.sysctls,
         healthcheck: spec.health.map(Into::into),
     }

@@ -140,6 +140,7 @@ fn desired_word(state: DesiredState) -> &'static str {
         DesiredState::Unspecified => "",
         DesiredState::Ready => "Ready",
         DesiredState::Running => "Running",
+        DesiredState::Retiring => "Retiring",
         DesiredState::Shutdown => "Shutdown",
         DesiredState::Remove => "Remove",
     }

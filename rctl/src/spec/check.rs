@@ -29,6 +29,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("container.cap_drop", "--cap-drop", "--cap-drop"),
     ("container.stop_signal", "--stop-signal", "--stop-signal"),
     ("container.stop_grace_ms", "--stop-grace-period", "--stop-grace-period"),
+    ("container.drain_ms", "--drain-timeout", "--drain-timeout"),
     ("container.labels", "--container-label", "--label"),
     ("container.sysctls", "--sysctl", "--sysctl"),
     ("container.health.http", "--health-http", "--health-http"),

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rorqual_proto::model::container::DEFAULT_DRAIN_MS;
 use rorqual_proto::wire::restart_policy::Condition;
 use rorqual_proto::wire::{DesiredState, ServiceView, Task, TaskState, TaskStatus, service_spec::Mode};
 
@@ -257,7 +258,9 @@ impl Standing {
             .tasks
             .iter()
             .filter_map(|task| task.container.as_ref())
-            .map(|container| container.stop_grace_ms)
+            .map(|container| {
+                container.stop_grace_ms.saturating_add(container.drain_ms.unwrap_or(DEFAULT_DRAIN_MS))
+            })
             .max();
         let stopping = |task: &&Task| ends(task, min_version) && !is_silent(view, task);
         Self {

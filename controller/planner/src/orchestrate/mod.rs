@@ -8,6 +8,7 @@
 //! ```text
 //!   new slot ──▶ holder ──(outdated: SHUTDOWN)──▶ no holder, waits until the old one has stopped ──▶ holder
 //!                  │  └──(node down, drained or gone; ended: SHUTDOWN + new task at once)────────────▶ ▲
+//!                  ├──(drained, or outdated with start-first: RETIRING)──▶ holder; it stops when that one serves
 //!                  └──(scaled down, service removed: all REMOVE)──▶ records go once nothing runs
 //! ```
 
@@ -25,6 +26,9 @@ use crate::draft::Draft;
 
 /// Dead tasks that are kept in a slot, for people and for the backoff.
 pub const HISTORY: usize = 5;
+
+/// How long a task on a drained node may wait for its replacement to serve.
+pub const RETIRE_MS: u64 = 60_000;
 
 /// The node will never report again.
 pub(crate) fn is_gone(state: &State, node_id: &NodeId) -> bool {

@@ -7,7 +7,7 @@ use rorqual_proto::model::{
     Availability, DesiredState, Node, NodeState, RestartCondition, Service, ServiceId, Task, TaskState,
 };
 
-use super::{HISTORY, backoff, desire, is_gone, is_lost, is_over, orphaned, retire};
+use super::{HISTORY, RETIRE_MS, backoff, desire, is_gone, is_lost, is_over, orphaned, retire};
 use crate::action::ActionKind;
 use crate::draft::{Draft, Request};
 use crate::planner::Look;
@@ -41,6 +41,7 @@ pub(crate) fn look(draft: &mut Draft<'_>, service_id: &ServiceId, slot: u32) {
             for other in holders.iter().filter(|task| task.id != holder.id) {
                 desire(draft, other, DesiredState::Shutdown);
             }
+            retire_old(draft, holder, &old);
             look_at_holder(draft, service, holder, &old);
         }
         None if old.iter().all(|task| is_out_of_the_way(draft, task)) => replace(draft, service, slot, &old),
@@ -51,6 +52,22 @@ pub(crate) fn look(draft: &mut Draft<'_>, service_id: &ServiceId, slot: u32) {
 
 fn newest<'a>(tasks: &[&'a Task]) -> Option<&'a Task> {
     tasks.iter().copied().max_by_key(|task| (task.meta.created_at_ms, task.id.clone()))
+}
+
+/// Stops what ran on only until the holder serves. A node that is drained is to become empty: there, what has no node
+/// to go to is not waited for, and what does not come up not without end.
+fn retire_old(draft: &mut Draft<'_>, holder: &Task, old: &[&Task]) {
+    for task in old.iter().filter(|task| task.desired_state == DesiredState::Retiring) {
+        let node = task.node_id.as_ref().and_then(|id| draft.state.node(id));
+        let drained = node.is_some_and(|node| node.spec.availability == Availability::Drain);
+        let due_ms = holder.meta.created_at_ms.saturating_add_unsigned(RETIRE_MS);
+        let waited = drained && (holder.node_id.is_none() || due_ms <= draft.now_ms);
+        if holder.is_endpoint() || task.status.state.is_terminal() || waited {
+            desire(draft, task, DesiredState::Shutdown);
+        } else if drained {
+            draft.timers.push((due_ms, Look::Slot(task.service_id.clone(), task.slot)));
+        }
+    }
 }
 
 fn look_at_holder(draft: &mut Draft<'_>, service: &Service, holder: &Task, old: &[&Task]) {
@@ -69,7 +86,9 @@ fn look_at_holder(draft: &mut Draft<'_>, service: &Service, holder: &Task, old: 
         }
     }
     if ended || lost || drained || is_stranded(node, holder) {
-        desire(draft, holder, DesiredState::Shutdown);
+        // It serves on until the other one does, unless the service wants it otherwise.
+        let stays = !ended && !lost && holder.is_endpoint() && service.spec.starts_first(true);
+        desire(draft, holder, if stays { DesiredState::Retiring } else { DesiredState::Shutdown });
         let history: Vec<&Task> = old.iter().copied().chain([holder]).collect();
         replace(draft, service, holder.slot, &history);
     }
@@ -93,9 +112,11 @@ fn returns(service: &Service, task: &Task) -> bool {
     }
 }
 
-/// The old task has stopped, or can't be waited for.
+/// The old task has stopped, can't be waited for, or runs on until there is another one.
 fn is_out_of_the_way(draft: &Draft<'_>, task: &Task) -> bool {
-    task.status.state.is_terminal() || task.node_id.as_ref().is_none_or(|id| is_lost(draft.state, id))
+    task.status.state.is_terminal()
+        || task.desired_state == DesiredState::Retiring
+        || task.node_id.as_ref().is_none_or(|id| is_lost(draft.state, id))
 }
 
 fn replace(draft: &mut Draft<'_>, service: &Service, slot: u32, history: &[&Task]) {

@@ -1,8 +1,10 @@
-//! Replaces the tasks of an older spec: stop first, one slot at a time.
+//! Replaces the tasks of an older spec, one slot at a time: stop first, or start first where that is asked for or
+//! needed ([`ServiceSpec::starts_first`](rorqual_proto::model::ServiceSpec::starts_first)).
 //!
 //! - Tasks that don't run yet (waiting for a node, being prepared, ended) have nothing to lose: they are
 //!   replaced at once.
-//! - Of those that run, one is stopped at a time; its slot gets the new task when the old one has stopped.
+//! - Of those that run, one is stopped at a time; its slot gets the new task when the old one has stopped, or the old
+//!   one stops when the new one serves. Where the user did not ask for the latter it is done only if there is room.
 //!   The next follows when every slot of the new spec serves, the first of them for [`TRIAL_MS`] and the
 //!   newest for [`SETTLE_MS`]. So a spec that does not come up, or not for long, costs one replica, and
 //!   the others keep serving.
@@ -13,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use rorqual_proto::model::{DesiredState, Service, ServiceId, Task};
+use rorqual_proto::model::{DesiredState, Service, ServiceId, ServiceMode, Task, UpdateOrder};
 
 use super::desire;
 use crate::action::ActionKind;
@@ -76,7 +78,24 @@ pub(super) fn step(
     }
     let mut problem = held_back;
     for old in candidates(draft, service, index).into_iter().take(PARALLELISM - on_the_way) {
-        if let Err(reason) = could_replace(draft, service, &old) {
+        let alone = matches!(service.spec.mode, ServiceMode::Replicated { replicas: 1 });
+        let start_first = service.spec.starts_first(alone) && old.is_endpoint();
+        let room_for_both = start_first.then(|| could_replace(draft, service, &old, false));
+        if matches!(room_for_both, Some(Ok(()))) {
+            if draft.room() < 2 {
+                return (false, problem);
+            }
+            desire(draft, &old, DesiredState::Retiring);
+            draft.request(&service.id, plain_request(old.slot));
+            draft.handle(&service.id, old.slot);
+            continue;
+        }
+        let asked = service.spec.update_order == Some(UpdateOrder::StartFirst);
+        let possible = match room_for_both.filter(|_| asked) {
+            Some(refused) => refused,
+            None => could_replace(draft, service, &old, true),
+        };
+        if let Err(reason) = possible {
             let waits = format!("the update waits, for nothing is stopped that can't be replaced: {reason}");
             problem = Some(problem.map_or_else(|| waits.clone(), |held| format!("{held}; {waits}")));
             break;

@@ -54,8 +54,13 @@ pub(crate) fn service(draft: &mut Draft<'_>, service_id: &ServiceId) -> bool {
     true
 }
 
-/// Whether a node could take a replacement of `old` once `old` has stopped; why not otherwise.
-pub(crate) fn could_replace(draft: &mut Draft<'_>, service: &Service, old: &Task) -> Result<(), String> {
+/// Whether a node could take a replacement of `old`, once `old` has stopped or beside it; why not otherwise.
+pub(crate) fn could_replace(
+    draft: &mut Draft<'_>,
+    service: &Service,
+    old: &Task,
+    stopped: bool,
+) -> Result<(), String> {
     let state = draft.state;
     let needs = Needs::new(state, service);
     if let Some(name) = &needs.missing_network {
@@ -65,7 +70,7 @@ pub(crate) fn could_replace(draft: &mut Draft<'_>, service: &Service, old: &Task
     let own = old.node_id.as_ref().and_then(|id| state.node(id));
     // Its own node first: that is where there will be room most surely, and an address.
     for node in own.into_iter().chain(state.nodes()) {
-        let leaving = (old.node_id.as_ref() == Some(&node.id)).then_some(old);
+        let leaving = (stopped && old.node_id.as_ref() == Some(&node.id)).then_some(old);
         let refusal = filter::refuse(draft, &needs, node, leaving).or_else(|| {
             let fits = leaving.is_some() || address::is_there_one(draft, &needs.networks, &node.id);
             (!fits).then(|| no_address(draft, &needs.networks))

@@ -5,6 +5,7 @@ mod assignments;
 mod edge;
 mod golden;
 mod networks;
+mod order;
 mod properties;
 mod records;
 mod rollback;

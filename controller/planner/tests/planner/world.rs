@@ -448,6 +448,7 @@ pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
         networks: Vec::new(),
         restart: RestartPolicy::default(),
         placement: Placement::default(),
+        update_order: None,
         force_update: 0,
         routes: Vec::new(),
     }

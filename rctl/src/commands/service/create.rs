@@ -3,7 +3,7 @@
 use clap::Args;
 use rorqual_proto::wire::{
     CreateServiceRequest, NetworkJoin, Placement, PortSpec, Replicated, RouteSpec, Service, ServiceSpec,
-    service_spec::Mode,
+    UpdateOrder, service_spec::Mode,
 };
 
 use super::auth::AuthArgs;
@@ -49,6 +49,13 @@ pub(crate) struct CreateArgs {
     /// Command that replaces the image's entrypoint
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
+    /// How long a replica's connections are waited for, once it gets no new ones, before it is asked to end
+    #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
+    drain_timeout: Option<u64>,
+    /// Whether an update stops a replica before it starts the next, or when that serves; default: start-first where
+    /// otherwise nobody would serve
+    #[arg(long, value_name = "ORDER", value_parser = parse::update_order)]
+    update_order: Option<UpdateOrder>,
     #[command(flatten)]
     resources: ResourceArgs,
     #[command(flatten)]
@@ -75,6 +82,7 @@ impl CreateArgs {
             container.entrypoint = words.map_err(|error| Failure::usage(format!("--entrypoint: {error}")))?;
         }
         container.labels = map(self.container_label);
+        container.drain_ms = self.drain_timeout;
         self.resources.apply(&mut container);
         let mut restart = None;
         self.restart.apply(&mut restart);
@@ -86,6 +94,7 @@ impl CreateArgs {
             ports: self.publish.concat(),
             networks: self.network,
             routes: self.route,
+            update_order: self.update_order.unwrap_or_default().into(),
             restart,
             placement: Some(Placement {
                 constraints: self.constraint,
@@ -151,13 +160,14 @@ mod tests {
              --limit-cpu 0.5 --limit-memory 64m --limit-pids 100 --reserve-cpu 0.25 --reserve-memory 32m \
              --restart-condition on-failure --restart-delay 2s --restart-max-attempts 3 --restart-window 1m \
              -e A=1 --env B=2 -u 1000:1000 -w /srv --hostname h --read-only --cap-add NET_ADMIN --cap-drop ALL \
-             --mount type=bind,src=/a,dst=/b,ro --stop-signal SIGQUIT --stop-grace-period 20s \
+             --mount type=bind,src=/a,dst=/b,ro --stop-signal SIGQUIT --stop-grace-period 20s --drain-timeout 1m --update-order start-first \
              --sysctl net.core.somaxconn=1024 nginx:1 -g 'daemon off;'",
         );
         assert_eq!(spec.name, "web");
         assert_eq!(spec.mode, Some(Mode::Replicated(Replicated { replicas: 3 })));
         assert_eq!(spec.labels, [("a".to_owned(), "b".to_owned())].into());
         assert_eq!(spec.ports.len(), 2);
+        assert_eq!(spec.update_order(), UpdateOrder::StartFirst);
         let joins: Vec<_> = spec.networks.iter().map(|j| (j.network.as_str(), j.aliases.len())).collect();
         assert_eq!(joins, [("front", 0), ("back", 1)]);
         let routes: Vec<_> = spec.routes.iter().map(|r| (r.host.as_str(), r.path.as_str(), r.port)).collect();
@@ -188,6 +198,7 @@ mod tests {
         };
         assert_eq!(container.mounts, [mount]);
         assert_eq!((container.stop_signal.as_str(), container.stop_grace_ms), ("SIGQUIT", 20_000));
+        assert_eq!(container.drain_ms, Some(60_000));
         assert_eq!(container.labels, [("c".to_owned(), "d".to_owned())].into());
         assert_eq!(container.sysctls.len(), 1);
         let limits = container.limits.unwrap();

@@ -4,7 +4,7 @@
 use clap::{ArgAction, ArgGroup, Args};
 use rorqual_proto::model::network::DEFAULT_NETWORK;
 use rorqual_proto::wire::{
-    ContainerSpec, Mount, NetworkJoin, PortSpec, Replicated, RouteSpec, Service, ServiceSpec,
+    ContainerSpec, Mount, NetworkJoin, PortSpec, Replicated, RouteSpec, Service, ServiceSpec, UpdateOrder,
     UpdateServiceRequest, service_spec::Mode,
 };
 use tonic::Code;
@@ -26,7 +26,7 @@ use crate::wait::{self, Goal, WaitArgs};
 const ATTEMPTS: u32 = 5;
 
 /// What changes a spec.
-const CHANGES: [&str; 42] = [
+const CHANGES: &[&str] = &[
     "image",
     "args",
     "entrypoint",
@@ -59,6 +59,8 @@ const CHANGES: [&str; 42] = [
     "read_only",
     "stop_signal",
     "stop_grace_period",
+    "drain_timeout",
+    "update_order",
     "limit_cpu",
     "limit_memory",
     "limit_pids",
@@ -170,6 +172,12 @@ pub(crate) struct UpdateArgs {
     /// How long a container may take to end before it is killed
     #[arg(long, value_name = "DURATION", value_parser = parse::wait)]
     stop_grace_period: Option<u64>,
+    /// How long a replica's connections are waited for before it is asked to end
+    #[arg(long, value_name = "DURATION", value_parser = parse::seconds)]
+    drain_timeout: Option<u64>,
+    /// Whether updates stop a replica before they start the next, or when that serves: stop-first, start-first
+    #[arg(long, value_name = "ORDER", value_parser = parse::update_order)]
+    update_order: Option<UpdateOrder>,
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
@@ -262,6 +270,9 @@ impl UpdateArgs {
         if self.force {
             spec.force_update += 1;
         }
+        if let Some(order) = self.update_order {
+            spec.set_update_order(order);
+        }
         change_map(&mut spec.labels, &self.label_add, &self.label_rm);
         self.apply_ports(&mut spec.ports);
         self.apply_routes(&mut spec.routes)?;
@@ -285,6 +296,7 @@ impl UpdateArgs {
         set(&mut spec.read_only, self.read_only.as_ref());
         set(&mut spec.stop_grace_ms, self.stop_grace_period.as_ref());
         self.health.apply(&mut spec.health);
+        spec.drain_ms = self.drain_timeout.or(spec.drain_ms);
         let added = env::given("--env-add", &self.env_add)?;
         let name = |variable: &str| variable.split_once('=').map_or(variable, |(name, _)| name).to_owned();
         let replaced: Vec<String> = added.iter().map(|variable| name(variable)).collect();
