@@ -94,6 +94,7 @@ mod tests {
             aliases: Vec::new(),
             network: "net".into(),
             vip: None,
+            sticky: false,
             ports: ports.iter().map(port).collect(),
             endpoints: Vec::new(),
         }

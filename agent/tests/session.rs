@@ -58,6 +58,7 @@ fn change(base: u64, set: u64, task: &Task) -> wire::Assignments {
 fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
     wire::ServiceEndpoints {
         aliases: Vec::new(),
+        client_affinity: false,
         service_id: ServiceId::from_bits(1).to_string(),
         name: "web".into(),
         network_id: NetworkId::from_bits(1).to_string(),

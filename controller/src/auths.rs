@@ -208,6 +208,8 @@ mod tests {
             restart: Default::default(),
             placement: Default::default(),
             update_order: None,
+            dnsrr: false,
+            client_affinity: false,
             force_update: 0,
             routes: Vec::new(),
         }

@@ -108,6 +108,7 @@ fn service(id: u32, endpoints: u32) -> ServiceView {
         aliases: Vec::new(),
         network: "default".to_owned(),
         vip: Some(Ipv4Addr::from(0x0ad6_0001 + id)),
+        sticky: false,
         ports: vec![PublishedPort::new(u16::try_from(20_000 + id).unwrap_or(20_000), 80, Protocol::Tcp)],
         endpoints: (1..=endpoints).map(endpoint).collect(),
     }

@@ -193,6 +193,7 @@ mod tests {
             aliases: vec![],
             network: "default".into(),
             vip: None,
+            sticky: false,
             ports: vec![],
             endpoints: addresses.iter().map(endpoint).collect(),
         }

@@ -225,6 +225,8 @@ pub struct ServiceView {
     pub vip: Option<Ipv4Addr>,
     /// Its published ports.
     pub ports: Vec<PublishedPort>,
+    /// Each client (an address) has an endpoint of its own for as long as that is there, the same on all nodes.
+    pub sticky: bool,
     /// The healthy tasks, of all nodes.
     pub endpoints: Vec<Endpoint>,
 }

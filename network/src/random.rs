@@ -30,6 +30,13 @@ pub(crate) fn hash(text: &str) -> u64 {
     (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
 }
 
+/// A number that depends on another alone, all bits of it (the finalizer of splitmix64).
+pub(crate) fn mixed(mut word: u64) -> u64 {
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
 /// `length` letters that depend on `text` alone.
 pub(crate) fn digest(text: &str, length: usize) -> String {
     encode(hash(text), length)

@@ -136,6 +136,7 @@ fn virtual_addresses_and_names_are_those_of_the_shared_networks() {
         aliases: vec![format!("{network}-db")],
         network: network.into(),
         vip,
+        sticky: false,
         ports: vec![],
         endpoints: vec![Endpoint {
             id: format!("db.1.{network}"),

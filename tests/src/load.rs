@@ -111,8 +111,9 @@ fn work(
         sleep(due.saturating_duration_since(Instant::now()));
         due += every;
         let sent = Instant::now();
-        let used =
-            kept.take().filter(|(_, since)| matches!(plan.kind, Kind::Kept(life) if since.elapsed() < life));
+        let young = |since: &Instant| matches!(plan.kind, Kind::Kept(life) if since.elapsed() < life);
+        // As every client does, which would not send a request to whom has hung up.
+        let used = kept.take().filter(|(stream, since)| young(since) && !has_ended(stream));
         let (outcome, connection) = request(plan, used);
         kept = connection;
         let outcome = outcome.map_err(|error| error.to_string());
@@ -120,6 +121,13 @@ fn work(
         samples.push(Sample { sent, took: sent.elapsed(), outcome });
     }
     samples
+}
+
+/// The other side has said that nothing more comes.
+fn has_ended(stream: &TcpStream) -> bool {
+    let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let ended = !matches!(looked, Err(error) if error.kind() == ErrorKind::WouldBlock);
+    ended || stream.set_nonblocking(false).is_err()
 }
 
 type Connection = (TcpStream, Instant);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rorqual_tests::load::{Kind, Load, Plan, Sample, failures};
 use rorqual_tests::wait::hold;
-use rorqual_tests::{Lab, Node, command, figures, images, wait_until};
+use rorqual_tests::{Lab, Node, command, figures, http, images, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -101,8 +101,22 @@ fn no_request_is_lost() {
     });
     n2.rctl(&["service", "scale", "web=3"]).ok();
     what_is_killed_loses_what_it_had(&lab);
+    a_client_keeps_its_replica(&lab);
     n1.rctl(&["service", "rm", "web"]).ok();
     lab.finish();
+}
+
+/// Whichever node it calls.
+fn a_client_keeps_its_replica(lab: &Lab) {
+    let [n1, n2] = [1, 2].map(|number| lab.node(number));
+    assert_eq!(http::tally(n1.port(8080), 12).unwrap().len(), 3);
+    n1.rctl(&["service", "update", "--affinity", "client-ip", "web"]).ok();
+    wait_until("one replica answers on both nodes", SOON, || {
+        let [one, other] =
+            [n1, n2].map(|node| http::tally(node.port(8080), 12).map_err(|error| error.to_string()));
+        let (one, other) = (one?, other?);
+        hold(one.len() == 1 && one == other, || format!("{one:?} {other:?}"))
+    });
 }
 
 fn what_is_killed_loses_what_it_had(lab: &Lab) {

@@ -279,6 +279,7 @@ impl Feeder {
             aliases: service.aliases.clone(),
             network: service.network_id.clone(),
             vip,
+            sticky: service.client_affinity,
             ports: service.ports.iter().filter_map(published_port).collect(),
             endpoints: endpoints.collect(),
         })

@@ -86,8 +86,10 @@ pub struct ServiceView {
     pub network_id: NetworkId,
     /// The network's name.
     pub network_name: String,
-    /// None where the pool was exhausted.
+    /// None where the pool was exhausted, or where the service wants none.
     pub vip: Option<Ipv4Addr>,
+    /// Each client has an endpoint of its own.
+    pub client_affinity: bool,
     /// Published ports as given. They stand in the view of the first network only, so that they lead to
     /// one address of each task.
     pub ports: Vec<PortSpec>,
@@ -374,6 +376,8 @@ pub(crate) fn looks_same(one: &Service, other: &Service) -> bool {
         && one.spec.networks == other.spec.networks
         && one.vips == other.vips
         && one.ports == other.ports
+        && one.spec.dnsrr == other.spec.dnsrr
+        && one.spec.client_affinity == other.spec.client_affinity
         && one.spec.routes == other.spec.routes
 }
 
@@ -466,6 +470,11 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
         let join = service.spec.networks.iter().find(|join| join.network == network.spec.name);
         join.map(|join| join.aliases.clone()).unwrap_or_default()
     };
+    // A service that is found by the addresses of its replicas keeps the one that it does not use.
+    let own_vip = |network: &Network| {
+        let mut vips = service.vips.iter().filter(|_| !service.spec.dnsrr);
+        vips.find(|vip| vip.network_id == network.id).map(|vip| vip.address)
+    };
     let view = |(place, network): (usize, &Arc<Network>)| {
         let address_in = |task: &Task| {
             task.addresses.iter().find(|given| given.network_id == network.id).map(|given| given.address)
@@ -485,7 +494,8 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
             aliases: aliases(network),
             network_id: network.id.clone(),
             network_name: network.spec.name.clone(),
-            vip: service.vips.iter().find(|vip| vip.network_id == network.id).map(|vip| vip.address),
+            vip: own_vip(network),
+            client_affinity: service.spec.client_affinity,
             ports: if place == 0 { service.ports.clone() } else { Vec::new() },
             routes: if place == 0 { routes(service) } else { Vec::new() },
             endpoints: endpoints.collect(),

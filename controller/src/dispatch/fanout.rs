@@ -334,6 +334,7 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         ports: view.ports.iter().map(wire::PortSpec::from).collect(),
         endpoints: endpoints.collect(),
         aliases: view.aliases.clone(),
+        client_affinity: view.client_affinity,
         routes: view.routes.iter().map(Into::into).collect(),
     }
 }

@@ -74,6 +74,13 @@ pub(crate) enum Expression {
     Equals(Vec<u8>),
     /// The next of 0, 1, … below a bound.
     Count(usize),
+    /// The packet's IPv4 source, in the second register.
+    LoadSourceApart,
+    /// A number below a bound, made from the second register.
+    Hash {
+        bound: usize,
+        seed: u32,
+    },
     /// What an anonymous map of this batch has for the register.
     LookUp(u32),
     LoadAddress(Ipv4Addr),
@@ -206,7 +213,8 @@ impl Expression {
     fn name(&self) -> &'static str {
         match self {
             Expression::LoadProtocol | Expression::LoadFamily => "meta",
-            Expression::LoadSource => "payload",
+            Expression::LoadSource | Expression::LoadSourceApart => "payload",
+            Expression::Hash { .. } => "hash",
             Expression::Mask(_) => "bitwise",
             Expression::Equals(_) => "cmp",
             Expression::Count(_) => "numgen",
@@ -233,11 +241,20 @@ impl Expression {
         const TCP_RESET: u32 = 1;
         const ICMPX: u32 = 2;
         const PORT_UNREACHABLE: u8 = 1;
+        const JENKINS: u32 = 0;
         match self {
             Expression::LoadProtocol => number(number(r, 2, L4PROTO), 1, FIRST),
             Expression::LoadFamily => number(number(r, 2, NFPROTO), 1, FIRST),
             Expression::LoadSource => {
                 number(number(number(number(r, 1, FIRST), 2, NETWORK_HEADER), 3, SOURCE_AT), 4, 4)
+            }
+            Expression::LoadSourceApart => {
+                number(number(number(number(r, 1, SECOND), 2, NETWORK_HEADER), 3, SOURCE_AT), 4, 4)
+            }
+            Expression::Hash { bound, seed } => {
+                let bound = u32::try_from(*bound).unwrap_or(u32::MAX);
+                let r = number(number(number(number(r, 1, SECOND), 2, FIRST), 3, 4), 4, bound);
+                number(number(r, 5, *seed), 7, JENKINS)
             }
             Expression::Mask(bits) => {
                 value(value(number(number(number(r, 1, FIRST), 2, FIRST), 3, 4), 4, bits), 5, &[0; 4])

@@ -6,6 +6,8 @@
 //! a row of steps, either as netlink messages of our own (`native`) or as a script for `nft -f -` (`script`), and
 //! [`Transaction::commit`] is called once it ran.
 
+#[cfg(test)]
+mod balance_tests;
 mod base;
 mod native;
 pub(crate) mod parts;

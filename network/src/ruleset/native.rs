@@ -4,7 +4,7 @@
 //! networks and containers in several of them, which come and go with leases and not with tasks, have not: `nft` cuts their ranges into the pieces
 //! that the kernel's interval sets want, and what it has cut only it can take away again.
 
-use super::rule::{Field, Fields, Rule, Value};
+use super::rule::{Field, Fields, Rule, SEED, Turn, Value};
 use super::script::Step;
 use crate::model::Protocol;
 use crate::netlink::Request;
@@ -83,7 +83,7 @@ fn number(protocol: Protocol) -> u8 {
 fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
     let only = |protocol| [Expression::LoadProtocol, Expression::Equals(vec![number(protocol)])];
     match rule {
-        Rule::Balance { addresses, port } => {
+        Rule::Balance { addresses, by, port } => {
             let mut all = Vec::new();
             if let Some((protocol, _)) = port {
                 all.extend(only(*protocol));
@@ -92,7 +92,16 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
                 [address] => all.push(Expression::LoadAddress(address)),
                 _ => {
                     let map = batch.add_numbered(addresses);
-                    all.extend([Expression::Count(addresses.len()), Expression::LookUp(map)]);
+                    match by {
+                        Turn::Next => all.push(Expression::Count(addresses.len())),
+                        Turn::Client => all.extend([
+                            Expression::LoadFamily,
+                            Expression::Equals(vec![IPV4]),
+                            Expression::LoadSourceApart,
+                            Expression::Hash { bound: addresses.len(), seed: SEED },
+                        ]),
+                    }
+                    all.push(Expression::LookUp(map));
                 }
             }
             all.extend(port.map(|(_, port)| Expression::LoadPort(port)));

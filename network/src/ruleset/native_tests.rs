@@ -32,6 +32,10 @@ fn published(published: u16, target: u16, protocol: Protocol) -> PublishedPort {
 }
 
 fn service(id: &str, endpoints: u32, ports: &[PublishedPort]) -> (Item, Option<Parts>) {
+    of_kind(id, endpoints, ports, false)
+}
+
+fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (Item, Option<Parts>) {
     let endpoint = |i: u32| Endpoint {
         id: format!("t{i}"),
         name: format!("web.{i}"),
@@ -44,6 +48,7 @@ fn service(id: &str, endpoints: u32, ports: &[PublishedPort]) -> (Item, Option<P
         aliases: vec![],
         network: "default".into(),
         vip: Some(Ipv4Addr::new(10, 214, 0, id.len() as u8)),
+        sticky,
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
     };
@@ -83,6 +88,8 @@ fn story() -> Vec<Changes> {
         BTreeMap::from([service("dddd", 2, &bound)]),
         BTreeMap::from([service("dddd", 3, &bound)]),
         BTreeMap::from([gone(Item::Service("dddd".into()))]),
+        BTreeMap::from([of_kind("eeeee", 3, &sctp, true)]),
+        BTreeMap::from([of_kind("eeeee", 1, &sctp, true)]),
     ]
 }
 
@@ -155,6 +162,7 @@ fn a_table_reads_the_same_whichever_way_the_changes_came() {
         "{}",
         by_netlink[6]
     );
+    assert!(by_netlink[9].contains("jhash ip saddr mod 512"), "{}", by_netlink[9]);
     assert!(by_netlink[0].contains("reject with tcp reset") && by_netlink[5].contains("numgen inc mod 3"));
 }
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::base::MARK_SHIFT;
-use super::rule::{Field, Fields, Rule, Value};
+use super::rule::{Field, Fields, Rule, Turn, Value};
 use super::{Element, Parts};
 use crate::model::{Block, HostPort, Network, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
@@ -59,12 +59,12 @@ pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str
     shift(&mut addresses, node);
     if let Some(vip) = service.vip {
         let chain = format!("vip_{}", identifier(&service.id));
-        parts.chain(&chain, balance(&addresses, None));
+        parts.chain(&chain, balance(&addresses, service.sticky, None));
         parts.element("vips", &[Field::Address(vip)], Some(Value::Goto(chain)));
     }
     for port in ports {
         let PublishedPort { address, published, protocol, .. } = *port;
-        let balance = balance(&addresses, Some((protocol, port.target)));
+        let balance = balance(&addresses, service.sticky, Some((protocol, port.target)));
         parts.publish((protocol, published, address), balance, &port.allow);
         for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
             let target =
@@ -129,7 +129,11 @@ pub(crate) fn host_ports(address: Ipv4Addr, ports: &[HostPort]) -> Parts {
     for port in ports {
         parts.element("hairpin", &[Field::Address(address); 2], None);
         if !port.allow.is_empty() {
-            let rule = Rule::Balance { addresses: vec![address], port: Some((port.protocol, port.target)) };
+            let rule = Rule::Balance {
+                addresses: vec![address],
+                by: Turn::Next,
+                port: Some((port.protocol, port.target)),
+            };
             parts.publish((port.protocol, port.published, port.address), vec![rule], &port.allow);
             continue;
         }
@@ -229,12 +233,27 @@ fn shift(addresses: &mut [Ipv4Addr], node: &str) {
     addresses.rotate_left(by as usize);
 }
 
-/// Every address in turn. A service without endpoints refuses at once.
-fn balance(addresses: &[Ipv4Addr], port: Option<(Protocol, u16)>) -> Vec<Rule> {
+/// How many places a service has over which its clients are spread where each has its own endpoint.
+const PLACES: u32 = 512;
+
+/// Every address in turn, or each client its own. A service without endpoints refuses at once.
+fn balance(addresses: &[Ipv4Addr], sticky: bool, port: Option<(Protocol, u16)>) -> Vec<Rule> {
     if addresses.is_empty() {
         return vec![Rule::Reset, Rule::Refuse];
     }
-    vec![Rule::Balance { addresses: addresses.to_vec(), port }]
+    if sticky && addresses.len() > 1 {
+        return vec![Rule::Balance { addresses: places(addresses), by: Turn::Client, port }];
+    }
+    vec![Rule::Balance { addresses: addresses.to_vec(), by: Turn::Next, port }]
+}
+
+/// Who has each place: the address that draws the highest number for it. So one that goes leaves its own places to the
+/// others, one that comes takes its share from all, and everything else stays as it was.
+fn places(addresses: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+    let draw =
+        |place: u32, address: Ipv4Addr| random::mixed(u64::from(place) << 32 | u64::from(address.to_bits()));
+    let best = |place: u32| addresses.iter().copied().max_by_key(|address| (draw(place, *address), *address));
+    (0..PLACES).filter_map(best).collect()
 }
 
 /// A name of nftables: the id where it is one, else one made from it.

@@ -74,12 +74,24 @@ impl fmt::Display for Value {
     }
 }
 
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// One after the other's.
+    Next,
+    /// That of the address at the place that the client's address is hashed to.
+    Client,
+}
+
+/// The same on all nodes, so that a client meets the same address whichever node it calls.
+pub(crate) const SEED: u32 = 0x5271_7271;
+
 /// A rule of an item's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// A new connection goes to each address in turn; never without an address. With a protocol and a port only
     /// that protocol's, and to that port.
-    Balance { addresses: Vec<Ipv4Addr>, port: Option<(Protocol, u16)> },
+    Balance { addresses: Vec<Ipv4Addr>, by: Turn, port: Option<(Protocol, u16)> },
     /// A connection from the range goes on in the chain.
     Admit { from: Ipv4Net, chain: String },
     /// TCP is refused.
@@ -101,11 +113,11 @@ pub(crate) enum Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Rule::Balance { addresses, port } => {
+            Rule::Balance { addresses, by, port } => {
                 if let Some((protocol, _)) = port {
                     write!(f, "meta l4proto {protocol} ")?;
                 }
-                write!(f, "dnat ip to {}", choice(addresses))?;
+                write!(f, "dnat ip to {}", choice(addresses, *by))?;
                 port.map_or(Ok(()), |(_, port)| write!(f, " : {port}"))
             }
             Rule::Admit { from, chain } => write!(f, "ip saddr {from} goto {chain}"),
@@ -120,12 +132,16 @@ impl fmt::Display for Rule {
     }
 }
 
-fn choice(addresses: &[Ipv4Addr]) -> String {
+fn choice(addresses: &[Ipv4Addr], by: Turn) -> String {
     match addresses {
         [one] => one.to_string(),
         many => {
             let map = many.iter().enumerate().map(|(at, address)| format!("{at} : {address}"));
-            format!("numgen inc mod {} map {{ {} }}", many.len(), joined(map))
+            let (count, map) = (many.len(), joined(map));
+            match by {
+                Turn::Next => format!("numgen inc mod {count} map {{ {map} }}"),
+                Turn::Client => format!("jhash ip saddr mod {count} seed {SEED:#x} map {{ {map} }}"),
+            }
         }
     }
 }

@@ -40,6 +40,7 @@ fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
         aliases: vec![],
         network: "default".into(),
         vip: Some(Ipv4Addr::new(10, 214, 0, 1)),
+        sticky: false,
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
     }

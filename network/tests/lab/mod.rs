@@ -441,6 +441,7 @@ pub fn web(endpoints: &[&Container]) -> ServiceView {
         aliases: vec!["shop".into()],
         network: "default".into(),
         vip: Some(VIP),
+        sticky: false,
         ports: vec![PublishedPort::new(8080, 80, Protocol::Tcp)],
         endpoints: endpoints.iter().map(|c| c.endpoint()).collect(),
     }

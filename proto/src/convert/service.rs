@@ -21,6 +21,8 @@ impl From<&model::ServiceSpec> for wire::ServiceSpec {
             force_update: spec.force_update,
             routes: spec.routes.iter().map(Into::into).collect(),
             update_order: spec.update_order.map_or(wire::UpdateOrder::Unspecified, Into::into).into(),
+            dnsrr: spec.dnsrr,
+            client_affinity: spec.client_affinity,
         }
     }
 }
@@ -41,6 +43,8 @@ impl TryFrom<wire::ServiceSpec> for model::ServiceSpec {
             force_update: spec.force_update,
             routes: list(spec.routes, "routes")?,
             update_order: super::update_order(spec.update_order, "update_order")?,
+            dnsrr: spec.dnsrr,
+            client_affinity: spec.client_affinity,
         })
     }
 }

@@ -117,6 +117,8 @@ fn service_spec() -> ServiceSpec {
         restart: restart(),
         placement: placement(),
         update_order: Some(UpdateOrder::StartFirst),
+        dnsrr: true,
+        client_affinity: true,
         force_update: 9,
         routes: vec![RouteSpec {
             host: "*.example".into(),

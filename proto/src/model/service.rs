@@ -30,6 +30,10 @@ pub struct ServiceSpec {
     pub force_update: u64,
     /// Whether a replica is stopped before its replacement starts; absent: as [`ServiceSpec::starts_first`] says.
     pub update_order: Option<UpdateOrder>,
+    /// No virtual address: the name stands for the addresses of all replicas.
+    pub dnsrr: bool,
+    /// Each client (an address) has a replica of its own for as long as that serves.
+    pub client_affinity: bool,
     /// Ways to it through the HTTP edge.
     pub routes: Vec<RouteSpec>,
 }

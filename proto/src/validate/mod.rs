@@ -54,6 +54,13 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), InvalidField> {
         .remedy("leave it out; the service's virtual address stays the same for its life"));
     }
     edge::routes(spec, "routes")?;
+    if spec.dnsrr && spec.client_affinity && spec.ports.is_empty() {
+        return Err(InvalidField::new(
+            "client_affinity",
+            "the node does not choose the replica where names stand for the addresses of all of them",
+        )
+        .remedy("let the service have a virtual address (--endpoint-mode vip), or a published port"));
+    }
     restart_policy(&spec.restart).map_err(|error| error.within("restart"))?;
     placement(&spec.placement).map_err(|error| error.within("placement"))
 }

@@ -34,6 +34,8 @@ fn good() -> ServiceSpec {
         restart: RestartPolicy::default(),
         placement: Placement { constraints: vec!["node.role==worker".into()], max_replicas_per_node: 1 },
         update_order: None,
+        dnsrr: false,
+        client_affinity: false,
         force_update: 0,
         routes: Vec::new(),
     }

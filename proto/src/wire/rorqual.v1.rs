@@ -24,6 +24,12 @@ pub struct ServiceSpec {
     pub force_update: u64,
     #[prost(enumeration = "UpdateOrder", tag = "60")]
     pub update_order: i32,
+    /// No virtual address: the name stands for the addresses of all replicas.
+    #[prost(bool, tag = "61")]
+    pub dnsrr: bool,
+    /// Each client (an address) has a replica of its own for as long as that serves.
+    #[prost(bool, tag = "62")]
+    pub client_affinity: bool,
     /// Ways to it through the HTTP edge.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
@@ -3939,6 +3945,8 @@ pub struct ServiceEndpoints {
     /// Further names in this network.
     #[prost(string, repeated, tag = "8")]
     pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "60")]
+    pub client_affinity: bool,
     /// As ports in one view of a service only, each with its port.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,

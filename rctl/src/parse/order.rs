@@ -1,4 +1,4 @@
-//! `--update-order`.
+//! `--update-order`, `--endpoint-mode`, `--affinity`: one of two words each.
 
 use rorqual_proto::wire::UpdateOrder;
 
@@ -8,5 +8,23 @@ pub(crate) fn update_order(text: &str) -> Result<UpdateOrder, String> {
         "stop-first" => Ok(UpdateOrder::StopFirst),
         "start-first" => Ok(UpdateOrder::StartFirst),
         other => Err(format!("`{other}` is neither stop-first nor start-first")),
+    }
+}
+
+/// Whether names stand for the addresses of all replicas.
+pub(crate) fn is_dnsrr(text: &str) -> Result<bool, String> {
+    match text {
+        "vip" => Ok(false),
+        "dnsrr" => Ok(true),
+        other => Err(format!("`{other}` is neither vip nor dnsrr")),
+    }
+}
+
+/// Whether each client has a replica of its own.
+pub(crate) fn client_affinity(text: &str) -> Result<bool, String> {
+    match text {
+        "none" => Ok(false),
+        "client-ip" => Ok(true),
+        other => Err(format!("`{other}` is neither none nor client-ip")),
     }
 }

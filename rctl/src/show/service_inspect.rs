@@ -175,6 +175,9 @@ struct ReplicatedOf {
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Ports {
+    mode: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    affinity: Option<&'static str>,
     ports: Vec<Port>,
 }
 
@@ -282,7 +285,11 @@ fn spec(spec: ServiceSpec) -> Spec {
         },
         mode: ModeOf { replicated: ReplicatedOf { replicas } },
         update_config: order.map(|order| UpdateConfig { order }),
-        endpoint_spec: Ports { ports: spec.ports.iter().map(port).collect() },
+        endpoint_spec: Ports {
+            mode: if spec.dnsrr { "dnsrr" } else { "vip" },
+            affinity: spec.client_affinity.then_some("client-ip"),
+            ports: spec.ports.iter().map(port).collect(),
+        },
         routes: spec.routes.iter().map(Route::from).collect(),
     }
 }
@@ -380,13 +387,14 @@ fn port(port: &PortSpec) -> Port {
 }
 
 fn endpoint(service: &Service) -> Endpoint {
+    let dnsrr = service.spec.as_ref().is_some_and(|spec| spec.dnsrr);
     let vip = |vip: &rorqual_proto::wire::ServiceVip| VirtualIp {
         network_id: vip.network_id.clone(),
         addr: vip.address.clone(),
     };
     Endpoint {
         ports: service.ports.iter().map(port).collect(),
-        virtual_ips: service.vips.iter().map(vip).collect(),
+        virtual_ips: service.vips.iter().filter(|_| !dnsrr).map(vip).collect(),
     }
 }
 

@@ -36,6 +36,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("container.health.tcp", "--health-tcp", "--health-tcp"),
     ("container.health.none", "--no-healthcheck", "--no-healthcheck"),
     ("container.health", "--health-cmd", "--health-cmd"),
+    ("client_affinity", "--affinity", "--affinity"),
     ("mode.replicated.replicas", "--replicas", "--replicas"),
     ("ports.published", "--publish", "--publish"),
     ("ports.target", "--publish", "--publish"),

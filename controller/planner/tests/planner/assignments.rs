@@ -94,6 +94,26 @@ fn another_number_of_replicas_is_told_to_nobody() {
     assert!(touched.everywhere.services.contains(&web));
 }
 
+#[test]
+fn a_service_without_a_virtual_address_is_told_to_nodes_as_such() {
+    let mut world = World::new(1);
+    let web = world.create(spec("web", 1));
+    world.run_until_whole();
+    let view = |world: &World| assign::service_views(&world.state, &web)[0].clone();
+    let vip = view(&world).vip;
+    assert!(vip.is_some() && !view(&world).client_affinity);
+    let before = world.live_tasks(&web)[0].id.clone();
+    world.changes.clear();
+    world.update(&web, |spec| (spec.dnsrr, spec.client_affinity) = (true, true));
+    let touched = assign::touched(&world.state, &world.changes);
+    assert!(touched.everywhere.services.contains(&web));
+    assert!(view(&world).vip.is_none() && view(&world).client_affinity);
+    world.run_until_whole();
+    assert_eq!(world.live_tasks(&web)[0].id, before, "no task is replaced for that");
+    world.update(&web, |spec| spec.dnsrr = false);
+    assert_eq!(view(&world).vip, vip);
+}
+
 /// What a node has taken in.
 #[derive(Debug, Default, PartialEq)]
 struct Known {

@@ -449,6 +449,8 @@ pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
         restart: RestartPolicy::default(),
         placement: Placement::default(),
         update_order: None,
+        dnsrr: false,
+        client_affinity: false,
         force_update: 0,
         routes: Vec::new(),
     }

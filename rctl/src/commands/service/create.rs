@@ -56,6 +56,12 @@ pub(crate) struct CreateArgs {
     /// otherwise nobody would serve
     #[arg(long, value_name = "ORDER", value_parser = parse::update_order)]
     update_order: Option<UpdateOrder>,
+    /// vip: a virtual address that the node balances; dnsrr: the name stands for the addresses of all replicas
+    #[arg(long, value_name = "MODE", value_parser = parse::is_dnsrr)]
+    endpoint_mode: Option<bool>,
+    /// client-ip: each client (an address) has a replica of its own for as long as that serves; none
+    #[arg(long, value_name = "AFFINITY", value_parser = parse::client_affinity)]
+    affinity: Option<bool>,
     #[command(flatten)]
     resources: ResourceArgs,
     #[command(flatten)]
@@ -95,6 +101,8 @@ impl CreateArgs {
             networks: self.network,
             routes: self.route,
             update_order: self.update_order.unwrap_or_default().into(),
+            dnsrr: self.endpoint_mode.unwrap_or_default(),
+            client_affinity: self.affinity.unwrap_or_default(),
             restart,
             placement: Some(Placement {
                 constraints: self.constraint,
@@ -160,7 +168,7 @@ mod tests {
              --limit-cpu 0.5 --limit-memory 64m --limit-pids 100 --reserve-cpu 0.25 --reserve-memory 32m \
              --restart-condition on-failure --restart-delay 2s --restart-max-attempts 3 --restart-window 1m \
              -e A=1 --env B=2 -u 1000:1000 -w /srv --hostname h --read-only --cap-add NET_ADMIN --cap-drop ALL \
-             --mount type=bind,src=/a,dst=/b,ro --stop-signal SIGQUIT --stop-grace-period 20s --drain-timeout 1m --update-order start-first \
+             --mount type=bind,src=/a,dst=/b,ro --stop-signal SIGQUIT --stop-grace-period 20s --drain-timeout 1m --update-order start-first --endpoint-mode dnsrr --affinity client-ip \
              --sysctl net.core.somaxconn=1024 nginx:1 -g 'daemon off;'",
         );
         assert_eq!(spec.name, "web");
@@ -168,6 +176,7 @@ mod tests {
         assert_eq!(spec.labels, [("a".to_owned(), "b".to_owned())].into());
         assert_eq!(spec.ports.len(), 2);
         assert_eq!(spec.update_order(), UpdateOrder::StartFirst);
+        assert!(spec.dnsrr && spec.client_affinity);
         let joins: Vec<_> = spec.networks.iter().map(|j| (j.network.as_str(), j.aliases.len())).collect();
         assert_eq!(joins, [("front", 0), ("back", 1)]);
         let routes: Vec<_> = spec.routes.iter().map(|r| (r.host.as_str(), r.path.as_str(), r.port)).collect();

@@ -61,6 +61,8 @@ const CHANGES: &[&str] = &[
     "stop_grace_period",
     "drain_timeout",
     "update_order",
+    "endpoint_mode",
+    "affinity",
     "limit_cpu",
     "limit_memory",
     "limit_pids",
@@ -178,6 +180,12 @@ pub(crate) struct UpdateArgs {
     /// Whether updates stop a replica before they start the next, or when that serves: stop-first, start-first
     #[arg(long, value_name = "ORDER", value_parser = parse::update_order)]
     update_order: Option<UpdateOrder>,
+    /// vip: a virtual address that the node balances; dnsrr: the name stands for the addresses of all replicas
+    #[arg(long, value_name = "MODE", value_parser = parse::is_dnsrr)]
+    endpoint_mode: Option<bool>,
+    /// client-ip: each client (an address) has a replica of its own for as long as that serves; none
+    #[arg(long, value_name = "AFFINITY", value_parser = parse::client_affinity)]
+    affinity: Option<bool>,
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
@@ -273,6 +281,8 @@ impl UpdateArgs {
         if let Some(order) = self.update_order {
             spec.set_update_order(order);
         }
+        set(&mut spec.dnsrr, self.endpoint_mode.as_ref());
+        set(&mut spec.client_affinity, self.affinity.as_ref());
         change_map(&mut spec.labels, &self.label_add, &self.label_rm);
         self.apply_ports(&mut spec.ports);
         self.apply_routes(&mut spec.routes)?;
