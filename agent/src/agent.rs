@@ -166,6 +166,7 @@ impl Agent {
         let set = self.enter(&membership).await?;
         let link = self.link(&membership, &set);
         inner.images.link(Some(link.clone()));
+        inner.containers.link(Some(link.clone()));
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = Some(membership.cluster_id);
         let found = self.found().await?;
         let mut change = set.as_change();
@@ -178,6 +179,7 @@ impl Agent {
             store: inner.store.clone(),
             network: inner.network.clone(),
             tasks: inner.tasks.clone(),
+            containers: inner.containers.clone(),
             images: inner.images.clone(),
             link,
             description: self.description(),
@@ -249,9 +251,11 @@ impl Agent {
         inner.status.send_replace(SessionStatus::none());
         inner.registry.stop();
         inner.images.link(None);
+        inner.containers.link(None);
         inner.images.auths().forget();
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = None;
         inner.tasks.remove_all().await;
+        inner.containers.leave_networks().await;
         let store = inner.store.clone();
         let forgotten = tokio::task::spawn_blocking(move || {
             let was_member = store.membership()?.is_some();

@@ -282,6 +282,7 @@ impl Feeder {
             sticky: service.client_affinity,
             ports: service.ports.iter().filter_map(published_port).collect(),
             endpoints: endpoints.collect(),
+            guest: !service.guest_node_id.is_empty(),
         })
     }
 

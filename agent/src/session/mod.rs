@@ -20,6 +20,7 @@ use rorqual_proto::wire;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::containers::Containers;
 use crate::images::Images;
 use crate::network::Network;
 use crate::peer::ClusterLink;
@@ -62,6 +63,7 @@ pub(crate) struct Parts {
     pub(crate) store: NodeStore,
     pub(crate) network: Network,
     pub(crate) tasks: Tasks,
+    pub(crate) containers: Containers,
     pub(crate) images: Images,
     pub(crate) link: ClusterLink,
     pub(crate) description: NodeDescription,

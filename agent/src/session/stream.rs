@@ -199,6 +199,7 @@ impl Open<'_> {
         // In effect first, so that a slow connection delays nothing; it is on disk either way.
         self.parts.tasks.apply(tasks, removed).await;
         self.parts.tasks.release();
+        self.parts.containers.note_set(&change);
         // It is acknowledged when it is in effect.
         self.parts.network.apply(change).await;
         Ok(())

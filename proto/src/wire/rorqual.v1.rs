@@ -858,6 +858,27 @@ pub struct Network {
     #[prost(message, repeated, tag = "4")]
     pub blocks: ::prost::alloc::vec::Vec<BlockLease>,
 }
+/// A container that is no task and is in networks of the cluster. Its node asks for it and gives it back.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Guest {
+    /// The container's.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub joins: ::prost::alloc::vec::Vec<NetworkJoin>,
+    /// In the order of the joins. They stay as long as the container does, also while it does not run.
+    #[prost(message, repeated, tag = "6")]
+    pub addresses: ::prost::alloc::vec::Vec<TaskAddress>,
+    /// It runs: its names have addresses.
+    #[prost(bool, tag = "7")]
+    pub up: bool,
+}
 /// A small document that somebody keeps in the store and that the planner does not look into.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Record {
@@ -902,7 +923,7 @@ pub struct StoreAction {
     pub expected_version: ::core::option::Option<u64>,
     #[prost(
         oneof = "store_action::Action",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42, 60, 61"
     )]
     pub action: ::core::option::Option<store_action::Action>,
 }
@@ -942,6 +963,10 @@ pub mod store_action {
         /// Writes nothing: the batch is refused if the record of that key has another version than is expected.
         #[prost(string, tag = "42")]
         ExpectRecord(::prost::alloc::string::String),
+        #[prost(message, tag = "60")]
+        PutGuest(super::Guest),
+        #[prost(string, tag = "61")]
+        RemoveGuest(::prost::alloc::string::String),
     }
 }
 /// Observed state only moves forward: `apply` drops an older one.
@@ -1002,6 +1027,8 @@ pub struct StoreSnapshot {
     pub networks: ::prost::alloc::vec::Vec<Network>,
     #[prost(message, repeated, tag = "40")]
     pub records: ::prost::alloc::vec::Vec<Record>,
+    #[prost(message, repeated, tag = "60")]
+    pub guests: ::prost::alloc::vec::Vec<Guest>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3950,6 +3977,10 @@ pub struct ServiceEndpoints {
     /// As ports in one view of a service only, each with its port.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
+    /// Set where this is no service but a plain container of that node, in place of which it stands. Without an endpoint
+    /// while it does not run.
+    #[prost(string, tag = "80")]
+    pub guest_node_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceEndpoint {
@@ -4069,6 +4100,36 @@ pub struct RenewAuthRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewAuthResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutGuestRequest {
+    /// Who asks.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// The container's.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub joins: ::prost::alloc::vec::Vec<NetworkJoin>,
+    #[prost(bool, tag = "5")]
+    pub up: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutGuestResponse {
+    #[prost(message, optional, tag = "1")]
+    pub guest: ::core::option::Option<Guest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveGuestRequest {
+    /// Who asks.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveGuestResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewCertificateRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -4722,6 +4783,56 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RenewAuth"));
             self.inner.unary(req, path, codec).await
         }
+        /// A container of the calling node is in these networks from now on; the same again changes nothing.
+        pub async fn put_guest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PutGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutGuestResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/PutGuest",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "PutGuest"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A container of the calling node is in no network of the cluster any more. One that was in none is fine.
+        pub async fn remove_guest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveGuestResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/RemoveGuest",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RemoveGuest"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A new certificate for the caller, on the strength of its present one.
         pub async fn renew_certificate(
             &mut self,
@@ -4834,6 +4945,22 @@ pub mod dispatcher_server {
             request: tonic::Request<super::RenewAuthRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RenewAuthResponse>,
+            tonic::Status,
+        >;
+        /// A container of the calling node is in these networks from now on; the same again changes nothing.
+        async fn put_guest(
+            &self,
+            request: tonic::Request<super::PutGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutGuestResponse>,
+            tonic::Status,
+        >;
+        /// A container of the calling node is in no network of the cluster any more. One that was in none is fine.
+        async fn remove_guest(
+            &self,
+            request: tonic::Request<super::RemoveGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveGuestResponse>,
             tonic::Status,
         >;
         /// A new certificate for the caller, on the strength of its present one.
@@ -5180,6 +5307,96 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RenewAuthSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/PutGuest" => {
+                    #[allow(non_camel_case_types)]
+                    struct PutGuestSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::PutGuestRequest>
+                    for PutGuestSvc<T> {
+                        type Response = super::PutGuestResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PutGuestRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::put_guest(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PutGuestSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/RemoveGuest" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveGuestSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::RemoveGuestRequest>
+                    for RemoveGuestSvc<T> {
+                        type Response = super::RemoveGuestResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveGuestRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::remove_guest(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveGuestSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -7430,6 +7647,10 @@ pub struct CreateContainerRequest {
     pub credentials: ::core::option::Option<RegistryCredentials>,
     #[prost(enumeration = "NetworkMode", tag = "50")]
     pub network_mode: i32,
+    /// Where the mode names none: networks of the cluster, and `local`, that of this node's plain containers; empty means
+    /// that one.
+    #[prost(message, repeated, tag = "60")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {
@@ -7515,6 +7736,23 @@ pub struct ContainerInfo {
     pub network_mode: i32,
     #[prost(enumeration = "Health", tag = "60")]
     pub health: i32,
+    /// In the order of its interfaces, with what it was given.
+    #[prost(message, repeated, tag = "61")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectContainerRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub network: ::core::option::Option<NetworkJoin>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectContainerRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub network: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerResponse {
@@ -8446,6 +8684,55 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "RemoveContainer"));
             self.inner.unary(req, path, codec).await
         }
+        /// A plain container comes into a network, or leaves it, whether it runs or not.
+        pub async fn connect_container(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/ConnectContainer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "ConnectContainer"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn disconnect_container(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DisconnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/DisconnectContainer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "DisconnectContainer"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_containers(
             &mut self,
             request: impl tonic::IntoRequest<super::ListContainersRequest>,
@@ -8980,6 +9267,21 @@ pub mod engine_server {
             request: tonic::Request<super::RemoveContainerRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveContainerResponse>,
+            tonic::Status,
+        >;
+        /// A plain container comes into a network, or leaves it, whether it runs or not.
+        async fn connect_container(
+            &self,
+            request: tonic::Request<super::ConnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
+            tonic::Status,
+        >;
+        async fn disconnect_container(
+            &self,
+            request: tonic::Request<super::DisconnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
             tonic::Status,
         >;
         async fn list_containers(
@@ -10112,6 +10414,96 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveContainerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/ConnectContainer" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConnectContainerSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::ConnectContainerRequest>
+                    for ConnectContainerSvc<T> {
+                        type Response = super::ContainerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConnectContainerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::connect_container(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConnectContainerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/DisconnectContainer" => {
+                    #[allow(non_camel_case_types)]
+                    struct DisconnectContainerSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::DisconnectContainerRequest>
+                    for DisconnectContainerSvc<T> {
+                        type Response = super::ContainerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DisconnectContainerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::disconnect_container(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DisconnectContainerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
