@@ -97,7 +97,7 @@ impl Agent {
         let Opened { store, runtime, images, remembered } = opened.map_err(|_| AgentError::Stopped)??;
         let description = host::description(&runtime.host(), &options);
         let (own, shape) = shape(&options, remembered.as_ref());
-        let edge = Edge::new(rorqual_edge::Limits::default());
+        let edge = Edge::new(rorqual_edge::Limits::default(), &options.data_dir.join("edge"));
         let network = Network::start(shape, own, edge.clone()).await.map_err(AgentError::Network)?;
         let images = Images::new(images, options.insecure_registries.clone(), options.registries.clone());
         let registry = {
@@ -181,6 +181,7 @@ impl Agent {
             tasks: inner.tasks.clone(),
             containers: inner.containers.clone(),
             images: inner.images.clone(),
+            edge: inner.edge.clone(),
             link,
             description: self.description(),
             address: membership.address.to_string(),

@@ -33,7 +33,8 @@ pub(crate) fn from_refusal(error: Refusal) -> Status {
         Refusal::NotFound { .. } => Status::not_found(text),
         Refusal::NameTaken { .. } => Status::already_exists(text),
         Refusal::VersionMoved { .. } => Status::aborted(text),
-        Refusal::NoNetwork(_)
+        Refusal::Edge(_)
+        | Refusal::NoNetwork(_)
         | Refusal::NoOwnRange(_)
         | Refusal::OutOfRange { .. }
         | Refusal::Renamed { .. }

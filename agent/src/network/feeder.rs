@@ -116,6 +116,7 @@ impl Feeder {
             Event::Withdrawn { task, reply } => self.waiting.push((task, reply)),
             Event::Reset(own) => {
                 self.edge.set(&rorqual_edge::Settings::default());
+                self.edge.set_certificates(Vec::new());
                 *self = Self::new(self.fabric.clone(), own, self.edge.clone());
                 *dirty = Dirty::everything();
             }
@@ -354,7 +355,7 @@ mod tests {
 
     fn feeder() -> Feeder {
         let own = OwnName { node_id: "id1".into(), fabric: "n1".into() };
-        Feeder::new(Arc::default(), own, Edge::new(Default::default()))
+        Feeder::new(Arc::default(), own, Edge::new(Default::default(), std::path::Path::new("/nonexistent")))
     }
 
     fn service(endpoints: &[(&str, &str)]) -> ServiceEndpoints {

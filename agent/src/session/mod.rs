@@ -15,6 +15,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rorqual_edge::Edge;
 use rorqual_proto::model::NodeDescription;
 use rorqual_proto::wire;
 use tokio::sync::watch;
@@ -65,6 +66,7 @@ pub(crate) struct Parts {
     pub(crate) tasks: Tasks,
     pub(crate) containers: Containers,
     pub(crate) images: Images,
+    pub(crate) edge: Edge,
     pub(crate) link: ClusterLink,
     pub(crate) description: NodeDescription,
     /// `host:port` of this node's TLS port.

@@ -130,6 +130,8 @@ pub enum Change {
         /// As it is; none for one that is gone.
         after: Option<Arc<Guest>>,
     },
+    /// A record of the HTTP edge was written or removed.
+    Edge,
     /// The action changed nothing: a late status, an object that is already gone.
     Nothing,
 }

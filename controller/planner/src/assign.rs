@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    EdgeSettings, GuestId, Network, NetworkId, Node, NodeId, NodeState, PortSpec, RouteSpec, Service,
+    EdgeSettings, GuestId, Network, NetworkId, Node, NodeId, NodeState, PortSpec, Record, RouteSpec, Service,
     ServiceId, Task, TaskAddress, TaskId,
 };
 
@@ -50,7 +50,19 @@ pub struct NodeAssignment {
     /// None before the cluster exists.
     pub pools: Option<Pools>,
     /// The HTTP edge.
-    pub edge: EdgeSettings,
+    pub edge: EdgeView,
+}
+
+/// What stands before the keys of the HTTP edge's records.
+pub const EDGE_RECORDS: &str = "edge/";
+
+/// How the HTTP edge of every node has to be, besides the routes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EdgeView {
+    /// Its ports.
+    pub settings: EdgeSettings,
+    /// Its records, as the store has them.
+    pub records: Vec<Arc<Record>>,
 }
 
 /// The address pools of the cluster.
@@ -242,7 +254,7 @@ pub struct NodeDelta {
     /// The whole list, where it was touched.
     pub controllers: Option<Vec<ControllerView>>,
     /// As it is, where it was touched.
-    pub edge: Option<EdgeSettings>,
+    pub edge: Option<EdgeView>,
 }
 
 impl Parts {
@@ -354,6 +366,7 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
             Change::Guest { id, before, after } => {
                 guest::touch(state, &mut touched, id, before.as_deref(), after.as_deref());
             }
+            Change::Edge => touched.everywhere.edge = true,
             Change::Nothing => {}
         }
     }
@@ -484,8 +497,11 @@ fn is_everywhere(service: &Service) -> bool {
     !service.ports.is_empty() || !service.spec.routes.is_empty()
 }
 
-fn edge(state: &State) -> EdgeSettings {
-    state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default()
+fn edge(state: &State) -> EdgeView {
+    EdgeView {
+        settings: state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default(),
+        records: state.records_behind(EDGE_RECORDS, "").cloned().collect(),
+    }
 }
 
 /// The service's routes, each with the port that it leads to.

@@ -88,7 +88,7 @@ impl Planner {
                 self.dirty.capacity = true;
                 self.dirty.nodes.insert(guest.node_id.clone());
             }
-            Change::Nothing => {}
+            Change::Edge | Change::Nothing => {}
         }
     }
 

@@ -77,6 +77,9 @@ pub enum Refusal {
         "port {0}/tcp is the HTTP edge's: choose another port, or another one for it (`rctl cluster update`)"
     )]
     EdgePort(u16),
+    /// The settings of the HTTP edge make no sense.
+    #[error(transparent)]
+    Edge(rorqual_proto::InvalidField),
     /// Another service has the route.
     #[error("{route} already leads to service `{service}`: choose another host or path, or remove it there")]
     RouteTaken {

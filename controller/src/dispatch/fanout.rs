@@ -12,12 +12,13 @@ use rorqual_planner::assign::{
     self, AuthsView, BlockView, ControllerView, GuestView, NetworkView, NodeDelta, PeerView, ServiceView,
     Touched,
 };
-use rorqual_proto::model::{EdgeSettings, Node, NodeId};
+use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::auths::Auths;
+use crate::edge;
 use crate::store::{Applied, Store, WatchError};
 
 type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
@@ -264,7 +265,7 @@ impl Fanout {
             controllers: assignment.controllers.iter().map(controller).collect(),
             container_pool,
             vip_pool,
-            edge: Some(edge(&assignment.edge)),
+            edge: Some(edge::config(&assignment.edge, &self.auths)),
             ..wire::Assignments::default()
         })
     }
@@ -277,7 +278,8 @@ impl Fanout {
             return true;
         }
         let auths = self.opened(&delta.auths);
-        session.send(wire::Assignments { auths, ..change(delta, set, session.set, blocks_gone) })
+        let edge = delta.edge.as_ref().map(|view| edge::config(view, &self.auths));
+        session.send(wire::Assignments { auths, edge, ..change(delta, set, session.set, blocks_gone) })
     }
 
     /// What can't be opened is told as nothing: the registry's refusal reaches the user in the task's status.
@@ -322,7 +324,6 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
         peers: delta.peers.iter().map(peer).collect(),
         removed_peers: delta.removed_peers.iter().map(ToString::to_string).collect(),
         controllers: delta.controllers.iter().flatten().map(controller).collect(),
-        edge: delta.edge.as_ref().map(edge),
         ..wire::Assignments::default()
     }
 }
@@ -377,10 +378,6 @@ fn network(view: &NetworkView) -> wire::NodeNetwork {
         internal: view.internal,
         metadata: view.metadata,
     }
-}
-
-fn edge(settings: &EdgeSettings) -> wire::EdgeConfig {
-    wire::EdgeConfig { settings: Some(settings.into()) }
 }
 
 fn block(view: &BlockView) -> wire::NetworkBlock {

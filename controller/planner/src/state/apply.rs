@@ -65,13 +65,13 @@ impl State {
             }
             ActionKind::PutRecord(record) => {
                 self.set_record(Arc::new(Record { version: index, ..(**record).clone() }));
-                Change::Nothing
+                record_change(&record.key)
             }
             ActionKind::RemoveRecord(key) => {
                 if let Some(old) = self.records.remove(key) {
                     self.records_bytes -= old.size_bytes();
                 }
-                Change::Nothing
+                record_change(key)
             }
             ActionKind::ExpectRecord(_) => Change::Nothing,
             ActionKind::TaskStatus { task_id, status } => self.task_status(task_id, status, stamp),
@@ -249,6 +249,11 @@ impl State {
 }
 
 type Ipv4 = std::net::Ipv4Addr;
+
+/// Nodes are told of the edge's records, and of no others.
+fn record_change(key: &str) -> Change {
+    if key.starts_with(assign::EDGE_RECORDS) { Change::Edge } else { Change::Nothing }
+}
 
 #[derive(Clone, Copy)]
 struct Stamp {

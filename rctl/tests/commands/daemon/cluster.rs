@@ -78,6 +78,27 @@ impl Control for Fake {
         Ok(Response::new(ListRoutesResponse { edge: None, routes: vec![view], problems: vec![problem] }))
     }
 
+    async fn create_certificate(
+        &self,
+        _: Request<CreateCertificateRequest>,
+    ) -> Answer<CreateCertificateResponse> {
+        unknown()
+    }
+
+    async fn list_certificates(
+        &self,
+        _: Request<ListCertificatesRequest>,
+    ) -> Answer<ListCertificatesResponse> {
+        unknown()
+    }
+
+    async fn remove_certificates(
+        &self,
+        _: Request<RemoveCertificatesRequest>,
+    ) -> Answer<RemoveCertificatesResponse> {
+        unknown()
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Answer<ListNodesResponse> {
         unknown()
     }
