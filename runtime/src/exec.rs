@@ -107,6 +107,7 @@ pub(crate) fn start(
         stdio: exec.stdio,
         start: None,
         begun: None,
+        meanwhile: None,
         target: Some(target),
         listener: plan.listener.as_ref().map(asked),
     };

@@ -8,6 +8,7 @@ mod ahead;
 mod bpf;
 mod mount;
 mod process;
+mod processors;
 mod shared;
 mod task;
 mod terminal;
@@ -18,10 +19,11 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-pub(crate) use ahead::{NETWORK, send_new_network, wait_until_network_is_sent};
+pub(crate) use ahead::*;
 pub(crate) use bpf::*;
 pub(crate) use mount::*;
 pub(crate) use process::*;
+pub(crate) use processors::{begin_elsewhere, may_be_everywhere};
 pub(crate) use shared::SharedWord;
 pub(crate) use task::*;
 pub(crate) use terminal::*;
@@ -52,6 +54,13 @@ fn check_fd(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     // SAFETY: the kernel has just returned this descriptor to us, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Renames a file, unless there is one of the new name.
+pub(crate) fn rename_new(from: &CStr, to: &CStr) -> io::Result<()> {
+    let (from, to) = (from.as_ptr(), to.as_ptr());
+    // SAFETY: both paths live through the call.
+    check(unsafe { libc::syscall(libc::SYS_renameat2, CWD, from, CWD, to, libc::RENAME_NOREPLACE) }).map(drop)
 }
 
 /// Takes ownership of a descriptor that this process was given by number at exec.
@@ -161,7 +170,7 @@ struct CloneArgs {
 
 /// Makes a child process with the new namespaces of `flags`, in `cgroup` (a cgroup2 directory) if one is given. Returns
 /// the child's pid, and `None` in the child. The caller has to be single-threaded, but for a thread of
-/// [`send_new_network`].
+/// [`begin_ahead`].
 ///
 /// With CLONE_PARENT in `flags` the new process is a child of our parent, which is told of its end as of ours.
 pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<i32>> {

@@ -58,7 +58,7 @@ impl Layout {
     /// Reads what is mounted.
     pub(crate) fn discover() -> Result<Layout> {
         let path = Path::new("/proc/self/mountinfo");
-        let text = host::read(path).map_err(file("read", path))?;
+        let text = host::mounts().map_err(file("read", path))?;
         let mut layout = Layout::parse(&text);
         if let Some(unified) = &layout.unified {
             let path = unified.join("cgroup.controllers");

@@ -171,6 +171,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         stdio,
         start: None,
         begun: None,
+        meanwhile: None,
         target: None,
         listener: plan.listener.as_ref().map(asked),
     };
@@ -182,6 +183,8 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         (Ask::Born(_), _) => Ok(Flow::Unanswered),
         (ask, _) => Err(spawn::unanswered(ask)),
     })?;
+    // Else it would be there as long as we are.
+    drop(sys::take_network());
     let Some(ends) = ends else {
         let none = io::Error::other("it was not made");
         return Err(Failure::step("taking the terminal", &none));

@@ -18,15 +18,17 @@ const LIMIT_BYTES: u64 = 16 << 20;
 pub(super) struct Bundle {
     pub(super) dir: PathBuf,
     pub(super) rootfs: PathBuf,
-    pub(super) spec: Spec,
+    /// In a box, since it is large, and handed on more than once.
+    pub(super) spec: Box<Spec>,
     /// The specification as it was read.
     pub(super) text: Vec<u8>,
     /// What was passed over in it.
     pub(super) warnings: Vec<String>,
 }
 
-/// Reads the bundle in a folder. `config`: a file other than its `config.json`.
-pub(super) fn load(dir: &str, config: Option<&str>) -> Result<Bundle> {
+/// Reads the bundle in a folder. `config`: a file other than its `config.json`. `seen` gets the specification's text, before
+/// it is understood.
+pub(super) fn load(dir: &str, config: Option<&str>, seen: impl FnOnce(&[u8])) -> Result<Bundle> {
     let given = if dir.is_empty() { "." } else { dir };
     let dir = fs::canonicalize(given).map_err(Error::file("chdir", Path::new(given)))?;
     let name = config.unwrap_or("config.json");
@@ -37,6 +39,7 @@ pub(super) fn load(dir: &str, config: Option<&str>) -> Result<Bundle> {
         }
         other => other?,
     };
+    seen(&text);
     let (spec, warnings) = parse(&text, &path)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::Invalid {
         path: path.clone(),
@@ -65,8 +68,8 @@ pub(super) fn read_limited(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Reads a specification, of a version that is known; with warnings about what was passed over.
-pub(super) fn parse(text: &[u8], path: &Path) -> Result<(Spec, Vec<String>)> {
-    let (mut spec, warnings) = from_json_amended::<Spec>(text, path)?;
+pub(super) fn parse(text: &[u8], path: &Path) -> Result<(Box<Spec>, Vec<String>)> {
+    let (mut spec, warnings) = from_json_amended::<Box<Spec>>(text, path)?;
     amend::counters(text, &mut spec).map_err(|(field, reason)| Error::Invalid {
         path: path.to_owned(),
         reason: format!("{field}: {reason}"),
@@ -97,17 +100,22 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result
         let reason = "is a list and not an object: start it with '{'".to_owned();
         return Err(Error::Invalid { path: path.to_owned(), reason });
     }
-    serde_json::from_slice(text).map_err(|plain| {
-        // Read again in the slower way that knows where it is.
-        let deserializer = &mut serde_json::Deserializer::from_slice(text);
-        let reason = match serde_path_to_error::deserialize::<_, T>(deserializer) {
-            Err(error) if !matches!(error.path().to_string().as_str(), "." | "?") => {
-                format!("{}: {}", error.path(), error.inner())
-            }
-            _ => plain.to_string(),
-        };
-        Error::Invalid { path: path.to_owned(), reason }
-    })
+    serde_json::from_slice(text)
+        .map_err(|plain| Error::Invalid { path: path.to_owned(), reason: wrong_json::<T>(text, &plain) })
+}
+
+/// What is wrong, and where. Apart from the usual case, whose stack it would make larger.
+#[cold]
+#[inline(never)]
+fn wrong_json<T: DeserializeOwned>(text: &[u8], plain: &serde_json::Error) -> String {
+    // Read again in the slower way that knows where it is.
+    let deserializer = &mut serde_json::Deserializer::from_slice(text);
+    match serde_path_to_error::deserialize::<_, T>(deserializer) {
+        Err(error) if !matches!(error.path().to_string().as_str(), "." | "?") => {
+            format!("{}: {}", error.path(), error.inner())
+        }
+        _ => plain.to_string(),
+    }
 }
 
 /// 1.0.x to 1.3.x, with or without something like `-dev` behind it.

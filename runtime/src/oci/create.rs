@@ -86,7 +86,7 @@ pub(super) struct Making<'a> {
     context: &'a Context,
     pub(super) place: Place,
     pub(super) record: Record,
-    pub(super) spec: Spec,
+    pub(super) spec: Box<Spec>,
     facts: Facts,
     options: &'a Options,
     /// Until then the groups that the record names may be somebody else's.
@@ -102,6 +102,7 @@ pub(super) struct Making<'a> {
 /// `create`.
 pub(super) fn create(context: &Context, matches: &Matches) -> Result<u8> {
     let options = Options::new(matches)?;
+    sys::begin_ahead();
     let mut making = Making::begin(context, matches, &options, false)?;
     let made = start::listen(&making.place).and_then(|listener| {
         making.first_process(Some(listener), None)?;
@@ -124,10 +125,14 @@ impl<'a> Making<'a> {
     ) -> Result<Making<'a>> {
         let place = context.place(matches.word(0))?;
         let Bundle { dir, rootfs, mut spec, text, warnings } =
-            config::load(matches.value("bundle").unwrap_or("."), matches.value("config"))?;
+            config::load(matches.value("bundle").unwrap_or("."), matches.value("config"), |text| {
+                // So that the kernel can make its network namespace while we think about all else.
+                if plan::seems_to_make_network(text) {
+                    sys::begin_new_network();
+                }
+            })?;
         let terminal = spec.process().as_ref().is_some_and(|process| process.terminal() == Some(true));
         console::check(terminal, options.console.is_some(), attached)?;
-        // So that the kernel can make its network namespace while we think about all else.
         let begun = Begun::new(plan::makes_network(&spec)).map_err(Error::system("making a channel"))?;
         warnings.iter().for_each(|warning| context.log.warn(warning));
         let lock = place.create()?;
@@ -191,6 +196,15 @@ impl<'a> Making<'a> {
         let asked = plan.listener.as_ref();
         let asked =
             asked.map(|listener| Asked::creating(listener, &self.record.id, &self.record.bundle, &self.spec));
+        // Our file is in a mount that goes away with the last descriptor: once the kernel is sure that nobody can be in it.
+        // That takes a while.
+        let (context, place) = (self.context, self.place.clone());
+        let meanwhile = || {
+            drop(context.program.take());
+            if !leave {
+                place.prepare_next();
+            }
+        };
         let child = Child {
             namespaces: plan.namespaces,
             groups: Some(&plan.cgroup),
@@ -208,6 +222,7 @@ impl<'a> Making<'a> {
             begun,
             target: None,
             listener: asked,
+            meanwhile: Some(&meanwhile),
         };
         let mut waits = false;
         let pid = spawn::first_process(child, |ask, pid, fd| match (ask, fd) {

@@ -9,7 +9,7 @@ use super::{config, exec, update};
 
 /// A bundle's specification.
 pub(crate) fn config(bytes: &[u8]) -> Option<Spec> {
-    config::parse(bytes, Path::new("/bundle/config.json")).ok().map(|(spec, _)| spec)
+    config::parse(bytes, Path::new("/bundle/config.json")).ok().map(|(spec, _)| *spec)
 }
 
 /// Puts the process of `exec --process` in place of the container's. Returns whether it can be read.

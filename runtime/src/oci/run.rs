@@ -23,6 +23,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     }
     // Before there is a process whose end could be missed.
     let signals = if detached { None } else { Some(Signals::take()?) };
+    sys::begin_ahead();
     let mut making = Making::begin(context, matches, &options, !detached)?;
     let mut terminal = None;
     let made = notify::listen(&making.place).and_then(|notify| {
@@ -36,9 +37,6 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
         notify.map_or(Ok(()), |notify| notify.until_ready(&making.record))?;
         return Ok(0);
     };
-    // The kernel waits until nobody can be in the mount any more: now, when we wait anyway, and not at our end.
-    drop(context.program.take());
-    making.place.prepare_next();
     let relay = terminal.map(Relay::new).transpose();
     let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay, notify));
     if code.is_err() || !matches.is_set("keep") {

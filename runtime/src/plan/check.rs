@@ -206,9 +206,10 @@ fn sysctl_path(name: &str) -> String {
     name.chars().map(swap).collect()
 }
 
-pub(super) fn resource(typ: PosixRlimitType) -> (u32, &'static str) {
+/// Its number, whose type is not the same for every libc, and name.
+pub(super) fn resource(typ: PosixRlimitType) -> (i64, &'static str) {
     use PosixRlimitType as Type;
-    match typ {
+    let (number, name) = match typ {
         Type::RlimitCpu => (libc::RLIMIT_CPU, "cpu"),
         Type::RlimitFsize => (libc::RLIMIT_FSIZE, "fsize"),
         Type::RlimitData => (libc::RLIMIT_DATA, "data"),
@@ -225,7 +226,8 @@ pub(super) fn resource(typ: PosixRlimitType) -> (u32, &'static str) {
         Type::RlimitNice => (libc::RLIMIT_NICE, "nice"),
         Type::RlimitRtprio => (libc::RLIMIT_RTPRIO, "rtprio"),
         Type::RlimitRttime => (libc::RLIMIT_RTTIME, "rttime"),
-    }
+    };
+    (number.into(), name)
 }
 
 /// Links that every container has in /dev: (path, where it leads).

@@ -39,8 +39,8 @@ pub(crate) use identity::{IdMaps, Range};
 pub(crate) use keeper::{Keeper, of_the_host};
 use mounts::{Dev, Found, Mounts};
 pub(crate) use mounts::{Filesystem, Idmap, MountPlan, Owners, Prepared, Source, Tree};
-pub(crate) use namespaces::makes_network;
 use namespaces::{Namespaces, Propagation};
+pub(crate) use namespaces::{makes_network, seems_to_make_network};
 pub(crate) use options::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
 pub(crate) use step::{Device, Execute, Join, NetDevice, RootSource, Step, Terminal, User};
 

@@ -34,6 +34,14 @@ pub(crate) fn makes_network(spec: &Spec) -> bool {
     new(LinuxNamespaceType::Network) && !needs_enter
 }
 
+/// What [`makes_network`] is going to say of this text, as far as a glance tells: an object speaks of a network and names
+/// no path.
+pub(crate) fn seems_to_make_network(text: &[u8]) -> bool {
+    let has = |text: &[u8], word: &[u8]| text.windows(word.len()).any(|window| window == word);
+    text.split(|byte| matches!(byte, b'{' | b'}'))
+        .any(|object| has(object, b"\"network\"") && has(object, b"\"type\"") && !has(object, b"\"path\""))
+}
+
 fn is_joined(namespace: &LinuxNamespace) -> bool {
     namespace.path().as_ref().is_some_and(|file| !file.as_os_str().is_empty())
 }

@@ -24,7 +24,7 @@ pub(crate) enum Step {
     JoinCgroups(Vec<CString>),
     OomScore(i32),
     ResourceLimit {
-        resource: u32,
+        resource: i64,
         name: &'static str,
         soft: u64,
         hard: u64,

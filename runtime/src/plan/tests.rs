@@ -266,6 +266,22 @@ fn what_needs_neither_groups_nor_network_is_done_before_they_are_waited_for() {
 }
 
 #[test]
+fn a_glance_tells_who_makes_a_network_namespace() {
+    let spec = serde_json::to_vec_pretty(&default_spec(&settings()).unwrap()).unwrap();
+    assert!(seems_to_make_network(&spec));
+    assert!(seems_to_make_network(br#"{"linux":{"namespaces":[{"type":"pid"},{"type":"network"}]}}"#));
+    for other in [
+        r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"network","path":"/run/netns/web"}]}}"#,
+        r#"{"linux":{"namespaces":[{"path":"/run/netns/web","type":"network"},{"type":"ipc"}]}}"#,
+        r#"{"linux":{"resources":{"network":{"classID":1}}}}"#,
+        r#"{"process":{"args":["network"]}}"#,
+        "",
+    ] {
+        assert!(!seems_to_make_network(other.as_bytes()), "{other}");
+    }
+}
+
+#[test]
 fn a_network_namespace_is_begun_for_those_who_make_one() {
     let agrees = |change: &dyn Fn(&mut Spec)| {
         let mut spec = default_spec(&settings()).unwrap();

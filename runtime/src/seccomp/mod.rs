@@ -33,6 +33,9 @@ use calls::{Arch, Call};
 
 use crate::sys::Instruction;
 
+/// As the kernel has it (asm-generic/ioctls.h); its type is not the same for every libc.
+const TIOCSCTTY: u64 = 0x540e;
+
 /// Whether a filter allows what [`crate::plan::Step::Second`] and the steps behind it take.
 pub(crate) fn allows_a_second_process(program: &[Instruction]) -> bool {
     let clone = libc::CLONE_PARENT as u64 | libc::CLONE_PARENT_SETTID as u64;
@@ -42,7 +45,7 @@ pub(crate) fn allows_a_second_process(program: &[Instruction]) -> bool {
             (libc::SYS_clone, [clone, 0]),
             (libc::SYS_exit_group, [0, 0]),
             (libc::SYS_setsid, [0, 0]),
-            (libc::SYS_ioctl, [0, libc::TIOCSCTTY]),
+            (libc::SYS_ioctl, [0, TIOCSCTTY]),
             (libc::SYS_sendmsg, [0, 0]),
             (libc::SYS_recvmsg, [0, 0]),
         ],

@@ -20,8 +20,9 @@ impl Begun {
     pub(crate) fn new(network: bool) -> io::Result<Begun> {
         let (ours, theirs) = channel()?;
         let begun = Begun { ours: Some(ours), theirs: Some(theirs), network };
-        if let (true, Some(ours)) = (network, &begun.ours) {
-            ours.give_network()?;
+        match &begun.ours {
+            Some(ours) if network => ours.give_network()?,
+            _ => sys::no_new_network(),
         }
         Ok(begun)
     }

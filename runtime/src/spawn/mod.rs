@@ -44,7 +44,6 @@ use crate::seccomp::{self, Asked};
 use crate::sys::{self, SchedAttr, SharedWord};
 
 /// What is to be made.
-#[derive(Debug)]
 pub(crate) struct Child<'a> {
     /// CLONE_NEW* flags.
     pub(crate) namespaces: u64,
@@ -76,6 +75,8 @@ pub(crate) struct Child<'a> {
     pub(crate) target: Option<OwnedFd>,
     /// Who is asked about filtered system calls.
     pub(crate) listener: Option<Asked>,
+    /// What there is to do once the process has all that it needs, when there is nothing but to wait for it.
+    pub(crate) meanwhile: Option<&'a dyn Fn()>,
 }
 
 /// How a question was answered.
@@ -160,6 +161,11 @@ fn in_groups(
         }
     };
     let (notify, second) = (fds.notify.take(), fds.second.take());
+    // While it mounts we make its groups.
+    let moved = made.is_some() && second.is_none() && waits(child.steps);
+    if moved {
+        sys::begin_elsewhere(pid);
+    }
     drop(fds);
     let first = pid;
     let mut answer = |ask: &Ask, pid: i32, fd| match (ask, child.maps) {
@@ -181,7 +187,10 @@ fn in_groups(
         _ => answer(ask, pid, fd),
     };
     let told = if second.is_some() { Ok(Flow::Unanswered) } else { answer(&Ask::Born(pid), pid, None) };
-    let served = told.and_then(|_| beside(made, child.rdt, pid, child.steps, ours));
+    let served = told.and_then(|_| beside(made, child.rdt, (pid, moved), child.steps, ours));
+    if let (Ok(()), Some(meanwhile)) = (&served, child.meanwhile) {
+        meanwhile();
+    }
     match served.and_then(|()| serve(ours, &mut pid, second.as_ref(), &mut answer)) {
         Ok(()) => Ok(pid),
         Err(failure) => {
@@ -209,11 +218,11 @@ fn give_pipes_away(child: &Child<'_>) -> Result<(), Failure> {
 }
 
 /// What is left to do while the process mounts what it has by itself; then it may go on, with the files by which it joins
-/// the groups: it may be where it does not find them any more.
+/// the groups: it may be where it does not find them any more. `moved`: it [began elsewhere](sys::begin_elsewhere).
 fn beside(
     made: Option<&mut Made<'_>>,
     class: Option<rdt::Entry>,
-    pid: i32,
+    (pid, moved): (i32, bool),
     steps: &[Step],
     channel: &Channel,
 ) -> Result<(), Failure> {
@@ -221,7 +230,11 @@ fn beside(
     if let Some(class) = class {
         class.enter(pid).map_err(|error| Failure::step("entering the class of linux.intelRdt", &error))?;
     }
-    if steps.iter().any(|step| matches!(step, Step::Await)) {
+    if moved {
+        let step = "letting the first process use all processors";
+        sys::may_be_everywhere(pid).map_err(|error| Failure::step(step, &error))?;
+    }
+    if waits(steps) {
         let files = steps.iter().find_map(|step| match step {
             Step::JoinCgroups(files) => Some((step, files.as_slice())),
             _ => None,
@@ -231,6 +244,11 @@ fn beside(
         let _ = channel.give_groups(&files.iter().map(AsFd::as_fd).collect::<Vec<_>>());
     }
     Ok(())
+}
+
+/// Whether there is a step at which the process waits for its groups.
+fn waits(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step, Step::Await))
 }
 
 fn serve(

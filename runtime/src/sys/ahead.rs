@@ -1,20 +1,45 @@
-//! A network namespace that is made while the rest of a container is still being thought about.
+//! What is done for a container while the rest of it is still being thought about: on another processor, by a thread.
 //!
-//! It takes the kernel as long as all else of a process, and whether there is to be one is known early. So a thread makes
-//! it, and sends it to the process that is going to live in it. The thread is no thread of std's: this program forks while
-//! it runs, and may then have no lock of an allocator in its hands. It does nothing but seven system calls, made without
-//! libc, whose `errno` belongs to the thread that made this one.
+//! A network namespace takes the kernel as long as all else of a process, and whether there is to be one is known early.
+//! So the thread makes it ([`make_network`]), and sends it to the process that is going to live in it. Before that it
+//! reads what is slow to read and always needed ([`mounts`]).
+//!
+//! The thread is no thread of std's: this program forks while it runs, and may then have no lock of an allocator in its
+//! hands. It does nothing but a few system calls, made without libc, whose `errno` belongs to the thread that made it.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// What a message begins with that brings a network namespace. Without a descriptor beside it: there is none.
 pub(crate) const NETWORK: u8 = b'N';
+
+/// Begins, where there is a thread; once in a process. To be called when all descriptors are where they are to be: those
+/// of the thread come between.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn begin_ahead() {
+    thread::start();
+}
 
 /// Has a network namespace made, with its loopback device up, and sent over a socket to whoever has the other end; in any
 /// case a message that begins with [`NETWORK`]. Once in a process; `false`: nothing will be sent.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn send_new_network(socket: BorrowedFd<'_>) -> bool {
-    thread::start(socket)
+    use std::os::fd::AsRawFd as _;
+
+    begin_ahead();
+    thread::order(thread::SOCKET + socket.as_raw_fd() as u32)
+}
+
+/// Has a network namespace made, if there is a thread. [`send_new_network`] or [`no_new_network`] say later whether it is
+/// wanted.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn begin_new_network() {
+    thread::order(thread::MAKE);
+}
+
+/// There is nothing more to do for the thread.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn no_new_network() {
+    thread::order(thread::NOTHING);
 }
 
 /// Waits until the socket that was given to [`send_new_network`] is used no more.
@@ -23,42 +48,89 @@ pub(crate) fn wait_until_network_is_sent() {
     thread::wait();
 }
 
-/// There is nothing to wait for.
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub(crate) fn wait_until_network_is_sent() {}
-
-/// Elsewhere the process makes its network namespace by itself.
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub(crate) fn send_new_network(_socket: BorrowedFd<'_>) -> bool {
-    false
+/// The network namespace that was made, after [`wait_until_network_is_sent`]. Until it is taken it stays open in this
+/// process.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn take_network() -> Option<OwnedFd> {
+    thread::take_network()
 }
+
+/// /proc/self/mountinfo, if it has been read already.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn mounts() -> Option<&'static [u8]> {
+    thread::mounts()
+}
+
+/// Elsewhere everything is done when it is needed.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+mod none {
+    pub(crate) fn begin_ahead() {}
+
+    pub(crate) fn send_new_network(_socket: std::os::fd::BorrowedFd<'_>) -> bool {
+        false
+    }
+
+    pub(crate) fn begin_new_network() {}
+
+    pub(crate) fn no_new_network() {}
+
+    pub(crate) fn wait_until_network_is_sent() {}
+
+    pub(crate) fn take_network() -> Option<super::OwnedFd> {
+        None
+    }
+
+    pub(crate) fn mounts() -> Option<&'static [u8]> {
+        None
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub(crate) use none::*;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod thread {
     use std::arch::asm;
     use std::cell::UnsafeCell;
     use std::mem;
-    use std::os::fd::{AsRawFd, BorrowedFd};
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+    use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
     use std::time::Duration;
 
     use super::NETWORK;
+    use crate::sys::processors;
 
     const STACK_BYTES: usize = 16 * 1024;
+    /// A longer mountinfo is read when it is needed.
+    const MOUNTS_BYTES: usize = 128 * 1024;
 
     #[repr(C, align(16))]
-    struct Stack(UnsafeCell<[u8; STACK_BYTES]>);
+    struct Memory<const BYTES: usize>(UnsafeCell<[u8; BYTES]>);
 
-    // SAFETY: only the one thread that `start` makes uses it, and nobody ever looks at it as what it is declared as.
-    unsafe impl Sync for Stack {}
+    // SAFETY: only the one thread that `start` makes uses it. The stack nobody else ever looks at as what it is declared as;
+    // the text others read once `MOUNTS_READ` says that it is not written to any more.
+    unsafe impl<const BYTES: usize> Sync for Memory<BYTES> {}
 
-    static STACK: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
+    static STACK: Memory<STACK_BYTES> = Memory(UnsafeCell::new([0; STACK_BYTES]));
+    static MOUNTS: Memory<MOUNTS_BYTES> = Memory(UnsafeCell::new([0; MOUNTS_BYTES]));
+    /// How much of it there is; 0: not yet, or not at all.
+    static MOUNTS_READ: AtomicUsize = AtomicUsize::new(0);
+
     static USED: AtomicBool = AtomicBool::new(false);
+    /// What the thread waits for, as a futex: one of these, in this order, with the number of the socket added to the last.
+    static ORDER: AtomicU32 = AtomicU32::new(UNKNOWN);
+    const UNKNOWN: u32 = 0;
+    pub(super) const MAKE: u32 = 1;
+    pub(super) const NOTHING: u32 = 2;
+    pub(super) const SOCKET: u32 = 3;
+    /// The namespace that was made.
+    static NETWORK_FD: AtomicI32 = AtomicI32::new(NO_FD);
+    const NO_FD: RawFd = -1;
     static SENDS: AtomicBool = AtomicBool::new(false);
 
-    pub(super) fn start(socket: BorrowedFd<'_>) -> bool {
+    pub(super) fn start() {
         if USED.swap(true, Ordering::Relaxed) {
-            return false;
+            return;
         }
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
@@ -66,17 +138,51 @@ mod thread {
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM;
-        let socket = socket.as_raw_fd() as usize as *mut libc::c_void;
-        SENDS.store(true, Ordering::Relaxed);
+        // Not through libc: musl's clone makes no threads.
+        let made: i64;
         // SAFETY: one past the end of the stack, which grows downwards; nobody else has it, as `USED` was not set.
-        // The thread uses no memory but its stack, no thread-local variable and no lock, so it may share our memory and
-        // our thread's pointer to such variables.
-        let made =
-            unsafe { libc::clone(run, STACK.0.get().cast::<u8>().add(STACK_BYTES).cast(), flags, socket) };
-        if made < 0 {
-            SENDS.store(false, Ordering::Relaxed);
+        // The thread uses no memory but its stack and the statics above, no thread-local variable and no lock, so it may
+        // share our memory and our thread's pointer to such variables. It never comes out of here.
+        unsafe {
+            asm!(
+                "syscall",
+                "test rax, rax",
+                "jnz 2f",
+                "xor ebp, ebp",
+                "call {run}",
+                "xor edi, edi",
+                "mov eax, {exit}",
+                "syscall",
+                "2:",
+                run = sym run,
+                exit = const libc::SYS_exit,
+                inlateout("rax") libc::SYS_clone => made,
+                in("rdi") u64::from(flags as u32),
+                in("rsi") STACK.0.get().cast::<u8>().add(STACK_BYTES),
+                in("rdx") 0_u64,
+                in("r10") 0_u64,
+                in("r8") 0_u64,
+                lateout("rcx") _,
+                lateout("r11") _,
+            );
         }
-        made > 0
+        if let Ok(made @ 1..) = i32::try_from(made) {
+            processors::begin_elsewhere(made);
+        } else {
+            ORDER.store(NOTHING, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the thread what to do; `false` if it is gone.
+    pub(super) fn order(word: u32) -> bool {
+        let before = ORDER.load(Ordering::Relaxed);
+        if !USED.load(Ordering::Relaxed) || before >= NOTHING || before == word {
+            return false;
+        }
+        SENDS.store(word >= SOCKET, Ordering::Relaxed);
+        ORDER.store(word, Ordering::Release);
+        futex(libc::FUTEX_WAKE, 1);
+        true
     }
 
     /// Mostly it has been sent long ago.
@@ -86,10 +192,66 @@ mod thread {
         }
     }
 
-    extern "C" fn run(socket: *mut libc::c_void) -> libc::c_int {
-        send(socket as usize, new_network());
-        SENDS.store(false, Ordering::Release);
-        0
+    pub(super) fn take_network() -> Option<OwnedFd> {
+        let fd = NETWORK_FD.swap(NO_FD, Ordering::Relaxed);
+        // SAFETY: the thread has got this descriptor from the kernel, and has left it to whoever takes it from here.
+        (fd != NO_FD).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    pub(super) fn mounts() -> Option<&'static [u8]> {
+        let length = MOUNTS_READ.load(Ordering::Acquire);
+        // SAFETY: so much has been written, and is not written to again.
+        (length > 0).then(|| unsafe { std::slice::from_raw_parts(MOUNTS.0.get().cast::<u8>(), length) })
+    }
+
+    extern "C" fn run() {
+        read_mounts();
+        if wait_for_more_than(UNKNOWN) == NOTHING {
+            return;
+        }
+        let network = new_network();
+        let word = wait_for_more_than(MAKE);
+        if word >= SOCKET {
+            send((word - SOCKET) as usize, network);
+            NETWORK_FD.store(network.map_or(NO_FD, |fd| fd as RawFd), Ordering::Relaxed);
+            SENDS.store(false, Ordering::Release);
+        } else if let Some(network) = network {
+            call(libc::SYS_close, [network, 0, 0, 0]);
+        }
+    }
+
+    fn wait_for_more_than(before: u32) -> u32 {
+        loop {
+            match ORDER.load(Ordering::Acquire) {
+                word if word > before => return word,
+                word => futex(libc::FUTEX_WAIT, word),
+            }
+        }
+    }
+
+    fn futex(operation: libc::c_int, value: u32) {
+        let operation = operation | libc::FUTEX_PRIVATE_FLAG;
+        call(libc::SYS_futex, [ORDER.as_ptr() as usize, operation as usize, value as usize, 0]);
+    }
+
+    fn read_mounts() {
+        let path = c"/proc/self/mountinfo".as_ptr() as usize;
+        let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as usize;
+        let Some(file) = call(libc::SYS_openat, [libc::AT_FDCWD as usize, path, flags, 0]) else { return };
+        let mut length = 0;
+        while length < MOUNTS_BYTES {
+            let rest = [file, MOUNTS.0.get() as usize + length, MOUNTS_BYTES - length, 0];
+            match call(libc::SYS_read, rest) {
+                // The end; and there is a whole text.
+                Some(0) => {
+                    MOUNTS_READ.store(length, Ordering::Release);
+                    break;
+                }
+                Some(more) => length += more,
+                None => break,
+            }
+        }
+        call(libc::SYS_close, [file, 0, 0, 0]);
     }
 
     fn new_network() -> Option<usize> {
@@ -130,13 +292,10 @@ mod thread {
         message.msg_iovlen = 1;
         if network.is_some() {
             message.msg_control = (&raw const rights).cast_mut().cast();
-            message.msg_controllen = mem::size_of::<Rights>();
+            message.msg_controllen = mem::size_of::<Rights>() as _;
         }
         let flags = libc::MSG_NOSIGNAL as usize;
         call(libc::SYS_sendmsg, [socket, &raw const message as usize, flags, 0]);
-        if let Some(network) = network {
-            call(libc::SYS_close, [network, 0, 0, 0]);
-        }
     }
 
     fn call(number: libc::c_long, arguments: [usize; 4]) -> Option<usize> {

@@ -23,7 +23,7 @@ pub(crate) fn umask(mask: u32) {
 }
 
 /// Sets a resource limit of this process.
-pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+pub(crate) fn setrlimit(resource: i64, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the limit lives through the call; no old value is asked for.
     check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, ptr::null::<u8>()) })

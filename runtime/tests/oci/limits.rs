@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -44,6 +44,33 @@ fn limits_are_changed_by_options_and_by_file() {
     eventually("it has ended", || cli.status("web") == "stopped");
     cli.run(&["update", "--memory", "64m", "web"]).fails(1, "container not running");
     cli.run(&["events", "--stats", "web"]).fails(1, "container with id web is not running");
+}
+
+/// Whoever makes a container may be kept to a processor, which is nothing that the container asked for.
+#[test]
+fn a_container_may_use_all_processors_that_its_groups_have() {
+    let cli = Cli::new();
+    let list = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().to_owned()
+    };
+    let mut spec = cli.spec("web", &["cat", "/proc/self/status"]);
+    let ours = list(&fs::read_to_string("/proc/self/status").unwrap());
+    let first = ours.split([',', '-']).next().unwrap();
+    let run = |spec: &Value, kept: bool| {
+        let command = cli.command(&["run", "--bundle", cli.bundle("web", spec).to_str().unwrap(), "web"]);
+        let mut taskset = Command::new("taskset");
+        taskset
+            .args(["-c", if kept { first } else { &ours }])
+            .arg(command.get_program())
+            .args(command.get_args());
+        let output = taskset.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        list(&String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(run(&spec, true), run(&spec, false));
+    spec["linux"]["resources"] = json!({ "cpu": { "cpus": first } });
+    assert_eq!(run(&spec, true), first);
 }
 
 #[test]

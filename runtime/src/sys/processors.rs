@@ -1,0 +1,92 @@
+//! Where what is new begins to run.
+//!
+//! A new thread or process mostly begins on a processor that idles. But some kernels keep to as few processors as they
+//! can, and put it in the queue behind the one that has made it, where it waits until that has nothing more to do. Where
+//! the two are meant to work at the same time, this says so. It makes no difference but in time: so it is no error where
+//! it cannot be done.
+
+use std::io;
+use std::mem;
+
+use super::check;
+
+type Set = libc::cpu_set_t;
+
+/// Has a thread or process that was made just now begin on another processor than ours. It stays away from ours, until it
+/// [may be everywhere](may_be_everywhere).
+pub(crate) fn begin_elsewhere(task: i32) {
+    if let Some(others) = allowed().and_then(without_ours) {
+        let _ = set(task, &others);
+    }
+}
+
+/// Tells a process that it may use all processors, also those that will be there later; what its control groups say
+/// counts as ever. Not only those that we may use: whoever wants a container to have less says so to the container.
+pub(crate) fn may_be_everywhere(pid: i32) -> io::Result<()> {
+    // SAFETY: a set of zeros is valid.
+    let mut all: Set = unsafe { mem::zeroed() };
+    for processor in 0..libc::CPU_SETSIZE as usize {
+        // SAFETY: the number is within the set.
+        unsafe { libc::CPU_SET(processor, &mut all) };
+    }
+    match set(pid, &all) {
+        // It has ended, and why is known elsewhere.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// Those that this thread may use.
+fn allowed() -> Option<Set> {
+    // SAFETY: a set of zeros is valid, and the kernel writes no more than its size.
+    unsafe {
+        let mut allowed: Set = mem::zeroed();
+        (libc::sched_getaffinity(0, mem::size_of::<Set>(), &raw mut allowed) == 0).then_some(allowed)
+    }
+}
+
+/// `None` if there is no other.
+fn without_ours(mut allowed: Set) -> Option<Set> {
+    // SAFETY: takes nothing, and gives a number.
+    let ours = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
+    if ours >= libc::CPU_SETSIZE as usize {
+        return None;
+    }
+    // SAFETY: the number is within the set.
+    unsafe { libc::CPU_CLR(ours, &mut allowed) };
+    // SAFETY: reads the set only.
+    (unsafe { libc::CPU_COUNT(&allowed) } > 0).then_some(allowed)
+}
+
+fn set(task: i32, processors: &Set) -> io::Result<()> {
+    // SAFETY: the set lives through the call, and has the size that is given.
+    let result = unsafe { libc::sched_setaffinity(task, mem::size_of::<Set>(), processors) };
+    check(result.into()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// What a process may use, as the kernel tells it.
+    fn of(pid: u32) -> String {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_process_that_began_elsewhere_may_be_everywhere_again() {
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let before = of(cat.id());
+        begin_elsewhere(cat.id() as i32);
+        assert_eq!(of(cat.id()) != before, without_ours(allowed().unwrap()).is_some());
+        may_be_everywhere(cat.id() as i32).unwrap();
+        assert!(of(cat.id()).len() >= before.len(), "{} after {before}", of(cat.id()));
+        cat.kill().unwrap();
+        cat.wait().unwrap();
+        may_be_everywhere(cat.id() as i32).unwrap();
+    }
+}
