@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::build::{self, BuildContainers};
 use crate::containers::Containers;
+use crate::doctor::Doctor;
 use crate::engine::EngineApi;
 use crate::error::{AgentError, one_line};
 use crate::executor::{Executor, make_folder};
@@ -53,6 +54,7 @@ pub(crate) struct Inner {
     tasks: Tasks,
     containers: Containers,
     builds: BuildContainers,
+    doctor: Doctor,
     cluster: RwLock<Option<ClusterId>>,
     status: Arc<watch::Sender<SessionStatus>>,
     /// Held while the node joins, leaves or ends.
@@ -97,7 +99,7 @@ impl Agent {
         let Opened { store, runtime, images, remembered } = opened.map_err(|_| AgentError::Stopped)??;
         let description = host::description(&runtime.host(), &options);
         let (own, shape) = shape(&options, remembered.as_ref());
-        let edge = Edge::new(rorqual_edge::Limits::default(), &options.data_dir.join("edge"));
+        let edge = Edge::new(rorqual_edge::Limits::default());
         let network = Network::start(shape, own, edge.clone()).await.map_err(AgentError::Network)?;
         let images = Images::new(images, options.insecure_registries.clone(), options.registries.clone());
         let registry = {
@@ -112,6 +114,7 @@ impl Agent {
             tasks: Tasks::new(executor.clone(), store.clone(), network.clone()),
             containers: Containers::new(executor.clone(), store.clone()),
             builds: BuildContainers::default(),
+            doctor: Doctor::default(),
             description,
             store,
             network,
@@ -166,7 +169,6 @@ impl Agent {
         let set = self.enter(&membership).await?;
         let link = self.link(&membership, &set);
         inner.images.link(Some(link.clone()));
-        inner.containers.link(Some(link.clone()));
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = Some(membership.cluster_id);
         let found = self.found().await?;
         let mut change = set.as_change();
@@ -179,9 +181,7 @@ impl Agent {
             store: inner.store.clone(),
             network: inner.network.clone(),
             tasks: inner.tasks.clone(),
-            containers: inner.containers.clone(),
             images: inner.images.clone(),
-            edge: inner.edge.clone(),
             link,
             description: self.description(),
             address: membership.address.to_string(),
@@ -252,11 +252,9 @@ impl Agent {
         inner.status.send_replace(SessionStatus::none());
         inner.registry.stop();
         inner.images.link(None);
-        inner.containers.link(None);
         inner.images.auths().forget();
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = None;
         inner.tasks.remove_all().await;
-        inner.containers.leave_networks().await;
         let store = inner.store.clone();
         let forgotten = tokio::task::spawn_blocking(move || {
             let was_member = store.membership()?.is_some();
@@ -356,6 +354,10 @@ impl Agent {
     }
 
     /// The HTTP edge.
+    pub(crate) fn doctor(&self) -> &Doctor {
+        &self.inner.doctor
+    }
+
     pub(crate) fn edge(&self) -> &Edge {
         &self.inner.edge
     }

@@ -97,7 +97,6 @@ mod tests {
             sticky: false,
             ports: ports.iter().map(port).collect(),
             endpoints: Vec::new(),
-            guest: false,
         }
     }
 

@@ -22,6 +22,7 @@ mod agent;
 mod build;
 mod clock;
 mod containers;
+mod doctor;
 mod edge;
 mod engine;
 mod error;

@@ -8,7 +8,7 @@
 
 mod feeder;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rorqual_edge::Edge;
@@ -64,6 +64,16 @@ pub(crate) struct Network {
     everywhere: Arc<watch::Sender<u64>>,
     /// Ends the task with the last clone.
     _task: Arc<JoinSet<()>>,
+}
+
+/// The fabric, for those who must not keep it.
+pub(crate) struct WeakFabric(Weak<RwLock<Option<Fabric>>>);
+
+impl WeakFabric {
+    /// The one that there is now.
+    pub(crate) async fn get(&self) -> Option<Fabric> {
+        self.0.upgrade()?.read().await.clone()
+    }
 }
 
 /// How this node is called in the cluster and in its fabric. The fabric's name stays the same when a node
@@ -126,7 +136,11 @@ impl Network {
         }
     }
 
-    async fn fabric(&self) -> Result<Fabric, Error> {
+    pub(crate) fn downgrade(&self) -> WeakFabric {
+        WeakFabric(Arc::downgrade(&self.fabric))
+    }
+
+    pub(crate) async fn fabric(&self) -> Result<Fabric, Error> {
         self.fabric.read().await.clone().ok_or(Error::Stopped)
     }
 

@@ -80,7 +80,6 @@ fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
             })
             .collect(),
         routes: Vec::new(),
-        guest_node_id: String::new(),
     }
 }
 

@@ -13,7 +13,6 @@ mod clock;
 mod control;
 mod controller;
 mod dispatch;
-mod edge;
 mod forward;
 mod founding;
 mod leader;

@@ -6,8 +6,7 @@
 //!
 //! Where to start reading: [`edge`] owns the desired state and the listeners, `listen` the connections, `proxy` the way
 //! of one request. `table` decides whose request it is, `upstream` which replica gets it, `backend` owns the
-//! connections to one replica, `headers` says what passes and what does not; `certificates` are chosen by SNI, `log`
-//! writes the access log.
+//! connections to one replica, `headers` says what passes and what does not.
 //!
 //! Architecture invariant: a request reads the state once, as it begins. A change drops no connection and ends no
 //! request; what a change takes away gets no new request.
@@ -16,7 +15,6 @@
 
 mod backend;
 mod body;
-mod certificates;
 mod copy;
 mod edge;
 mod error;
@@ -24,7 +22,6 @@ mod forward;
 mod headers;
 mod limits;
 mod listen;
-mod log;
 mod model;
 mod proxy;
 mod stats;
@@ -32,10 +29,8 @@ mod stream;
 mod table;
 mod upstream;
 
-pub use certificates::Certificate;
 pub use edge::{Edge, Report};
 pub use error::EdgeError;
 pub use limits::Limits;
 pub use model::{Change, Endpoint, Protocol, Route, Service, Settings};
-pub use rustls::pki_types;
 pub use stats::RouteStats;

@@ -196,7 +196,6 @@ mod tests {
             sticky: false,
             ports: vec![],
             endpoints: addresses.iter().map(endpoint).collect(),
-            guest: false,
         }
     }
 

@@ -2,6 +2,7 @@
 //! at the same time are put together, so that ten of them cost one transaction.
 
 mod mend;
+mod survey;
 mod table;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use crate::random;
 use crate::reconcile::{Patience, Rounds};
 use crate::routes::{self, Routes};
 use crate::ruleset::{Fixed, Item, Ruleset, parts};
+use crate::survey::Survey;
 use crate::watch::{self, Changes, Kinds, Watch};
 
 /// How many requests may wait. More than that is a caller gone wild.
@@ -45,6 +47,7 @@ pub(crate) enum Event {
     Attached(Reply<Vec<Attachment>>),
     Apply(Change, Reply<()>),
     Teardown(Reply<()>),
+    Survey(Reply<Survey>),
     /// Somebody changed something: [`Changes`] tells what.
     Changed,
 }
@@ -218,6 +221,7 @@ impl Engine {
                 Event::Detach(id, reply) => drop(reply.send(self.detach(&id))),
                 Event::Attached(reply) => drop(reply.send(Ok(self.attached()))),
                 Event::Teardown(reply) => drop(reply.send(self.teardown())),
+                Event::Survey(reply) => drop(reply.send(self.survey())),
                 Event::Changed => {}
                 Event::Apply(change, reply) => {
                     let mut batch = vec![(change, reply)];
@@ -396,13 +400,12 @@ impl Engine {
             self.names.set_internal(network, self.desired.is_internal(network));
         }
         for id in &dirty.services {
+            let owner = Owner::Service(id.clone());
             let Some(service) = self.desired.services.get(id) else {
-                self.names.remove(&Owner::Service(id.clone()));
-                self.names.remove(&Owner::Guest(id.clone()));
+                self.names.remove(&owner);
                 continue;
             };
-            let (owner, entries) = naming::of_service(service);
-            self.names.set(owner, entries);
+            self.names.set(owner, naming::of_service(service));
         }
     }
 

@@ -12,6 +12,7 @@ use crate::engine::{self, Event};
 use crate::error::Error;
 use crate::host;
 use crate::model::{Attach, Attachment, Change, NetworkOptions, Protocol};
+use crate::survey::Survey;
 
 /// The default gateway of every container: link-local, answered by the node at the other end of the veth.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -74,6 +75,11 @@ impl Fabric {
     pub async fn teardown(&self) -> Result<(), Error> {
         self.inner.resolver.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         self.ask(Event::Teardown).await
+    }
+
+    /// What the fabric knows of the node's network, and what is wrong with it.
+    pub async fn survey(&self) -> Result<Survey, Error> {
+        self.ask(Event::Survey).await
     }
 
     /// Who holds this port of the node, if a process listens on it (in words for people). Asked in the network

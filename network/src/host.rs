@@ -48,19 +48,32 @@ const SETTINGS: [(&str, u32); 2] = [
     ("net/ipv4/conf/all/send_redirects", 0),
 ];
 
-/// Sets them where they are not right.
-pub(crate) fn mend_settings(quiet: bool) -> Result<(), Error> {
-    let mut errors = Vec::new();
+fn in_words((name, value): (&str, u32)) -> String {
+    format!("{} = {value}", name.replace('/', "."))
+}
+
+/// Those that are not right, in words.
+pub(crate) fn wrong_settings() -> Result<Vec<String>, Error> {
+    let mut wrong = Vec::new();
     for (name, value) in SETTINGS {
-        match set(name, value) {
-            Ok(true) if !quiet => {
-                tracing::warn!("another program changed the node's network: put back {name} = {value}");
-            }
-            Ok(_) => {}
-            Err(error) => errors.push(error),
+        if get(name)? != value {
+            wrong.push(in_words((name, value)));
         }
     }
-    Error::all(errors)
+    Ok(wrong)
+}
+
+/// Sets one of them.
+pub(crate) fn mend_setting(words: &str) -> Result<(), Error> {
+    let Some((name, value)) = SETTINGS.into_iter().find(|setting| in_words(*setting) == words) else {
+        return Ok(());
+    };
+    let path = PathBuf::from("/proc/sys").join(name);
+    fs::write(&path, value.to_string()).map_err(|source| Error::Sysctl {
+        path,
+        value: value.to_string(),
+        source,
+    })
 }
 
 /// Folders of settings of whose changes netlink says nothing.
@@ -165,20 +178,6 @@ fn describe(inode: u32) -> String {
         }
     }
     unknown
-}
-
-/// Writes a setting only if it is another, so that a read-only /proc/sys that is right already is fine. Says whether
-/// it was another.
-fn set(name: &str, value: u32) -> Result<bool, Error> {
-    if get(name)? == value {
-        return Ok(false);
-    }
-    let path = PathBuf::from("/proc/sys").join(name);
-    fs::write(&path, value.to_string()).map(|()| true).map_err(|source| Error::Sysctl {
-        path,
-        value: value.to_string(),
-        source,
-    })
 }
 
 fn get(name: &str) -> Result<u32, Error> {

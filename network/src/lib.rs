@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod check;
 mod connections;
 mod container;
 mod desired;
@@ -40,6 +41,7 @@ mod random;
 mod reconcile;
 mod routes;
 mod ruleset;
+mod survey;
 mod watch;
 
 pub use connections::open_connections;
@@ -50,3 +52,4 @@ pub use model::{
     Attach, Attachment, Block, Change, Endpoint, HostPort, Interface, Join, LOCAL_NETWORK, Network,
     NetworkOptions, Peer, Protocol, PublishedPort, ServiceView,
 };
+pub use survey::{Survey, Way};

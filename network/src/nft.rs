@@ -56,6 +56,11 @@ pub(crate) fn is_made_by(script: &str, table: &str) -> Result<bool, Error> {
     Ok(parts(&here) == parts(&there))
 }
 
+/// Everything that nftables holds, as JSON.
+pub(crate) fn list_all() -> Result<String, Error> {
+    talk(&["-j", "-n", "list", "ruleset"], "", |_| {})
+}
+
 /// The table in the words of `nft`; `None`: there is none.
 fn list(table: &str) -> Result<Option<String>, Error> {
     match talk(&["-s", "-n", "list", "table", "inet", table], "", |_| {}) {

@@ -84,6 +84,12 @@ impl Patience {
         }
     }
 
+    /// What was put back so often lately that somebody does not want it, and how often.
+    pub(crate) fn disputed(&self, now: Instant) -> Vec<(String, u32)> {
+        let lately = self.tries.iter().filter(|(_, (times, last))| *times >= AT_ONCE && now < *last + CALM);
+        lately.map(|(what, (times, _))| (what.clone(), *times)).collect()
+    }
+
     /// Notes that it was put back, and says how long it will wait if it goes away once more.
     pub(crate) fn note(&mut self, what: &str, now: Instant) -> Duration {
         self.tries.retain(|_, (_, last)| now < *last + CALM);

@@ -248,6 +248,23 @@ impl Routes {
         self.peers.keys()
     }
 
+    /// Node, address, mark, and the tunnel where it leads there, of every peer.
+    pub(crate) fn peers(&self) -> Vec<(String, Ipv4Addr, u32, Option<u32>)> {
+        let tell = |(node, known): (&String, &Known)| {
+            let tunnel = match known.way {
+                Way::Segment { .. } => None,
+                Way::Tunnel { interface } => Some(interface),
+            };
+            (node.clone(), known.underlay, u32::from(known.number) << MARK_SHIFT, tunnel)
+        };
+        self.peers.iter().map(tell).collect()
+    }
+
+    /// The interface by which an address is reached.
+    pub(crate) fn interface_to(&mut self, address: Ipv4Addr) -> Result<Option<u32>, Error> {
+        Ok(route::lookup(&mut self.netlink, address)?.map(|(interface, _)| interface))
+    }
+
     /// Of the socket through which routes are changed.
     pub(crate) fn port(&self) -> Result<u32, Error> {
         self.netlink.port()

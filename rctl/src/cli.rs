@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    build, certificate, cluster, completion, container, image, network, node, own_registry, registry, route,
+    build, cluster, completion, container, doctor, image, network, node, own_registry, registry, route,
     service, system, version,
 };
 use crate::connect::{DEFAULT_SOCKET, Daemon};
@@ -42,9 +42,6 @@ enum Command {
     /// Run services on the cluster
     #[command(subcommand)]
     Service(service::Command),
-    /// Keep certificates for the HTTP edge
-    #[command(subcommand)]
-    Certificate(certificate::Command),
     /// See what leads through the HTTP edge
     #[command(subcommand)]
     Route(route::Command),
@@ -54,6 +51,8 @@ enum Command {
     /// See and tidy the containers of this node
     #[command(subcommand)]
     Container(container::Command),
+    /// Look for what is wrong with the network of the cluster
+    Doctor(doctor::DoctorArgs),
     /// See what takes space on this node, and free it
     #[command(subcommand)]
     System(system::Command),
@@ -131,10 +130,10 @@ impl Cli {
             Command::Node(command) => node::run(command, &connect().await?).await?,
             Command::Network(command) => network::run(command, connect).await?,
             Command::Service(command) => service::run(command, connect).await?,
-            Command::Certificate(command) => certificate::run(command, &connect().await?).await?,
             Command::Route(command) => route::run(command, &connect().await?).await?,
             Command::Image(command) => image::run(command, &connect().await?).await?,
             Command::Container(command) => container::run_command(command, &connect().await?).await?,
+            Command::Doctor(args) => doctor::run(&args, &connect().await?).await?,
             Command::System(command) => system::run(command, &connect().await?).await?,
             Command::Commit(args) => container::commit(args, &connect().await?).await?,
             Command::Diff(args) => container::diff(args, &connect().await?).await?,
@@ -210,13 +209,11 @@ mod tests {
             "rctl service create --name web --network front --network name=back,alias=db nginx",
             "rctl service update --network-add back --network-rm front web",
             "rctl cluster update --edge-http 80",
-            "rctl cluster update --edge-http off --edge-https 443 --edge-access-log",
-            "rctl certificate create --replace app chain.pem key.pem",
-            "rctl certificate ls --format json",
-            "rctl certificate rm app other",
+            "rctl cluster update --edge-http off",
             "rctl service create --name web --route Host(app.example)/x,port=80 nginx",
             "rctl service update --route app.example --route-rm /x web",
             "rctl route ls --format json",
+            "rctl doctor --format json",
             "rctl image load -i nginx.tar",
             "rctl build .",
             "rctl build -t app:1 -f x/Dockerfile --build-arg A=1 --target t --no-cache --pull --label a=b .",

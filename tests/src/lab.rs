@@ -165,6 +165,15 @@ impl Lab {
         self.on_node("start", number).ok();
     }
 
+    /// Starts a node's daemon with something in its environment.
+    #[track_caller]
+    pub fn start_with(&self, number: usize, environment: &[(&str, &str)]) {
+        let mut start = lab_command();
+        start.args(["start", &self.name, &number.to_string(), "--"]);
+        start.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
+        command::run(&mut start, LAB_DEADLINE).ok();
+    }
+
     /// Ends a node's daemon (SIGTERM); its containers run on.
     #[track_caller]
     pub fn stop(&self, number: usize) {

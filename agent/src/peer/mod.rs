@@ -1,4 +1,5 @@
-//! What nodes ask of each other: blobs (any member), a task's log and how the HTTP edge is (controllers).
+//! What nodes ask of each other: blobs and signs of life (any member), a task's log, how the HTTP edge is and what is
+//! wrong with the network (controllers).
 //!
 //! [`PeerApi`] answers; [`ClusterLink`], [`Swarm`] and [`source`] are the asking side.
 
@@ -80,6 +81,23 @@ impl peer_server::Peer for PeerApi {
         let identity = require_role(&request, Role::Controller)?;
         self.member(Some(&identity))?;
         Ok(Response::new(crate::edge::report(self.agent.edge().report())))
+    }
+
+    async fn examine(
+        &self,
+        request: Request<wire::ExamineRequest>,
+    ) -> Result<Response<wire::ExamineResponse>, Status> {
+        let identity = require_role(&request, Role::Controller)?;
+        self.member(Some(&identity))?;
+        Ok(Response::new(self.agent.examine(request.into_inner().peers).await))
+    }
+
+    async fn echo(
+        &self,
+        request: Request<wire::EchoRequest>,
+    ) -> Result<Response<wire::EchoResponse>, Status> {
+        self.member(peer_identity(&request).as_ref())?;
+        Ok(Response::new(self.agent.echo().await))
     }
 }
 

@@ -15,13 +15,11 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rorqual_edge::Edge;
 use rorqual_proto::model::NodeDescription;
 use rorqual_proto::wire;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::containers::Containers;
 use crate::images::Images;
 use crate::network::Network;
 use crate::peer::ClusterLink;
@@ -64,9 +62,7 @@ pub(crate) struct Parts {
     pub(crate) store: NodeStore,
     pub(crate) network: Network,
     pub(crate) tasks: Tasks,
-    pub(crate) containers: Containers,
     pub(crate) images: Images,
-    pub(crate) edge: Edge,
     pub(crate) link: ClusterLink,
     pub(crate) description: NodeDescription,
     /// `host:port` of this node's TLS port.

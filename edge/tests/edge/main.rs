@@ -3,5 +3,4 @@
 
 mod http1;
 mod http2;
-mod tls;
 mod world;

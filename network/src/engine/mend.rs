@@ -5,14 +5,13 @@
 //!   (thread)          (when)    └──▶ mend ──▶ links, objects, table    a moment later; and from time to time
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use crate::error::Error;
 use crate::host;
 use crate::netlink::link::{self, Link};
-use crate::object::{self, Object};
 use crate::reconcile;
 use crate::ruleset::Item;
 use crate::watch::Kinds;
@@ -61,7 +60,7 @@ impl Engine {
         let suspect = std::mem::take(&mut self.suspect);
         let mut later = None;
         let mut errors = Vec::new();
-        errors.extend(host::mend_settings(quiet).err());
+        errors.extend(self.mend_settings(now, quiet, &mut later).err());
         if self.told {
             errors.extend(self.routes.find_ways(&self.desired.peers, &self.desired.blocks));
         }
@@ -74,6 +73,17 @@ impl Engine {
             errors.extend(self.mend_table(now, &mut later).err());
         }
         self.rounds.done(now, later);
+        Error::all(errors)
+    }
+
+    /// Settings of the node as a whole.
+    fn mend_settings(&mut self, now: Instant, quiet: bool, later: &mut Option<Instant>) -> Result<(), Error> {
+        let mut errors = Vec::new();
+        for what in host::wrong_settings()? {
+            if quiet || self.may_put(&what, now, later) {
+                errors.extend(host::mend_setting(&what).err());
+            }
+        }
         Error::all(errors)
     }
 
@@ -94,13 +104,7 @@ impl Engine {
 
     fn mend_objects(&mut self, now: Instant, quiet: bool, later: &mut Option<Instant>) -> Result<(), Error> {
         let links = self.links()?;
-        let mut wanted: BTreeSet<Object> = BTreeSet::new();
-        wanted.extend(host::wanted(&mut self.netlink, &links, self.options.underlay)?);
-        wanted.extend(self.containers.wanted(&links));
-        wanted.extend(self.routes.wanted(&links));
-        let tunnel = self.routes.tunnel(&links);
-        let seen = object::seen(&mut self.netlink, &links, tunnel)?;
-        let plan = reconcile::plan(&wanted, &seen);
+        let plan = reconcile::plan(&self.wanted(&links)?, &self.seen(&links)?);
         let mut requests = Vec::new();
         for object in plan.put {
             if quiet || self.may_put(&object.to_string(), now, later) {
@@ -156,7 +160,7 @@ impl Engine {
         }
     }
 
-    fn links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
+    pub(super) fn links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
         Ok(link::list(&mut self.netlink)?.into_iter().map(|link| (link.name.clone(), link)).collect())
     }
 }

@@ -43,7 +43,6 @@ fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
         sticky: false,
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
-        guest: false,
     }
 }
 

@@ -114,12 +114,6 @@ pub struct EdgeSettings {
     /// 0: no plain HTTP.
     #[prost(uint32, tag = "1")]
     pub http_port: u32,
-    /// 0: no TLS.
-    #[prost(uint32, tag = "2")]
-    pub https_port: u32,
-    /// Each node keeps a log of requests.
-    #[prost(bool, tag = "3")]
-    pub access_log: bool,
 }
 /// A network that containers join, and what they are called there besides their own name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -864,27 +858,6 @@ pub struct Network {
     #[prost(message, repeated, tag = "4")]
     pub blocks: ::prost::alloc::vec::Vec<BlockLease>,
 }
-/// A container that is no task and is in networks of the cluster. Its node asks for it and gives it back.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Guest {
-    /// The container's.
-    #[prost(string, tag = "1")]
-    pub id: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "2")]
-    pub meta: ::core::option::Option<Meta>,
-    #[prost(string, tag = "3")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, tag = "4")]
-    pub node_id: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "5")]
-    pub joins: ::prost::alloc::vec::Vec<NetworkJoin>,
-    /// In the order of the joins. They stay as long as the container does, also while it does not run.
-    #[prost(message, repeated, tag = "6")]
-    pub addresses: ::prost::alloc::vec::Vec<TaskAddress>,
-    /// It runs: its names have addresses.
-    #[prost(bool, tag = "7")]
-    pub up: bool,
-}
 /// A small document that somebody keeps in the store and that the planner does not look into.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Record {
@@ -895,23 +868,6 @@ pub struct Record {
     pub version: u64,
     #[prost(bytes = "vec", tag = "3")]
     pub value: ::prost::alloc::vec::Vec<u8>,
-}
-/// A certificate of the HTTP edge, as a record has it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct EdgeCertificate {
-    /// DNS names in small letters.
-    #[prost(string, repeated, tag = "1")]
-    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// DER: the certificate, then those that lead to the root.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    /// PKCS#8, PKCS#1 or SEC1 in DER, sealed with the controllers' key.
-    #[prost(bytes = "vec", tag = "3")]
-    pub sealed_key: ::prost::alloc::vec::Vec<u8>,
-    #[prost(int64, tag = "4")]
-    pub not_before_ms: i64,
-    #[prost(int64, tag = "5")]
-    pub not_after_ms: i64,
 }
 /// A user of the cluster's registry, as a record has it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -946,7 +902,7 @@ pub struct StoreAction {
     pub expected_version: ::core::option::Option<u64>,
     #[prost(
         oneof = "store_action::Action",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42, 60, 61"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42"
     )]
     pub action: ::core::option::Option<store_action::Action>,
 }
@@ -986,10 +942,6 @@ pub mod store_action {
         /// Writes nothing: the batch is refused if the record of that key has another version than is expected.
         #[prost(string, tag = "42")]
         ExpectRecord(::prost::alloc::string::String),
-        #[prost(message, tag = "60")]
-        PutGuest(super::Guest),
-        #[prost(string, tag = "61")]
-        RemoveGuest(::prost::alloc::string::String),
     }
 }
 /// Observed state only moves forward: `apply` drops an older one.
@@ -1050,8 +1002,6 @@ pub struct StoreSnapshot {
     pub networks: ::prost::alloc::vec::Vec<Network>,
     #[prost(message, repeated, tag = "40")]
     pub records: ::prost::alloc::vec::Vec<Record>,
-    #[prost(message, repeated, tag = "60")]
-    pub guests: ::prost::alloc::vec::Vec<Guest>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1191,6 +1141,60 @@ impl DesiredState {
             _ => None,
         }
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExaminePeer {
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// host:port of its TLS port.
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExamineRequest {
+    /// The nodes to which this one has to have a way.
+    #[prost(message, repeated, tag = "1")]
+    pub peers: ::prost::alloc::vec::Vec<ExaminePeer>,
+}
+/// Something that is wrong.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Finding {
+    /// Host name of the node that found it.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    /// Host name of the node to which its way leads; empty where it is on the node itself.
+    #[prost(string, tag = "2")]
+    pub peer: ::prost::alloc::string::String,
+    /// One word: clock, firewall, icmp, mtu, offload, port, reachability, settings, subnets, tunnel.
+    #[prost(string, tag = "3")]
+    pub check: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub what: ::prost::alloc::string::String,
+    /// What to do.
+    #[prost(string, tag = "5")]
+    pub remedy: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExamineResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub findings: ::prost::alloc::vec::Vec<Finding>,
+    /// How much was looked at.
+    #[prost(uint32, tag = "2")]
+    pub checks: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExamineClusterRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExamineClusterResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub findings: ::prost::alloc::vec::Vec<Finding>,
+    /// How much was looked at, on how many nodes.
+    #[prost(uint32, tag = "2")]
+    pub checks: u32,
+    #[prost(uint32, tag = "3")]
+    pub nodes: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateNetworkRequest {
@@ -1358,63 +1362,12 @@ pub struct UpdateClusterRequest {
     /// What is absent stays; 0 closes.
     #[prost(uint32, optional, tag = "1")]
     pub edge_http_port: ::core::option::Option<u32>,
-    #[prost(uint32, optional, tag = "2")]
-    pub edge_https_port: ::core::option::Option<u32>,
-    #[prost(bool, optional, tag = "3")]
-    pub edge_access_log: ::core::option::Option<bool>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateClusterResponse {
     #[prost(message, optional, tag = "1")]
     pub edge: ::core::option::Option<EdgeSettings>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CreateCertificateRequest {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// PEM: the certificate, then those that lead to the root.
-    #[prost(bytes = "vec", tag = "2")]
-    pub chain: ::prost::alloc::vec::Vec<u8>,
-    /// PEM.
-    #[prost(bytes = "vec", tag = "3")]
-    pub key: ::prost::alloc::vec::Vec<u8>,
-    /// In place of the one that has the name.
-    #[prost(bool, tag = "4")]
-    pub replace: bool,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CreateCertificateResponse {
-    #[prost(message, optional, tag = "1")]
-    pub certificate: ::core::option::Option<CertificateView>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListCertificatesRequest {}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ListCertificatesResponse {
-    #[prost(message, repeated, tag = "1")]
-    pub certificates: ::prost::alloc::vec::Vec<CertificateView>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CertificateView {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, repeated, tag = "2")]
-    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(int64, tag = "3")]
-    pub not_before_ms: i64,
-    #[prost(int64, tag = "4")]
-    pub not_after_ms: i64,
-    /// SHA-256 of the certificate, in hex.
-    #[prost(string, tag = "5")]
-    pub fingerprint: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveCertificatesRequest {
-    #[prost(string, repeated, tag = "1")]
-    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveCertificatesResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRoutesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2282,12 +2235,12 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rorqual.v1.Control", "ListRoutes"));
             self.inner.unary(req, path, codec).await
         }
-        /// Certificates of the HTTP edge.
-        pub async fn create_certificate(
+        /// Lets every node look for what is wrong with its network and its ways to the others.
+        pub async fn examine_cluster(
             &mut self,
-            request: impl tonic::IntoRequest<super::CreateCertificateRequest>,
+            request: impl tonic::IntoRequest<super::ExamineClusterRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::CreateCertificateResponse>,
+            tonic::Response<super::ExamineClusterResponse>,
             tonic::Status,
         > {
             self.inner
@@ -2300,59 +2253,11 @@ pub mod control_client {
                 })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Control/CreateCertificate",
+                "/rorqual.v1.Control/ExamineCluster",
             );
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Control", "CreateCertificate"));
-            self.inner.unary(req, path, codec).await
-        }
-        pub async fn list_certificates(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ListCertificatesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListCertificatesResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Control/ListCertificates",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Control", "ListCertificates"));
-            self.inner.unary(req, path, codec).await
-        }
-        pub async fn remove_certificates(
-            &mut self,
-            request: impl tonic::IntoRequest<super::RemoveCertificatesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::RemoveCertificatesResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Control/RemoveCertificates",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Control", "RemoveCertificates"));
+                .insert(GrpcMethod::new("rorqual.v1.Control", "ExamineCluster"));
             self.inner.unary(req, path, codec).await
         }
         /// Users of the cluster's registry.
@@ -2624,26 +2529,12 @@ pub mod control_server {
             tonic::Response<super::ListRoutesResponse>,
             tonic::Status,
         >;
-        /// Certificates of the HTTP edge.
-        async fn create_certificate(
+        /// Lets every node look for what is wrong with its network and its ways to the others.
+        async fn examine_cluster(
             &self,
-            request: tonic::Request<super::CreateCertificateRequest>,
+            request: tonic::Request<super::ExamineClusterRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::CreateCertificateResponse>,
-            tonic::Status,
-        >;
-        async fn list_certificates(
-            &self,
-            request: tonic::Request<super::ListCertificatesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListCertificatesResponse>,
-            tonic::Status,
-        >;
-        async fn remove_certificates(
-            &self,
-            request: tonic::Request<super::RemoveCertificatesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::RemoveCertificatesResponse>,
+            tonic::Response<super::ExamineClusterResponse>,
             tonic::Status,
         >;
         /// Users of the cluster's registry.
@@ -3650,25 +3541,25 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
-                "/rorqual.v1.Control/CreateCertificate" => {
+                "/rorqual.v1.Control/ExamineCluster" => {
                     #[allow(non_camel_case_types)]
-                    struct CreateCertificateSvc<T: Control>(pub Arc<T>);
+                    struct ExamineClusterSvc<T: Control>(pub Arc<T>);
                     impl<
                         T: Control,
-                    > tonic::server::UnaryService<super::CreateCertificateRequest>
-                    for CreateCertificateSvc<T> {
-                        type Response = super::CreateCertificateResponse;
+                    > tonic::server::UnaryService<super::ExamineClusterRequest>
+                    for ExamineClusterSvc<T> {
+                        type Response = super::ExamineClusterResponse;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
                             tonic::Status,
                         >;
                         fn call(
                             &mut self,
-                            request: tonic::Request<super::CreateCertificateRequest>,
+                            request: tonic::Request<super::ExamineClusterRequest>,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
-                                <T as Control>::create_certificate(&inner, request).await
+                                <T as Control>::examine_cluster(&inner, request).await
                             };
                             Box::pin(fut)
                         }
@@ -3679,97 +3570,7 @@ pub mod control_server {
                     let max_encoding_message_size = self.max_encoding_message_size;
                     let inner = self.inner.clone();
                     let fut = async move {
-                        let method = CreateCertificateSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/rorqual.v1.Control/ListCertificates" => {
-                    #[allow(non_camel_case_types)]
-                    struct ListCertificatesSvc<T: Control>(pub Arc<T>);
-                    impl<
-                        T: Control,
-                    > tonic::server::UnaryService<super::ListCertificatesRequest>
-                    for ListCertificatesSvc<T> {
-                        type Response = super::ListCertificatesResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListCertificatesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Control>::list_certificates(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ListCertificatesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/rorqual.v1.Control/RemoveCertificates" => {
-                    #[allow(non_camel_case_types)]
-                    struct RemoveCertificatesSvc<T: Control>(pub Arc<T>);
-                    impl<
-                        T: Control,
-                    > tonic::server::UnaryService<super::RemoveCertificatesRequest>
-                    for RemoveCertificatesSvc<T> {
-                        type Response = super::RemoveCertificatesResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::RemoveCertificatesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Control>::remove_certificates(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = RemoveCertificatesSvc(inner);
+                        let method = ExamineClusterSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -4227,25 +4028,10 @@ pub struct Assignments {
     pub edge: ::core::option::Option<EdgeConfig>,
 }
 /// How the node's HTTP edge has to be, besides the services' routes.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EdgeConfig {
     #[prost(message, optional, tag = "1")]
     pub settings: ::core::option::Option<EdgeSettings>,
-    /// Agents keep them in memory alone. Of two for one host the later one counts.
-    #[prost(message, repeated, tag = "2")]
-    pub certificates: ::prost::alloc::vec::Vec<EdgeKey>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct EdgeKey {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, repeated, tag = "2")]
-    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// DER.
-    #[prost(bytes = "vec", repeated, tag = "3")]
-    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
-    #[prost(bytes = "vec", tag = "4")]
-    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceAuths {
@@ -4296,10 +4082,6 @@ pub struct ServiceEndpoints {
     /// As ports in one view of a service only, each with its port.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
-    /// Set where this is no service but a plain container of that node, in place of which it stands. Without an endpoint
-    /// while it does not run.
-    #[prost(string, tag = "80")]
-    pub guest_node_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceEndpoint {
@@ -4419,36 +4201,6 @@ pub struct RenewAuthRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewAuthResponse {}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PutGuestRequest {
-    /// Who asks.
-    #[prost(string, tag = "1")]
-    pub node_id: ::prost::alloc::string::String,
-    /// The container's.
-    #[prost(string, tag = "2")]
-    pub id: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "4")]
-    pub joins: ::prost::alloc::vec::Vec<NetworkJoin>,
-    #[prost(bool, tag = "5")]
-    pub up: bool,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PutGuestResponse {
-    #[prost(message, optional, tag = "1")]
-    pub guest: ::core::option::Option<Guest>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveGuestRequest {
-    /// Who asks.
-    #[prost(string, tag = "1")]
-    pub node_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub id: ::prost::alloc::string::String,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveGuestResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewCertificateRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -4522,6 +4274,20 @@ pub struct AuthenticateRequest {
 pub struct AuthenticateResponse {
     #[prost(message, repeated, tag = "1")]
     pub grants: ::prost::alloc::vec::Vec<RegistryGrant>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EchoRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EchoResponse {
+    /// The node's clock.
+    #[prost(int64, tag = "1")]
+    pub now_ms: i64,
+    /// A port of the node that leads to a container, for as long as somebody asks for it; 0: there is none.
+    #[prost(uint32, tag = "2")]
+    pub beacon_port: u32,
+    /// Who may be to blame where nothing gets to that container.
+    #[prost(string, repeated, tag = "3")]
+    pub suspects: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EdgeReportRequest {}
@@ -5102,56 +4868,6 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RenewAuth"));
             self.inner.unary(req, path, codec).await
         }
-        /// A container of the calling node is in these networks from now on; the same again changes nothing.
-        pub async fn put_guest(
-            &mut self,
-            request: impl tonic::IntoRequest<super::PutGuestRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::PutGuestResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Dispatcher/PutGuest",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "PutGuest"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// A container of the calling node is in no network of the cluster any more. One that was in none is fine.
-        pub async fn remove_guest(
-            &mut self,
-            request: impl tonic::IntoRequest<super::RemoveGuestRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::RemoveGuestResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Dispatcher/RemoveGuest",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RemoveGuest"));
-            self.inner.unary(req, path, codec).await
-        }
         /// A new certificate for the caller, on the strength of its present one.
         pub async fn renew_certificate(
             &mut self,
@@ -5264,22 +4980,6 @@ pub mod dispatcher_server {
             request: tonic::Request<super::RenewAuthRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RenewAuthResponse>,
-            tonic::Status,
-        >;
-        /// A container of the calling node is in these networks from now on; the same again changes nothing.
-        async fn put_guest(
-            &self,
-            request: tonic::Request<super::PutGuestRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::PutGuestResponse>,
-            tonic::Status,
-        >;
-        /// A container of the calling node is in no network of the cluster any more. One that was in none is fine.
-        async fn remove_guest(
-            &self,
-            request: tonic::Request<super::RemoveGuestRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::RemoveGuestResponse>,
             tonic::Status,
         >;
         /// A new certificate for the caller, on the strength of its present one.
@@ -5626,96 +5326,6 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RenewAuthSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/rorqual.v1.Dispatcher/PutGuest" => {
-                    #[allow(non_camel_case_types)]
-                    struct PutGuestSvc<T: Dispatcher>(pub Arc<T>);
-                    impl<
-                        T: Dispatcher,
-                    > tonic::server::UnaryService<super::PutGuestRequest>
-                    for PutGuestSvc<T> {
-                        type Response = super::PutGuestResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::PutGuestRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Dispatcher>::put_guest(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = PutGuestSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/rorqual.v1.Dispatcher/RemoveGuest" => {
-                    #[allow(non_camel_case_types)]
-                    struct RemoveGuestSvc<T: Dispatcher>(pub Arc<T>);
-                    impl<
-                        T: Dispatcher,
-                    > tonic::server::UnaryService<super::RemoveGuestRequest>
-                    for RemoveGuestSvc<T> {
-                        type Response = super::RemoveGuestResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::RemoveGuestRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Dispatcher>::remove_guest(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = RemoveGuestSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -6479,6 +6089,47 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("rorqual.v1.Peer", "EdgeReport"));
             self.inner.unary(req, path, codec).await
         }
+        /// What is wrong with this node's network and its ways to others. Controllers only.
+        pub async fn examine(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExamineRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExamineResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rorqual.v1.Peer/Examine");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Peer", "Examine"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A sign of life for a node that examines its ways. Any role may ask.
+        pub async fn echo(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EchoRequest>,
+        ) -> std::result::Result<tonic::Response<super::EchoResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/rorqual.v1.Peer/Echo");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("rorqual.v1.Peer", "Echo"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -6524,6 +6175,16 @@ pub mod peer_server {
             tonic::Response<super::EdgeReportResponse>,
             tonic::Status,
         >;
+        /// What is wrong with this node's network and its ways to others. Controllers only.
+        async fn examine(
+            &self,
+            request: tonic::Request<super::ExamineRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExamineResponse>, tonic::Status>;
+        /// A sign of life for a node that examines its ways. Any role may ask.
+        async fn echo(
+            &self,
+            request: tonic::Request<super::EchoRequest>,
+        ) -> std::result::Result<tonic::Response<super::EchoResponse>, tonic::Status>;
     }
     /// Served by every node to nodes of its cluster.
     #[derive(Debug)]
@@ -6722,6 +6383,92 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EdgeReportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Peer/Examine" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExamineSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::ExamineRequest>
+                    for ExamineSvc<T> {
+                        type Response = super::ExamineResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExamineRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::examine(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExamineSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Peer/Echo" => {
+                    #[allow(non_camel_case_types)]
+                    struct EchoSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::EchoRequest>
+                    for EchoSvc<T> {
+                        type Response = super::EchoResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EchoRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::echo(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EchoSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -7966,10 +7713,6 @@ pub struct CreateContainerRequest {
     pub credentials: ::core::option::Option<RegistryCredentials>,
     #[prost(enumeration = "NetworkMode", tag = "50")]
     pub network_mode: i32,
-    /// Where the mode names none: networks of the cluster, and `local`, that of this node's plain containers; empty means
-    /// that one.
-    #[prost(message, repeated, tag = "60")]
-    pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {
@@ -8055,23 +7798,6 @@ pub struct ContainerInfo {
     pub network_mode: i32,
     #[prost(enumeration = "Health", tag = "60")]
     pub health: i32,
-    /// In the order of its interfaces, with what it was given.
-    #[prost(message, repeated, tag = "61")]
-    pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ConnectContainerRequest {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "2")]
-    pub network: ::core::option::Option<NetworkJoin>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DisconnectContainerRequest {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub network: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerResponse {
@@ -8833,6 +8559,31 @@ pub mod engine_client {
             self.inner.unary(req, path, codec).await
         }
         /// What takes space on this node.
+        /// What is wrong with this node's network, as far as it can be told from here.
+        pub async fn examine_node(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExamineRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExamineResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/ExamineNode",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "ExamineNode"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn disk_usage(
             &mut self,
             request: impl tonic::IntoRequest<super::DiskUsageRequest>,
@@ -9001,55 +8752,6 @@ pub mod engine_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "RemoveContainer"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// A plain container comes into a network, or leaves it, whether it runs or not.
-        pub async fn connect_container(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ConnectContainerRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ContainerResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Engine/ConnectContainer",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Engine", "ConnectContainer"));
-            self.inner.unary(req, path, codec).await
-        }
-        pub async fn disconnect_container(
-            &mut self,
-            request: impl tonic::IntoRequest<super::DisconnectContainerRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ContainerResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/rorqual.v1.Engine/DisconnectContainer",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("rorqual.v1.Engine", "DisconnectContainer"));
             self.inner.unary(req, path, codec).await
         }
         pub async fn list_containers(
@@ -9531,6 +9233,11 @@ pub mod engine_server {
             request: tonic::Request<super::PruneImagesRequest>,
         ) -> std::result::Result<tonic::Response<super::PruneResponse>, tonic::Status>;
         /// What takes space on this node.
+        /// What is wrong with this node's network, as far as it can be told from here.
+        async fn examine_node(
+            &self,
+            request: tonic::Request<super::ExamineRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExamineResponse>, tonic::Status>;
         async fn disk_usage(
             &self,
             request: tonic::Request<super::DiskUsageRequest>,
@@ -9586,21 +9293,6 @@ pub mod engine_server {
             request: tonic::Request<super::RemoveContainerRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveContainerResponse>,
-            tonic::Status,
-        >;
-        /// A plain container comes into a network, or leaves it, whether it runs or not.
-        async fn connect_container(
-            &self,
-            request: tonic::Request<super::ConnectContainerRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ContainerResponse>,
-            tonic::Status,
-        >;
-        async fn disconnect_container(
-            &self,
-            request: tonic::Request<super::DisconnectContainerRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ContainerResponse>,
             tonic::Status,
         >;
         async fn list_containers(
@@ -10436,6 +10128,49 @@ pub mod engine_server {
                     };
                     Box::pin(fut)
                 }
+                "/rorqual.v1.Engine/ExamineNode" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExamineNodeSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::UnaryService<super::ExamineRequest>
+                    for ExamineNodeSvc<T> {
+                        type Response = super::ExamineResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExamineRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::examine_node(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExamineNodeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/rorqual.v1.Engine/DiskUsage" => {
                     #[allow(non_camel_case_types)]
                     struct DiskUsageSvc<T: Engine>(pub Arc<T>);
@@ -10733,96 +10468,6 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveContainerSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/rorqual.v1.Engine/ConnectContainer" => {
-                    #[allow(non_camel_case_types)]
-                    struct ConnectContainerSvc<T: Engine>(pub Arc<T>);
-                    impl<
-                        T: Engine,
-                    > tonic::server::UnaryService<super::ConnectContainerRequest>
-                    for ConnectContainerSvc<T> {
-                        type Response = super::ContainerResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ConnectContainerRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Engine>::connect_container(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ConnectContainerSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/rorqual.v1.Engine/DisconnectContainer" => {
-                    #[allow(non_camel_case_types)]
-                    struct DisconnectContainerSvc<T: Engine>(pub Arc<T>);
-                    impl<
-                        T: Engine,
-                    > tonic::server::UnaryService<super::DisconnectContainerRequest>
-                    for DisconnectContainerSvc<T> {
-                        type Response = super::ContainerResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::DisconnectContainerRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as Engine>::disconnect_container(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = DisconnectContainerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

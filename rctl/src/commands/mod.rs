@@ -1,10 +1,10 @@
 //! One file or folder for each group of commands.
 
 pub(crate) mod build;
-pub(crate) mod certificate;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod container;
+pub(crate) mod doctor;
 pub(crate) mod image;
 pub(crate) mod network;
 pub(crate) mod node;

@@ -299,3 +299,17 @@ async fn routes_are_listed_with_what_is_wrong() {
     assert_eq!(refused.code, Some(2));
     assert!(refused.err.contains("is not a port"), "{}", refused.err);
 }
+
+#[tokio::test]
+async fn what_is_wrong_with_the_network_ends_with_one() {
+    let daemon = daemon(Vec::new()).await;
+    let told = rctl(&daemon.socket(), &["doctor"]).await;
+    assert_eq!(told.code, Some(1), "{}", told.err);
+    for part in ["n1     n2   mtu     too large", "mtu: make it smaller", "1 problem: 28 checks on 2 nodes."]
+    {
+        assert!(told.out.contains(part), "{}", told.out);
+    }
+    let told = rctl(&daemon.socket(), &["doctor", "--format", "json"]).await;
+    let row = r#"{"Node":"n1","Peer":"n2","Check":"mtu","Problem":"too large","Remedy":"make it smaller"}"#;
+    assert_eq!((told.code, told.out.trim(), told.err.as_str()), (Some(1), row, ""));
+}

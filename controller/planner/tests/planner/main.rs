@@ -4,7 +4,6 @@
 mod assignments;
 mod edge;
 mod golden;
-mod guests;
 mod networks;
 mod order;
 mod properties;

@@ -1,0 +1,46 @@
+//! What is wrong on the node itself, from what is known of it.
+
+use super::Finding;
+use crate::error::Error;
+use crate::host;
+use crate::survey::Survey;
+
+/// What is not as the fabric set it, and what others change again and again.
+pub fn settings(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let disputed = survey.disputed.iter().map(|(what, times)| {
+        Finding::new(
+            "settings",
+            format!("another program keeps changing what the node's network needs: {what} was put back {times} times"),
+            "find the program (rorquald's log tells the times) and make it leave this alone; settings may stand in \
+             /etc/sysctl.d",
+        )
+    });
+    findings.extend(disputed);
+    for what in survey.wrong.iter().filter(|what| !survey.disputed.iter().any(|(known, _)| known == *what)) {
+        findings.push(Finding::new(
+            "settings",
+            format!("the node's network lacks: {what}"),
+            "rorquald puts it back by itself: if it is missing a minute later, its log says why it can't",
+        ));
+    }
+    findings
+}
+
+/// Routes of the machine's own into what the fabric routes.
+pub fn routes_that_clash(survey: &Survey) -> Result<Vec<Finding>, Error> {
+    let mut findings = Vec::new();
+    for route in host::foreign_routes()? {
+        for (what, range) in &survey.ranges {
+            if route.contains(range) || range.contains(&route) {
+                findings.push(Finding::new(
+                    "subnets",
+                    format!("this machine has a route to {route}, which overlaps {what}, {range}"),
+                    "take the route away (ip route del), or choose other ranges for the cluster (rctl cluster init \
+                     --container-pool, --vip-pool) or the network (rctl network create --subnet)",
+                ));
+            }
+        }
+    }
+    Ok(findings)
+}
