@@ -99,7 +99,7 @@ impl Agent {
         let Opened { store, runtime, images, remembered } = opened.map_err(|_| AgentError::Stopped)??;
         let description = host::description(&runtime.host(), &options);
         let (own, shape) = shape(&options, remembered.as_ref());
-        let edge = Edge::new(rorqual_edge::Limits::default());
+        let edge = Edge::new(rorqual_edge::Limits::default(), &options.data_dir.join("edge"));
         let network = Network::start(shape, own, edge.clone()).await.map_err(AgentError::Network)?;
         let images = Images::new(images, options.insecure_registries.clone(), options.registries.clone());
         let registry = {
@@ -169,6 +169,7 @@ impl Agent {
         let set = self.enter(&membership).await?;
         let link = self.link(&membership, &set);
         inner.images.link(Some(link.clone()));
+        inner.containers.link(Some(link.clone()));
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = Some(membership.cluster_id);
         let found = self.found().await?;
         let mut change = set.as_change();
@@ -181,7 +182,9 @@ impl Agent {
             store: inner.store.clone(),
             network: inner.network.clone(),
             tasks: inner.tasks.clone(),
+            containers: inner.containers.clone(),
             images: inner.images.clone(),
+            edge: inner.edge.clone(),
             link,
             description: self.description(),
             address: membership.address.to_string(),
@@ -252,9 +255,11 @@ impl Agent {
         inner.status.send_replace(SessionStatus::none());
         inner.registry.stop();
         inner.images.link(None);
+        inner.containers.link(None);
         inner.images.auths().forget();
         *inner.cluster.write().unwrap_or_else(PoisonError::into_inner) = None;
         inner.tasks.remove_all().await;
+        inner.containers.leave_networks().await;
         let store = inner.store.clone();
         let forgotten = tokio::task::spawn_blocking(move || {
             let was_member = store.membership()?.is_some();

@@ -7,6 +7,7 @@
 //! A container made with `auto_remove` goes by itself when it has ended, but not before those who read its log
 //! are done; what it ended with is remembered a while longer, for a `wait` that comes late.
 
+mod guests;
 pub(crate) mod info;
 mod names;
 
@@ -25,9 +26,9 @@ use crate::clock;
 use crate::error::one_line;
 use crate::executor::Executor;
 use crate::logs::{self, Lines, Origin, Wanted};
-use crate::network::local_attach;
 use crate::store::{ContainerRecord, NodeStore, StoreError};
-use crate::workload::{Driver, Event, Exit, Goal, Handle, Networking, Sink, Start, Workload};
+use crate::workload::{Attached, Driver, Event, Exit, Goal, Handle, Networking, Sink, Start, Workload};
+use guests::Guests;
 
 /// The most plain containers of a node.
 const MOST: usize = 4_096;
@@ -58,6 +59,9 @@ pub(crate) enum ContainerError {
     NotStarted { name: String, message: String, exit_code: i32 },
     #[error("this node has {MOST} containers already: remove some")]
     TooMany,
+    /// The leader's answer for a container that joins networks.
+    #[error("{}", .0.message())]
+    Network(tonic::Status),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the agent is shutting down")]
@@ -73,6 +77,7 @@ pub(crate) struct NewContainer {
     pub(crate) restart: RestartPolicy,
     pub(crate) auto_remove: bool,
     pub(crate) network_mode: wire::NetworkMode,
+    pub(crate) networks: Vec<wire::NetworkJoin>,
 }
 
 /// The plain containers. Clones share them.
@@ -85,6 +90,7 @@ struct Inner {
     executor: Executor,
     store: NodeStore,
     table: Mutex<Table>,
+    guests: Guests,
     changed: watch::Sender<u64>,
 }
 
@@ -99,6 +105,8 @@ struct Entry {
     record: ContainerRecord,
     spec: ContainerSpec,
     handle: Option<Handle>,
+    /// Its networks, where it was started with such.
+    attached: Option<Attached>,
     /// One clone each for everybody who reads its log.
     readers: Arc<()>,
     /// It is being taken away.
@@ -106,6 +114,10 @@ struct Entry {
 }
 
 impl Entry {
+    fn new(record: ContainerRecord, spec: ContainerSpec) -> Self {
+        Self { record, spec, handle: None, attached: None, readers: Arc::default(), leaving: false }
+    }
+
     fn is_live(&self) -> bool {
         self.handle.as_ref().is_some_and(|handle| !handle.observed().done)
     }
@@ -152,7 +164,15 @@ impl Sink for ContainerSink {
 impl Containers {
     pub(crate) fn new(executor: Executor, store: NodeStore) -> Self {
         let (changed, _) = watch::channel(0);
-        Self { inner: Arc::new(Inner { executor, store, table: Mutex::default(), changed }) }
+        Self {
+            inner: Arc::new(Inner {
+                executor,
+                store,
+                table: Mutex::default(),
+                guests: Guests::default(),
+                changed,
+            }),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
@@ -193,7 +213,7 @@ impl Containers {
                 tracing::warn!(container = %id, "the container's record can't be read; left alone");
                 continue;
             };
-            let entry = Entry { record, spec, handle: None, readers: Arc::default(), leaving: false };
+            let entry = Entry::new(record, spec);
             let (wanted, leaves) = (entry.record.wanted, entry.record.auto_remove);
             let started = entry.record.status.is_some();
             let event = beginning(found.get(&id), restart(&entry.record).condition);
@@ -248,6 +268,7 @@ impl Containers {
         validate::restart_policy(&new.restart).map_err(|error| error.within("restart"))?;
         info::check_ports(&new.ports)?;
         info::check_network(new.network_mode, &new.ports, &new.spec)?;
+        guests::check_joins(new.network_mode, &new.networks)?;
         if !new.name.is_empty() {
             names::check(&new.name)?;
         }
@@ -276,17 +297,11 @@ impl Containers {
                 restart: Some((&new.restart).into()),
                 auto_remove: new.auto_remove,
                 network_mode: new.network_mode.into(),
+                joins: guests::records_of(new.networks),
                 created_at_ms: clock::wall_ms(),
                 ..ContainerRecord::default()
             };
-            let entry = Entry {
-                record: record.clone(),
-                spec: new.spec,
-                handle: None,
-                readers: Arc::default(),
-                leaving: false,
-            };
-            table.entries.insert(id.clone(), entry);
+            table.entries.insert(id.clone(), Entry::new(record.clone(), new.spec));
             record
         };
         let folder = self.inner.executor.folder(&id);
@@ -299,6 +314,16 @@ impl Containers {
         };
         if let Err(error) = kept {
             self.lock().entries.remove(&id);
+            return Err(error);
+        }
+        // It is on disk first: what the leader gives to one that nobody knows any more is given back.
+        let joined = match self.ask(&record, false).await {
+            Ok(joins) if joins == record.joins => Ok(()),
+            Ok(joins) => self.keep_joins(&ContainerRecord { joins, ..record }).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = joined {
+            self.take_away(&id).await?;
             return Err(error);
         }
         self.note_change();
@@ -315,9 +340,11 @@ impl Containers {
         if entry.leaving {
             return Err(ContainerError::NotFound(name.to_owned()));
         }
+        let joins = self.ask_to_start(&entry.record).await?;
         let record = self.update(&id, |record| {
             record.wanted = true;
             record.status = None;
+            record.joins = joins;
         });
         let record = record.ok_or_else(|| ContainerError::NotFound(name.to_owned()))?;
         self.keep(&record).await?;
@@ -351,18 +378,20 @@ impl Containers {
         if status.state.is_terminal() {
             status = TaskStatus::new(clock::wall_ms());
         }
+        entry.attached = match record.network_mode() {
+            wire::NetworkMode::Unspecified => Some(Attached::new(guests::attach_of(record))),
+            wire::NetworkMode::Host | wire::NetworkMode::None => None,
+        };
         let workload = Workload {
             id: record.id.clone(),
             service: None,
             hostname: info::short_id(&record.id).to_owned(),
             spec: entry.spec.clone(),
             restart: restart(record),
-            network: match record.network_mode() {
-                wire::NetworkMode::Unspecified => {
-                    Networking::Attached(local_attach(&record.id, &record.name, &record.ports))
-                }
-                wire::NetworkMode::Host => Networking::Host,
-                wire::NetworkMode::None => Networking::Alone,
+            network: match (&entry.attached, record.network_mode()) {
+                (Some(attached), _) => Networking::Attached(attached.clone()),
+                (None, wire::NetworkMode::Host) => Networking::Host,
+                (None, _) => Networking::Alone,
             },
             drain_ms: None,
         };
@@ -429,11 +458,15 @@ impl Containers {
     }
 
     async fn take_away(&self, id: &str) -> Result<(), ContainerError> {
-        match self.lock().entries.get_mut(id) {
-            Some(entry) if !entry.leaving => entry.leaving = true,
+        let record = match self.lock().entries.get_mut(id) {
+            Some(entry) if !entry.leaving => {
+                entry.leaving = true;
+                entry.record.clone()
+            }
             _ => return Ok(()),
-        }
+        };
         self.inner.executor.clean(id).await;
+        self.give_back(&record).await;
         self.inner.executor.remove_folder(id).await;
         let (store, key) = (self.inner.store.clone(), id.to_owned());
         let forgotten = tokio::task::spawn_blocking(move || {
@@ -516,6 +549,7 @@ impl Containers {
 
     /// Lets go of every container without touching it.
     pub(crate) fn abandon(&self) {
+        self.inner.guests.stop();
         for entry in self.lock().entries.values() {
             if let Some(handle) = &entry.handle {
                 handle.abandon();

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use rorqual_edge::{Endpoint, Protocol, Route, RouteStats, Service, Settings};
+use rorqual_edge::pki_types::{CertificateDer, PrivateKeyDer};
+use rorqual_edge::{Certificate, Edge, Endpoint, Protocol, Route, RouteStats, Service, Settings};
 use rorqual_proto::wire::{self, ServiceEndpoints, route_spec::Backend};
 
 /// A service's view with the replicas that are up.
@@ -43,10 +44,27 @@ fn route(given: &wire::RouteSpec) -> Option<Route> {
     })
 }
 
-/// Where it listens.
+/// Where it listens, and whether it keeps a log.
 pub(crate) fn settings(given: &wire::EdgeConfig) -> Settings {
     let settings = given.settings.unwrap_or_default();
-    Settings { http: u16::try_from(settings.http_port).ok().filter(|port| *port > 0) }
+    let port = |port: u32| u16::try_from(port).ok().filter(|port| *port > 0);
+    Settings {
+        http: port(settings.http_port),
+        https: port(settings.https_port),
+        access_log: settings.access_log,
+    }
+}
+
+/// Takes certificates out of what goes to disk, and gives them to the edge.
+pub(crate) fn take_certificates(edge: &Edge, config: &mut wire::EdgeConfig) {
+    let given = std::mem::take(&mut config.certificates);
+    let certificate = |given: wire::EdgeKey| {
+        let key = PrivateKeyDer::try_from(given.key.to_vec());
+        let key = key.inspect_err(|error| tracing::warn!(given.name, error, "a key can't be read; left out"));
+        let chain = given.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        Some(Certificate { name: given.name, hosts: given.hosts, chain, key: key.ok()? })
+    };
+    edge.set_certificates(given.into_iter().filter_map(certificate).collect());
 }
 
 /// How it is, for controllers.

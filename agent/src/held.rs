@@ -97,6 +97,7 @@ mod tests {
             sticky: false,
             ports: ports.iter().map(port).collect(),
             endpoints: Vec::new(),
+            guest: false,
         }
     }
 

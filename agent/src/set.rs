@@ -146,7 +146,7 @@ impl AssignmentSet {
         }
         if let Some(edge) = given.edge.filter(|edge| *edge != self.edge) {
             writes.push((EDGE.to_owned(), Some(edge.encode_to_vec())));
-            self.edge = edge;
+            self.edge.clone_from(&edge);
             change.edge = Some(edge);
         }
         for (key, pool, own) in [
@@ -171,7 +171,7 @@ impl AssignmentSet {
             networks: self.networks.values().cloned().collect(),
             blocks: self.blocks.values().cloned().collect(),
             peers: self.peers.values().cloned().collect(),
-            edge: Some(self.edge),
+            edge: Some(self.edge.clone()),
             ..SetChange::default()
         }
     }

@@ -106,6 +106,22 @@ pub(crate) struct ContainerRecord {
     pub(crate) wanted: bool,
     #[prost(enumeration = "wire::NetworkMode", tag = "12")]
     pub(crate) network_mode: i32,
+    /// Its networks, in the order of its interfaces; none: the one of this node's plain containers.
+    #[prost(message, repeated, tag = "60")]
+    pub(crate) joins: Vec<JoinRecord>,
+}
+
+/// A network that a plain container is in.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct JoinRecord {
+    /// As its user named it; `local` is this node's own.
+    #[prost(message, optional, tag = "1")]
+    pub(crate) join: Option<wire::NetworkJoin>,
+    /// What the leader gave, and nothing in this node's own network.
+    #[prost(string, tag = "2")]
+    pub(crate) network_id: String,
+    #[prost(string, tag = "3")]
+    pub(crate) address: String,
 }
 
 /// The cluster that the node is a member of, as far as its network has to know.

@@ -22,7 +22,7 @@ use crate::logs::{self, Lines, Origin, Wanted};
 use crate::network::Network;
 use crate::reports::Reports;
 use crate::store::{NodeStore, StoreError, TaskRecord};
-use crate::workload::{Driver, Event, Goal, Handle, Networking, Observed, Sink, Start, Workload};
+use crate::workload::{Attached, Driver, Event, Goal, Handle, Networking, Observed, Sink, Start, Workload};
 
 /// The tasks of this node. Clones share them.
 #[derive(Clone)]
@@ -348,12 +348,12 @@ fn workload(task: &Task) -> Workload {
         hostname: task.name().replace('.', "-"),
         spec: task.container.clone(),
         restart: task.restart,
-        network: Networking::Attached(Attach {
+        network: Networking::Attached(Attached::new(Attach {
             id: task.id.to_string(),
             name: task.name(),
             networks: task.addresses.iter().map(join).collect(),
             ports: Vec::new(),
-        }),
+        })),
         drain_ms: Some(task.container.drain_ms.unwrap_or(DEFAULT_DRAIN_MS)),
     }
 }

@@ -80,6 +80,7 @@ fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
             })
             .collect(),
         routes: Vec::new(),
+        guest_node_id: String::new(),
     }
 }
 

@@ -66,6 +66,21 @@ impl Auths {
         Ok(key.seal(&whose(id), &wire::RegistryAuths { list }.encode_to_vec()))
     }
 
+    /// Seals something else than a service's; `place` is where it lies.
+    pub(crate) fn seal_bytes(&self, place: &str, content: &[u8]) -> Result<Vec<u8>, Status> {
+        let key = self.key.as_ref().ok_or_else(|| {
+            Status::failed_precondition(
+                "keys can't be kept: this cluster's leader has no certs/seal-key; copy it from another controller",
+            )
+        })?;
+        Ok(key.seal(place, content))
+    }
+
+    /// What [`Self::seal_bytes`] sealed for that place.
+    pub(crate) fn open_bytes(&self, place: &str, sealed: &[u8]) -> Result<Vec<u8>, Unsealable> {
+        self.key.as_ref().ok_or(Unsealable)?.open(place, sealed)
+    }
+
     /// What is kept with a new service.
     pub(crate) fn of_new(
         &self,

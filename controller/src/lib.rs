@@ -13,6 +13,7 @@ mod clock;
 mod control;
 mod controller;
 mod dispatch;
+mod edge;
 mod forward;
 mod founding;
 mod leader;

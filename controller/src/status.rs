@@ -33,9 +33,12 @@ pub(crate) fn from_refusal(error: Refusal) -> Status {
         Refusal::NotFound { .. } => Status::not_found(text),
         Refusal::NameTaken { .. } => Status::already_exists(text),
         Refusal::VersionMoved { .. } => Status::aborted(text),
-        Refusal::NoNetwork(_) | Refusal::Renamed { .. } | Refusal::SubnetTaken { .. } => {
-            Status::invalid_argument(text)
-        }
+        Refusal::Edge(_)
+        | Refusal::NoNetwork(_)
+        | Refusal::NoOwnRange(_)
+        | Refusal::OutOfRange { .. }
+        | Refusal::Renamed { .. }
+        | Refusal::SubnetTaken { .. } => Status::invalid_argument(text),
         _ => Status::failed_precondition(text),
     }
 }

@@ -25,20 +25,26 @@ pub(crate) enum BodyError {
     Late,
 }
 
-/// When something of a request's body was last passed on.
+/// How much of a request's body was passed on, and when last.
 #[derive(Debug)]
 pub(crate) struct Progress {
     began: Instant,
     last_ms: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Progress {
     fn new() -> Self {
-        Self { began: Instant::now(), last_ms: AtomicU64::new(0) }
+        Self { began: Instant::now(), last_ms: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 
-    fn note(&self) {
+    fn note(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
         self.last_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
     }
 
     pub(crate) fn last(&self) -> Instant {
@@ -92,10 +98,10 @@ impl Body for RequestBody {
         match Pin::new(inner).poll_frame(context) {
             Poll::Ready(frame) => {
                 this.deadline = None;
-                this.progress.note();
-                if let Some(Ok(frame)) = &frame {
-                    this.counters.received(frame.data_ref().map_or(0, |data| data.len() as u64));
-                }
+                let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                let bytes = data.map_or(0, |data| data.len() as u64);
+                this.progress.note(bytes);
+                this.counters.received(bytes);
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
             }
             Poll::Pending => {
@@ -131,8 +137,8 @@ enum Kind {
 }
 
 impl AnswerBody {
-    pub(crate) fn words(text: &'static str, record: Option<Record>) -> Self {
-        let words = Some(Bytes::from_static(text.as_bytes())).filter(|words| !words.is_empty());
+    pub(crate) fn words(text: impl Into<Bytes>, record: Option<Record>) -> Self {
+        let words = Some(text.into()).filter(|words| !words.is_empty());
         Self { kind: Kind::Words(words), record }
     }
 

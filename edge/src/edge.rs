@@ -4,14 +4,18 @@
 //! (again and again, while something else has it) and serves it. Without a port there is no task at all.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::certificates::{Certificate, server_config};
+use crate::error::EdgeError;
 use crate::limits::Limits;
 use crate::listen::{self, Places};
+use crate::log::AccessLog;
 use crate::model::{Change, Protocol, Service, Settings};
 use crate::proxy::{Shared, Target};
 use crate::stats::{Counters, RouteStats};
@@ -27,6 +31,7 @@ pub struct Edge {
     shared: Arc<Shared>,
     places: Arc<Places>,
     state: Arc<Mutex<State>>,
+    log_dir: Arc<Path>,
 }
 
 /// How the edge is.
@@ -38,6 +43,8 @@ pub struct Report {
     pub problems: Vec<(u16, String)>,
     /// By host and path.
     pub routes: Vec<RouteStats>,
+    /// Tokens of the challenges that it answers.
+    pub challenges: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +53,7 @@ struct State {
     /// Counters outlive changes of the route.
     counters: BTreeMap<(String, String), Arc<Counters>>,
     ports: BTreeMap<u16, Port>,
+    access_log: bool,
     tasks: JoinSet<()>,
 }
 
@@ -58,6 +66,7 @@ struct Known {
 /// A port that is served, or would be.
 #[derive(Debug)]
 struct Port {
+    is_tls: bool,
     closing: watch::Sender<bool>,
     /// None once it is open.
     problem: Arc<Mutex<Option<String>>>,
@@ -68,10 +77,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Edge {
-    /// An edge that listens nowhere and knows no service.
-    pub fn new(limits: Limits) -> Self {
+    /// An edge that listens nowhere and knows no service. `log_dir` is made when something is logged.
+    pub fn new(limits: Limits, log_dir: &Path) -> Self {
         let places = Places::new(limits.connections, limits.connections_of_client);
-        Self { shared: Arc::new(Shared::new(limits)), places, state: Arc::default() }
+        Self { shared: Arc::new(Shared::new(limits)), places, state: Arc::default(), log_dir: log_dir.into() }
     }
 
     /// Takes a change of services over.
@@ -95,31 +104,43 @@ impl Edge {
         }
     }
 
+    /// Takes the place of all certificates that were. Connections that are open stay as they are.
+    pub fn set_certificates(&self, certificates: Vec<Certificate>) {
+        self.shared.certificates.set(certificates);
+    }
+
+    /// What is answered to ACME servers, by token, in place of what was before.
+    pub fn set_challenges(&self, challenges: BTreeMap<String, String>) {
+        self.shared.set_challenges(challenges);
+    }
+
     /// Opens and closes ports. Must be called within a runtime.
     pub fn set(&self, settings: &Settings) {
         let mut state = lock(&self.state);
         while state.tasks.try_join_next().is_some() {}
-        let wanted: Vec<u16> = settings.http.into_iter().collect();
+        if state.access_log != settings.access_log {
+            state.access_log = settings.access_log;
+            self.shared.set_log(settings.access_log.then(|| AccessLog::open(self.log_dir.to_path_buf())));
+        }
+        self.shared.set_https(settings.https);
+        let wanted = [(settings.http, false), (settings.https, true)];
+        let wanted: Vec<(u16, bool)> =
+            wanted.into_iter().filter_map(|(port, tls)| Some((port?, tls))).collect();
         state.ports.retain(|port, open| {
-            let stays = wanted.contains(port);
+            let stays = wanted.contains(&(*port, open.is_tls));
             if !stays {
                 open.closing.send_replace(true);
             }
             stays
         });
-        for port in wanted {
+        for (port, is_tls) in wanted {
             if !state.ports.contains_key(&port) {
                 let (closing, told) = watch::channel(false);
                 let problem = Arc::new(Mutex::new(Some("not open yet".to_owned())));
-                let task = open(
-                    port,
-                    Arc::clone(&self.shared),
-                    Arc::clone(&self.places),
-                    told,
-                    Arc::clone(&problem),
-                );
+                let door = Door { port, is_tls, problem: Arc::clone(&problem) };
+                let task = open(door, Arc::clone(&self.shared), Arc::clone(&self.places), told);
                 state.tasks.spawn(task);
-                state.ports.insert(port, Port { closing, problem });
+                state.ports.insert(port, Port { is_tls, closing, problem });
             }
         }
     }
@@ -142,6 +163,7 @@ impl Edge {
             }
         }
         report.routes = state.routes();
+        report.challenges = self.shared.challenges().keys().cloned().collect();
         report
     }
 }
@@ -186,6 +208,7 @@ impl State {
                 let counters = self.counters.entry((route.host.clone(), route.path.clone())).or_default();
                 let target = Target {
                     route: route.clone(),
+                    service: known.service.name.clone(),
                     upstream: Arc::clone(upstream),
                     counters: Arc::clone(counters),
                 };
@@ -225,25 +248,24 @@ impl State {
     }
 }
 
-/// Binds a port, however long that takes, and serves it until it is closed.
-async fn open(
+/// What is to be opened.
+struct Door {
     port: u16,
-    shared: Arc<Shared>,
-    places: Arc<Places>,
-    mut closing: watch::Receiver<bool>,
+    is_tls: bool,
     problem: Arc<Mutex<Option<String>>>,
-) {
+}
+
+/// Binds a port, however long that takes, and serves it until it is closed.
+async fn open(door: Door, shared: Arc<Shared>, places: Arc<Places>, mut closing: watch::Receiver<bool>) {
+    let Door { port, is_tls, problem } = door;
+    let tls = match is_tls.then(|| server_config(&shared.certificates)).transpose() {
+        Ok(tls) => tls,
+        Err(source) => return tell(&problem, port, &EdgeError::Tls { source }),
+    };
     let listener = loop {
         match listen::bind(port).await {
             Ok(listener) => break listener,
-            Err(error) => {
-                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                let text = format!("{error}: {source}");
-                let news = lock(&problem).replace(text.clone()).is_none_or(|before| before != text);
-                if news {
-                    tracing::warn!(port, error = text, "the edge has no port");
-                }
-            }
+            Err(error) => tell(&problem, port, &error),
         }
         // Cancel-safe: a sleep, and a value that stays.
         tokio::select! {
@@ -252,6 +274,16 @@ async fn open(
         }
     };
     *lock(&problem) = None;
-    tracing::info!(port, "the edge listens");
-    listen::serve(listener, shared, places, closing).await;
+    tracing::info!(port, is_tls, "the edge listens");
+    listen::serve(listener, shared, places, tls, closing).await;
+}
+
+/// Notes why a port is not open; logs it where that is news.
+fn tell(problem: &Mutex<Option<String>>, port: u16, error: &EdgeError) {
+    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    let text = format!("{error}: {source}");
+    let news = lock(problem).replace(text.clone()).is_none_or(|before| before != text);
+    if news {
+        tracing::warn!(port, error = text, "the edge has no port");
+    }
 }

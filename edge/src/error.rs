@@ -16,4 +16,11 @@ pub enum EdgeError {
         #[source]
         source: io::Error,
     },
+    /// The system gives no random numbers, or the like.
+    #[error("the edge can't speak TLS")]
+    Tls {
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
 }

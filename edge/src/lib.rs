@@ -6,7 +6,8 @@
 //!
 //! Where to start reading: [`edge`] owns the desired state and the listeners, `listen` the connections, `proxy` the way
 //! of one request. `table` decides whose request it is, `upstream` which replica gets it, `backend` owns the
-//! connections to one replica, `headers` says what passes and what does not.
+//! connections to one replica, `headers` says what passes and what does not; `certificates` are chosen by SNI, `log`
+//! writes the access log.
 //!
 //! Architecture invariant: a request reads the state once, as it begins. A change drops no connection and ends no
 //! request; what a change takes away gets no new request.
@@ -15,6 +16,7 @@
 
 mod backend;
 mod body;
+mod certificates;
 mod copy;
 mod edge;
 mod error;
@@ -22,6 +24,7 @@ mod forward;
 mod headers;
 mod limits;
 mod listen;
+mod log;
 mod model;
 mod proxy;
 mod stats;
@@ -29,8 +32,10 @@ mod stream;
 mod table;
 mod upstream;
 
+pub use certificates::Certificate;
 pub use edge::{Edge, Report};
 pub use error::EdgeError;
 pub use limits::Limits;
 pub use model::{Change, Endpoint, Protocol, Route, Service, Settings};
+pub use rustls::pki_types;
 pub use stats::RouteStats;

@@ -15,11 +15,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::error::EdgeError;
 use crate::proxy::{self, Shared};
@@ -90,13 +92,15 @@ pub(crate) struct Visit {
     /// What the client called.
     pub(crate) own: SocketAddr,
     pub(crate) scheme: &'static str,
+    /// What the client asked for in the TLS handshake.
+    pub(crate) server_name: Option<String>,
     _place: Option<Place>,
 }
 
 impl Visit {
     #[cfg(test)]
     pub(crate) fn of(client: SocketAddr, own: SocketAddr, scheme: &'static str) -> Self {
-        Self { client, own, scheme, _place: None }
+        Self { client, own, scheme, server_name: None, _place: None }
     }
 }
 
@@ -117,6 +121,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     shared: Arc<Shared>,
     places: Arc<Places>,
+    tls: Option<Arc<ServerConfig>>,
     mut closing: watch::Receiver<bool>,
 ) {
     let mut connections = JoinSet::new();
@@ -130,7 +135,7 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok(Some((stream, visit))) => {
-                connections.spawn(connection(stream, visit, Arc::clone(&shared), told.clone()));
+                connections.spawn(connection(stream, visit, Arc::clone(&shared), tls.clone(), told.clone()));
             }
             Ok(None) => {}
             Err(error) => {
@@ -162,7 +167,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Places>) -> std::io::Result
         tracing::debug!(%client, "a client has too many connections");
         return Ok(None);
     };
-    Ok(Some((stream, Visit { client, own, scheme: "http", _place: Some(place) })))
+    Ok(Some((stream, Visit { client, own, scheme: "http", server_name: None, _place: Some(place) })))
 }
 
 /// An IPv4 address as such, not as one of IPv6.
@@ -170,18 +175,48 @@ fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-async fn connection(stream: TcpStream, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    visit: Visit,
+    shared: Arc<Shared>,
+    tls: Option<Arc<ServerConfig>>,
+    closing: watch::Receiver<bool>,
+) {
     // Small answers go at once, and the dead are noticed. No option is needed for the rest to work.
     let _ = stream.set_nodelay(true);
     let _ = setsockopt(&stream.as_fd(), sockopt::TcpUserTimeout, &STALLED_MS);
     let _ = setsockopt(&stream.as_fd(), sockopt::KeepAlive, &true);
     let _ = setsockopt(&stream.as_fd(), sockopt::TcpKeepIdle, &ALIVE_S);
+    if let Some(tls) = tls {
+        return encrypted(stream, visit, shared, tls, closing).await;
+    }
     let client = visit.client;
     match timeout(shared.limits.handshake, is_http2(stream)).await {
         Ok(Ok((stream, true))) => serve_2(stream, visit, shared, closing).await,
         Ok(Ok((stream, false))) => serve_1(stream, visit, shared, closing).await,
         Ok(Err(error)) => tracing::debug!(%client, %error, "a client's connection broke"),
         Err(_) => tracing::debug!(%client, "a client said nothing"),
+    }
+}
+
+async fn encrypted(
+    stream: TcpStream,
+    mut visit: Visit,
+    shared: Arc<Shared>,
+    tls: Arc<ServerConfig>,
+    closing: watch::Receiver<bool>,
+) {
+    let client = visit.client;
+    let stream = match timeout(shared.limits.handshake, TlsAcceptor::from(tls).accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%client, %error, "a TLS handshake failed"),
+        Err(_) => return tracing::debug!(%client, "a TLS handshake took too long"),
+    };
+    visit.scheme = "https";
+    visit.server_name = stream.get_ref().1.server_name().map(str::to_ascii_lowercase);
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => serve_2(stream, visit, shared, closing).await,
+        _ => serve_1(stream, visit, shared, closing).await,
     }
 }
 

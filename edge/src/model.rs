@@ -8,6 +8,10 @@ use std::time::Duration;
 pub struct Settings {
     /// Port for plain HTTP.
     pub http: Option<u16>,
+    /// Port for TLS. Plain requests for hosts that have a certificate are led there.
+    pub https: Option<u16>,
+    /// Whether requests are logged.
+    pub access_log: bool,
 }
 
 /// How a replica is spoken to.

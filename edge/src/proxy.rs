@@ -5,8 +5,9 @@
 //! connection breaks while a request without a body, of a method that may be repeated (RFC 9110, 9.2.2), waits for
 //! its answer. That one is sent once more, over a new connection.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
@@ -14,16 +15,20 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Failure, InFlight, Lease, Sending};
-use crate::body::{AnswerBody, RequestBody};
+use crate::body::{AnswerBody, Progress, RequestBody};
+use crate::certificates::Certificates;
 use crate::copy;
 use crate::headers::{self, Asked, Refusal};
 use crate::limits::Limits;
 use crate::listen::Visit;
+use crate::log::{self, AccessLog, Line};
 use crate::model::{Protocol, Route};
 use crate::stats::{Counters, End};
 use crate::table::Table;
 use crate::upstream::Upstream;
 
+/// Where ACME servers ask (RFC 8555, 8.3).
+const CHALLENGE: &str = "/.well-known/acme-challenge/";
 /// What a request that nobody answered counts as: its client has gone.
 const CLIENT_GONE: u16 = 499;
 /// How much a replica that can't be connected to counts, and one that answers that it can't.
@@ -34,6 +39,7 @@ const ANSWER_FAILED: u32 = 1;
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) route: Route,
+    pub(crate) service: String,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) counters: Arc<Counters>,
 }
@@ -42,16 +48,49 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
+    pub(crate) certificates: Arc<Certificates>,
     table: RwLock<Arc<Table<Target>>>,
+    /// Answers of ACME's challenges, by token.
+    challenges: RwLock<Arc<BTreeMap<String, String>>>,
+    log: RwLock<Option<AccessLog>>,
+    /// The port for TLS; 0: none.
+    https: AtomicU16,
 }
 
 impl Shared {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, table: RwLock::default() }
+        Self {
+            limits,
+            certificates: Arc::default(),
+            table: RwLock::default(),
+            challenges: RwLock::default(),
+            log: RwLock::default(),
+            https: AtomicU16::new(0),
+        }
     }
 
     pub(crate) fn set_table(&self, table: Table<Target>) {
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+    }
+
+    pub(crate) fn set_challenges(&self, challenges: BTreeMap<String, String>) {
+        *self.challenges.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(challenges);
+    }
+
+    pub(crate) fn challenges(&self) -> Arc<BTreeMap<String, String>> {
+        Arc::clone(&self.challenges.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_log(&self, log: Option<AccessLog>) {
+        *self.log.write().unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    fn log(&self) -> Option<AccessLog> {
+        self.log.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_https(&self, port: Option<u16>) {
+        self.https.store(port.unwrap_or_default(), Relaxed);
     }
 
     fn table(&self) -> Arc<Table<Target>> {
@@ -70,10 +109,13 @@ pub(crate) struct Record {
     is_whole: bool,
     /// The replica that answers.
     in_flight: Option<InFlight>,
+    /// How much of the request has come.
+    received: Option<Arc<Progress>>,
+    log: Option<(AccessLog, Box<Line>)>,
 }
 
 impl Record {
-    fn new(target: Arc<Target>) -> Self {
+    fn new(target: Arc<Target>, log: Option<(AccessLog, Box<Line>)>) -> Self {
         target.counters.began();
         Self {
             target,
@@ -83,6 +125,23 @@ impl Record {
             sent_bytes: 0,
             is_whole: false,
             in_flight: None,
+            received: None,
+            log,
+        }
+    }
+
+    /// A replica is asked.
+    fn asks(&mut self, chosen: InFlight) {
+        if let Some((_, line)) = &mut self.log {
+            line.replica.clone_from(&chosen.backend().endpoint.name);
+        }
+        self.in_flight = Some(chosen);
+    }
+
+    fn retries(&mut self) {
+        self.target.counters.retried();
+        if let Some((_, line)) = &mut self.log {
+            line.retries += 1;
         }
     }
 
@@ -99,6 +158,16 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if let Some((log, mut line)) = self.log.take() {
+            line.status = self.status;
+            line.sent_bytes = self.sent_bytes;
+            line.took_ms = self.began.elapsed().as_micros() as f64 / 1000.0;
+            line.whole = self.is_whole;
+            if let Some(received) = &self.received {
+                line.received_bytes = received.bytes();
+            }
+            log.take(*line);
+        }
         self.target.counters.ended(End {
             status: self.status,
             is_failure: self.is_failure,
@@ -118,10 +187,67 @@ pub(crate) async fn answer(
         Ok(asked) => asked,
         Err(refusal) => return refuse(refusal, None),
     };
+    if let Some(words) = challenge(shared, request.uri().path()) {
+        return say(StatusCode::OK, words);
+    }
+    if let Some(response) = elsewhere(shared, visit, &asked, &request) {
+        return response;
+    }
     let Some(target) = shared.table().find(&asked.host, request.uri().path()).cloned() else {
         return refuse(Refusal(StatusCode::NOT_FOUND, "No service has this address.\n"), None);
     };
     pass(shared, visit, request, asked, target).await
+}
+
+/// What proves to an ACME server that this node answers for the host. Every node knows it.
+fn challenge(shared: &Shared, path: &str) -> Option<String> {
+    shared.challenges().get(path.strip_prefix(CHALLENGE)?).cloned()
+}
+
+/// A plain request for a host that has a certificate is led to TLS; one that came by TLS for another certificate's
+/// host has to come by a connection of its own.
+fn elsewhere(
+    shared: &Shared,
+    visit: &Visit,
+    asked: &Asked,
+    request: &Request<Incoming>,
+) -> Option<Response<AnswerBody>> {
+    if visit.scheme == "https" {
+        let name = visit.server_name.as_deref().unwrap_or_default();
+        let is_other = !shared.certificates.share(name, &asked.host);
+        let words = "This connection is for another host.\n";
+        return is_other.then(|| refuse(Refusal(StatusCode::MISDIRECTED_REQUEST, words), None));
+    }
+    let port = Some(shared.https.load(Relaxed)).filter(|port| *port != 0)?;
+    shared.certificates.find(&asked.host)?;
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    let place = HeaderValue::try_from(format!("https://{}{port}{path}", asked.host)).ok()?;
+    let mut response = say(StatusCode::PERMANENT_REDIRECT, String::new());
+    response.headers_mut().insert(header::LOCATION, place);
+    Some(response)
+}
+
+/// What the log says of a request before it is answered.
+fn line(visit: &Visit, request: &Request<Incoming>, asked: &Asked, target: &Target) -> Line {
+    let field = |name| {
+        let value = request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        log::shortened(value.unwrap_or_default())
+    };
+    Line {
+        at: log::now(),
+        client: visit.client.ip().to_string(),
+        protocol: if request.version() == Version::HTTP_2 { "http/2" } else { "http/1.1" },
+        scheme: visit.scheme,
+        method: log::shortened(request.method().as_str()),
+        host: asked.host.clone(),
+        path: log::shortened(request.uri().path()),
+        service: target.service.clone(),
+        route: format!("{}{}", target.route.host, target.route.path),
+        user_agent: field(header::USER_AGENT),
+        referer: field(header::REFERER),
+        ..Line::default()
+    }
 }
 
 async fn pass(
@@ -131,12 +257,14 @@ async fn pass(
     asked: Asked,
     target: Arc<Target>,
 ) -> Response<AnswerBody> {
-    let mut record = Record::new(Arc::clone(&target));
+    let log = shared.log().map(|log| (log, Box::new(line(visit, &request, &asked, &target))));
+    let mut record = Record::new(Arc::clone(&target), log);
     let client = asked.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let request = match to_replica(shared, visit, request, &asked, &target) {
         Ok(request) => request,
         Err(refusal) => return refuse(refusal, Some(record)),
     };
+    record.received = Some(request.body().progress());
     let (mut response, lease) = match attempt(shared, visit, request, &target, &mut record).await {
         Ok(answered) => answered,
         Err(refusal) => {
@@ -225,16 +353,16 @@ async fn attempt(
     while tried.len() < shared.limits.attempts {
         let Some(chosen) = target.upstream.choose(&tried) else { break };
         let backend = Arc::clone(chosen.backend());
-        record.in_flight = Some(chosen);
+        record.asks(chosen);
         if !tried.is_empty() {
-            target.counters.retried();
+            record.retries();
         }
         let mut sent = backend.send(request, sending).await;
         if let (Err(Failure::Lost { reused: true, .. }), Some(spare)) = (&sent, &spare)
             && let Some(again) = copy_of(spare, &target.counters)
         {
             sending.fresh = true;
-            target.counters.retried();
+            record.retries();
             sent = backend.send(again, sending).await;
         }
         match sent {
@@ -304,13 +432,22 @@ pub(crate) fn refuse(refusal: Refusal, record: Option<Record>) -> Response<Answe
         record.in_flight = None;
         record
     });
-    let mut response = Response::new(AnswerBody::words(words, record));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let mut response = plain(status, AnswerBody::words(words, record));
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        let again = HeaderValue::from(Duration::from_secs(1).as_secs());
-        headers.insert(header::RETRY_AFTER, again);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(1));
     }
+    response
+}
+
+/// The same, of words that are made at run time.
+fn say(status: StatusCode, words: String) -> Response<AnswerBody> {
+    plain(status, AnswerBody::words(words, None))
+}
+
+fn plain(status: StatusCode, body: AnswerBody) -> Response<AnswerBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }

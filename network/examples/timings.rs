@@ -111,6 +111,7 @@ fn service(id: u32, endpoints: u32) -> ServiceView {
         sticky: false,
         ports: vec![PublishedPort::new(u16::try_from(20_000 + id).unwrap_or(20_000), 80, Protocol::Tcp)],
         endpoints: (1..=endpoints).map(endpoint).collect(),
+        guest: false,
     }
 }
 

@@ -196,6 +196,7 @@ mod tests {
             sticky: false,
             ports: vec![],
             endpoints: addresses.iter().map(endpoint).collect(),
+            guest: false,
         }
     }
 

@@ -400,12 +400,13 @@ impl Engine {
             self.names.set_internal(network, self.desired.is_internal(network));
         }
         for id in &dirty.services {
-            let owner = Owner::Service(id.clone());
             let Some(service) = self.desired.services.get(id) else {
-                self.names.remove(&owner);
+                self.names.remove(&Owner::Service(id.clone()));
+                self.names.remove(&Owner::Guest(id.clone()));
                 continue;
             };
-            self.names.set(owner, naming::of_service(service));
+            let (owner, entries) = naming::of_service(service);
+            self.names.set(owner, entries);
         }
     }
 

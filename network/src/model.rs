@@ -229,6 +229,9 @@ pub struct ServiceView {
     pub sticky: bool,
     /// The healthy tasks, of all nodes.
     pub endpoints: Vec<Endpoint>,
+    /// It is no service but a plain container of some node: its names don't go before those of services, and mean all
+    /// the containers that are called so.
+    pub guest: bool,
 }
 
 /// A change of the desired state. Items replace those with the same key (node, network, block, service id).

@@ -8,11 +8,16 @@ use crate::model::{Attach, ServiceView};
 
 /// The names of a service in its network: its own and its aliases mean its virtual address (all endpoints where it
 /// has none), `tasks.<name>` all endpoints, and each endpoint has one. Those come first: an address is called after
-/// them.
-pub(crate) fn of_service(service: &ServiceView) -> Vec<Entry> {
+/// them. A guest has its name and its aliases.
+pub(crate) fn of_service(service: &ServiceView) -> (Owner, Vec<Entry>) {
     let entry =
         |name: String, addresses: Vec<Ipv4Addr>| Entry { network: service.network.clone(), name, addresses };
     let all: Vec<Ipv4Addr> = service.endpoints.iter().map(|e| e.address).collect();
+    if service.guest {
+        let names = std::iter::once(&service.name).chain(&service.aliases);
+        let entries = names.map(|name| entry(name.clone(), all.clone()));
+        return (Owner::Guest(service.id.clone()), entries.collect());
+    }
     let mut entries: Vec<Entry> =
         service.endpoints.iter().map(|e| entry(e.name.clone(), vec![e.address])).collect();
     let addresses = service.vip.map_or_else(|| all.clone(), |vip| vec![vip]);
@@ -20,7 +25,7 @@ pub(crate) fn of_service(service: &ServiceView) -> Vec<Entry> {
         entries.push(entry(name.clone(), addresses.clone()));
     }
     entries.push(entry(format!("tasks.{}", service.name), all));
-    entries
+    (Owner::Service(service.id.clone()), entries)
 }
 
 /// Makes a container known to the resolver: its name and aliases, and in which networks it asks.

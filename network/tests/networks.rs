@@ -144,6 +144,7 @@ fn virtual_addresses_and_names_are_those_of_the_shared_networks() {
             address,
             node: lab.nodes[1].name.clone(),
         }],
+        guest: false,
     };
     let back_vip = Ipv4Addr::new(10, 214, 0, 6);
     lab.apply_all(&Change {
@@ -280,6 +281,74 @@ fn a_running_container_joins_and_leaves_networks() {
     lab.nodes[0].detach("one");
     let table = lab.nodes[0].ns.command("nft", "list table inet rorqual_n1");
     assert!(!table.contains("also_") && !table.contains("as_one"), "{table}");
+}
+
+#[test]
+fn a_block_may_be_cut_while_containers_have_its_addresses() {
+    let lab = lab();
+    let [here, there] = [0, 1].map(|node| container(&lab, node, &format!("c{node}"), 2, &["back"]));
+    let block = |range: &str, node: &Node| Block {
+        block: range.parse().unwrap(),
+        network: "back".into(),
+        node: node.name.clone(),
+    };
+    let [first, second] = [&lab.nodes[0], &lab.nodes[1]];
+    let pieces = [
+        block("192.168.50.0/30", first),
+        block("192.168.50.4/32", first),
+        block("192.168.50.5/32", second),
+        block("192.168.50.6/31", first),
+    ];
+    let removed_blocks = vec!["192.168.50.0/29".parse().unwrap()];
+    lab.apply_all(&Change { removed_blocks, blocks: pieces.to_vec(), ..Change::default() });
+    let joins = vec![Join::new("back", Some(Ipv4Addr::new(192, 168, 50, 5)))];
+    let attach = Attach { id: "chosen".into(), name: "chosen".into(), networks: joins, ports: vec![] };
+    let chosen = Container::new(second, "chosen".to_owned(), attach);
+    for (from, to) in [(&here, &chosen), (&chosen, &here), (&chosen, &there), (&here, &there)] {
+        assert_eq!(
+            from.ns.connect((to.address, 80)).unwrap().client,
+            from.address,
+            "{} → {}",
+            from.id,
+            to.id
+        );
+    }
+    assert!(!reaches(&container(&lab, 0, "front", 1, &["front"]), chosen.address));
+    // A fabric that is told of all of it at once comes to the same.
+    let mut whole = networks_cut(&lab, &pieces);
+    whole.full = true;
+    lab.apply_all(&whole);
+    assert!(reaches(&here, chosen.address) && reaches(&chosen, here.address));
+}
+
+fn networks_cut(lab: &Lab, pieces: &[Block]) -> Change {
+    let mut change = networks(lab);
+    change.blocks.retain(|block| block.block.to_string() != "192.168.50.0/29");
+    change.blocks.extend(pieces.iter().cloned());
+    change
+}
+
+#[test]
+fn a_container_may_be_in_the_nodes_own_network_as_well() {
+    let lab = lab();
+    let (front, local) = (container(&lab, 1, "front", 2, &["front"]), "local");
+    let plain = lab.nodes[0].local_container("plain", vec![]);
+    for (name, networks) in [("one", [local, "front"]), ("two", ["front", local])] {
+        let join = |network: &&str| match *network {
+            "local" => Join::new(local, None),
+            network => join(&lab, 0, network, 1),
+        };
+        let networks = networks.iter().map(join).collect();
+        let attach = Attach { id: name.into(), name: name.into(), networks, ports: vec![] };
+        let both = Container::new(&lab.nodes[0], name.to_owned(), attach);
+        assert!(reaches(&both, front.address) && reaches(&both, plain.address), "{name}");
+        let in_front = join(&"front").address.unwrap();
+        assert_eq!(both.ns.connect((front.address, 80)).unwrap().client, in_front, "{name}");
+        assert_eq!(front.ns.connect((in_front, 80)).unwrap().server, name);
+        assert!(!reaches(&front, plain.address) && !reaches(&plain, in_front));
+        assert_eq!(look_up(&both, "plain"), Some(plain.address));
+        lab.nodes[0].detach(name);
+    }
 }
 
 #[test]

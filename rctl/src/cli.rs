@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    build, cluster, completion, container, doctor, image, network, node, own_registry, registry, route,
-    service, system, version,
+    build, certificate, cluster, completion, container, doctor, image, network, node, own_registry, registry,
+    route, service, system, version,
 };
 use crate::connect::{DEFAULT_SOCKET, Daemon};
 use crate::failure::Result;
@@ -42,6 +42,9 @@ enum Command {
     /// Run services on the cluster
     #[command(subcommand)]
     Service(service::Command),
+    /// Keep certificates for the HTTP edge
+    #[command(subcommand)]
+    Certificate(certificate::Command),
     /// See what leads through the HTTP edge
     #[command(subcommand)]
     Route(route::Command),
@@ -130,6 +133,7 @@ impl Cli {
             Command::Node(command) => node::run(command, &connect().await?).await?,
             Command::Network(command) => network::run(command, connect).await?,
             Command::Service(command) => service::run(command, connect).await?,
+            Command::Certificate(command) => certificate::run(command, &connect().await?).await?,
             Command::Route(command) => route::run(command, &connect().await?).await?,
             Command::Image(command) => image::run(command, &connect().await?).await?,
             Command::Container(command) => container::run_command(command, &connect().await?).await?,
@@ -209,7 +213,10 @@ mod tests {
             "rctl service create --name web --network front --network name=back,alias=db nginx",
             "rctl service update --network-add back --network-rm front web",
             "rctl cluster update --edge-http 80",
-            "rctl cluster update --edge-http off",
+            "rctl cluster update --edge-http off --edge-https 443 --edge-access-log",
+            "rctl certificate create --replace app chain.pem key.pem",
+            "rctl certificate ls --format json",
+            "rctl certificate rm app other",
             "rctl service create --name web --route Host(app.example)/x,port=80 nginx",
             "rctl service update --route app.example --route-rm /x web",
             "rctl route ls --format json",

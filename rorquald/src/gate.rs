@@ -68,6 +68,9 @@ pass! {
     rotate_token: RotateTokenRequest => wire::GetClusterResponse;
     update_cluster: UpdateClusterRequest => wire::UpdateClusterResponse;
     list_routes: ListRoutesRequest => wire::ListRoutesResponse;
+    create_certificate: CreateCertificateRequest => wire::CreateCertificateResponse;
+    list_certificates: ListCertificatesRequest => wire::ListCertificatesResponse;
+    remove_certificates: RemoveCertificatesRequest => wire::RemoveCertificatesResponse;
     examine_cluster: ExamineClusterRequest => wire::ExamineClusterResponse;
     list_nodes: ListNodesRequest => wire::ListNodesResponse;
     update_node: UpdateNodeRequest => wire::UpdateNodeResponse;

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rorqual_tests::wait::hold;
-use rorqual_tests::{Lab, Node, http, images, wait_until};
+use rorqual_tests::{Lab, Node, command, http, images, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const EDGE: u16 = 80;
@@ -56,6 +58,8 @@ fn every_node_leads_to_the_replicas_of_all() {
     assert_eq!(page(n1, "other.example", "/").unwrap().0, 404);
     what_is_taken_is_refused(n3);
     no_request_is_lost(&lab);
+    let trusted = tempfile::tempdir().unwrap();
+    tls_by_a_given_certificate(&lab, trusted.path());
 
     let counted = route(n1, "Host(app.example)/");
     assert_eq!((&counted["Service"], &counted["Endpoints"]), (&"web".into(), &3.into()));
@@ -65,6 +69,12 @@ fn every_node_leads_to_the_replicas_of_all() {
     lab.kill(3);
     assert!(page(n3, HOST, "/").is_err());
     lab.start(3);
+    wait_until("TLS on n3", SOON, || encrypted(n3, trusted.path()));
+    n1.rctl(&["certificate", "rm", "app"]).ok();
+    wait_until("no certificate", SOON, || match encrypted(n3, trusted.path()) {
+        Ok(()) => Err("it still is there".to_owned()),
+        Err(_) => Ok(()),
+    });
     answering(n3, 3);
 
     n1.rctl(&["service", "update", "--route-rm", "Host(app.example)/", "web"]).ok();
@@ -72,12 +82,102 @@ fn every_node_leads_to_the_replicas_of_all() {
         (404, _) => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    n1.rctl(&["cluster", "update", "--edge-http", "off"]).ok();
+    n1.rctl(&["cluster", "update", "--edge-http", "off", "--edge-https", "off"]).ok();
     wait_until("closed edges", SOON, || {
         let open = lab.nodes().iter().filter(|node| page(node, HOST, "/").is_ok()).count();
         hold(open == 0, || format!("{open} are open"))
     });
     lab.finish();
+}
+
+/// A page by TLS, from a node whose certificate is the one in that folder; by HTTP/2.
+fn encrypted(node: &Node, folder: &Path) -> Result<(), String> {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--max-time", "10", "--resolve"]).arg(format!("{HOST}:443:{}", node.address));
+    curl.arg("--cacert").arg(folder.join("chain.pem")).args([
+        "-w",
+        " %{http_version}",
+        &format!("https://{HOST}/json"),
+    ]);
+    let output = command::run(&mut curl, SOON);
+    hold(output.code == 0 && output.stdout.contains("replica") && output.stdout.ends_with(" 2"), || {
+        output.tell()
+    })
+}
+
+/// Kept by the controllers, sealed, and served by every node; plain requests are led there.
+fn tls_by_a_given_certificate(lab: &Lab, folder: &Path) {
+    let node = lab.node(2);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let mut make = Command::new("openssl");
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "30",
+    ]);
+    make.args(["-subj", "/CN=test", "-addext", &format!("subjectAltName=DNS:{HOST}")]);
+    make.args(["-keyout", &path("key.pem"), "-out", &path("chain.pem")]);
+    command::run(&mut make, SOON).ok();
+    let refused = node.rctl(&["certificate", "create", "app", &path("key.pem"), &path("key.pem")]);
+    assert!(refused.code == 1 && refused.stderr.contains("no certificate in it"), "{refused:?}");
+    node.rctl(&["certificate", "create", "app", &path("chain.pem"), &path("key.pem")]).ok();
+    let twice = node.rctl(&["certificate", "create", "app", &path("chain.pem"), &path("key.pem")]);
+    assert!(twice.stderr.contains("--replace"), "{twice:?}");
+    let listed = node.try_json(&["certificate", "ls"]).unwrap();
+    assert_eq!((&listed[0]["Name"], &listed[0]["Hosts"][0]), (&"app".into(), &HOST.into()));
+    node.rctl(&["cluster", "update", "--edge-https", "443", "--edge-access-log"]).ok();
+    for node in lab.nodes() {
+        wait_until(&format!("TLS on n{}", node.number), SOON, || encrypted(node, folder));
+        assert_eq!(page(node, HOST, "/").unwrap().0, 308);
+    }
+    let log = lab.node(1).data_dir().join("edge/access.log");
+    wait_until("a line of the access log", SOON, || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        hold(text.contains(r#""scheme":"https","method":"GET","host":"app.example""#), || text)
+    });
+    let pem = std::fs::read_to_string(path("key.pem")).unwrap();
+    let der = command::run(
+        Command::new("openssl").args([
+            "pkey",
+            "-outform",
+            "DER",
+            "-in",
+            &path("key.pem"),
+            "-out",
+            &path("key.der"),
+        ]),
+        SOON,
+    );
+    der.ok();
+    let key = std::fs::read(path("key.der")).unwrap();
+    let secret = &key[key.len() / 4..key.len() / 4 + 24];
+    for node in lab.nodes() {
+        let found = files_with(&node.data_dir(), secret);
+        assert!(found.is_empty(), "the key lies open in {found:?} ({} bytes of PEM)", pem.len());
+    }
+}
+
+/// Files below a folder that hold these bytes.
+fn files_with(folder: &Path, wanted: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().unwrap());
+        // Unpacked images hold no keys of ours, and are large.
+        if kind.is_dir() && !path.ends_with("images") && !path.ends_with("containers") {
+            found.extend(files_with(&path, wanted));
+        } else if kind.is_file()
+            && std::fs::read(&path).unwrap_or_default().windows(wanted.len()).any(|part| part == wanted)
+        {
+            found.push(path);
+        }
+    }
+    found
 }
 
 /// What another service, or the edge itself, has.

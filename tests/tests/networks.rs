@@ -264,6 +264,7 @@ fn a_plain_container_may_share_the_nodes_network_or_have_none() {
     ] {
         run(arguments, "true").fails(125, &[expected]);
     }
-    run(&["--network", "front"], "true").fails(2, &["neither host nor none"]);
+    run(&["--network", "front"], "true").fails(125, &["network `front`", "in no cluster"]);
+    run(&["--network", "front", "--network", "host"], "true").fails(2, &["stand alone"]);
     lab.finish();
 }

@@ -92,6 +92,7 @@ pub(crate) fn of_record(
         finished_at_ms: record.finished_at_ms,
         ports: record.ports.clone(),
         network_mode: record.network_mode,
+        networks: super::guests::shown(record, addresses.get(&record.id).copied()),
         ..wire::ContainerInfo::default()
     };
     fill(&mut info, status.as_ref(), addresses);

@@ -74,7 +74,7 @@ impl EngineApi {
 
     fn new_container(request: wire::CreateContainerRequest) -> Result<NewContainer, InvalidField> {
         let network_mode = request.network_mode();
-        let wire::CreateContainerRequest { name, spec, ports, restart, auto_remove, .. } = request;
+        let wire::CreateContainerRequest { name, spec, ports, restart, auto_remove, networks, .. } = request;
         let spec = spec.ok_or_else(|| InvalidField::missing("spec"))?;
         let spec = ContainerSpec::try_from(spec).map_err(|error| error.within("spec"))?;
         let restart = match restart {
@@ -84,7 +84,7 @@ impl EngineApi {
         if auto_remove && restart.condition != RestartCondition::None {
             return Err(InvalidField::new("auto_remove", "can't be combined with a restart policy"));
         }
-        Ok(NewContainer { name, spec, ports, restart, auto_remove, network_mode })
+        Ok(NewContainer { name, spec, ports, restart, auto_remove, network_mode, networks })
     }
 }
 
@@ -351,6 +351,27 @@ impl engine_server::Engine for EngineApi {
         Ok(Response::new(wire::RemoveContainerResponse { id }))
     }
 
+    async fn connect_container(
+        &self,
+        request: Request<wire::ConnectContainerRequest>,
+    ) -> Result<Response<wire::ContainerResponse>, Status> {
+        let wire::ConnectContainerRequest { name, network } = request.into_inner();
+        self.refuse_task(&name)?;
+        let network = network.ok_or_else(|| Status::invalid_argument("network: expected a network"))?;
+        let connected = self.agent.containers().connect(&name, network).await;
+        Ok(self.answer(&connected.map_err(|error| status(&error))?).await)
+    }
+
+    async fn disconnect_container(
+        &self,
+        request: Request<wire::DisconnectContainerRequest>,
+    ) -> Result<Response<wire::ContainerResponse>, Status> {
+        let wire::DisconnectContainerRequest { name, network } = request.into_inner();
+        self.refuse_task(&name)?;
+        let left = self.agent.containers().disconnect(&name, &network).await;
+        Ok(self.answer(&left.map_err(|error| status(&error))?).await)
+    }
+
     async fn list_containers(
         &self,
         request: Request<wire::ListContainersRequest>,
@@ -444,6 +465,7 @@ fn status(error: &ContainerError) -> Status {
         ContainerError::NameTaken { .. } => Status::already_exists(message),
         ContainerError::State(_) => Status::failed_precondition(message),
         ContainerError::TooMany => Status::resource_exhausted(message),
+        ContainerError::Network(status) => Status::new(status.code(), message),
         ContainerError::Store(_) => Status::internal(message),
         ContainerError::Interrupted => Status::unavailable(message),
         ContainerError::NotStarted { exit_code, .. } => {

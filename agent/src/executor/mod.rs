@@ -185,7 +185,7 @@ impl Executor {
     async fn place(&self, network: &Networking) -> Result<Place, Failure> {
         use rorqual_network::Error as Net;
         let attach = match network {
-            Networking::Attached(attach) => attach.clone(),
+            Networking::Attached(attached) => attached.get(),
             Networking::Host => return Ok(Place::Host),
             Networking::Alone => return Ok(Place::Alone),
         };
@@ -196,10 +196,18 @@ impl Executor {
         })
     }
 
+    /// Other networks for a container that runs.
+    pub(crate) async fn reattach(
+        &self,
+        attach: rorqual_network::Attach,
+    ) -> Result<(), rorqual_network::Error> {
+        self.inner.network.attach(attach).await.map(drop)
+    }
+
     /// The network of a container that an earlier daemon started: there already, and made sure of.
     pub(crate) async fn readopt(&self, workload: &Workload) {
-        let Networking::Attached(attach) = &workload.network else { return };
-        if let Err(error) = self.inner.network.attach(attach.clone()).await {
+        let Networking::Attached(attached) = &workload.network else { return };
+        if let Err(error) = self.inner.network.attach(attached.get()).await {
             tracing::warn!(container = %workload.id, error = %one_line(&error), "network of a running container");
         }
     }

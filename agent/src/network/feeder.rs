@@ -116,6 +116,7 @@ impl Feeder {
             Event::Withdrawn { task, reply } => self.waiting.push((task, reply)),
             Event::Reset(own) => {
                 self.edge.set(&rorqual_edge::Settings::default());
+                self.edge.set_certificates(Vec::new());
                 *self = Self::new(self.fabric.clone(), own, self.edge.clone());
                 *dirty = Dirty::everything();
             }
@@ -282,6 +283,7 @@ impl Feeder {
             sticky: service.client_affinity,
             ports: service.ports.iter().filter_map(published_port).collect(),
             endpoints: endpoints.collect(),
+            guest: !service.guest_node_id.is_empty(),
         })
     }
 
@@ -353,7 +355,7 @@ mod tests {
 
     fn feeder() -> Feeder {
         let own = OwnName { node_id: "id1".into(), fabric: "n1".into() };
-        Feeder::new(Arc::default(), own, Edge::new(Default::default()))
+        Feeder::new(Arc::default(), own, Edge::new(Default::default(), std::path::Path::new("/nonexistent")))
     }
 
     fn service(endpoints: &[(&str, &str)]) -> ServiceEndpoints {

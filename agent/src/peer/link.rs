@@ -10,13 +10,16 @@ use rorqual_proto::tls::{CredentialStore, Expect, TlsError, connect};
 use rorqual_proto::wire;
 use rorqual_proto::wire::dispatcher_client::DispatcherClient;
 use rorqual_proto::wire::registry_table_client::RegistryTableClient;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::gc::ServiceImage;
 
 /// How long the leader may take to say who has an image.
 const LOCATE: Duration = Duration::from_secs(3);
+
+/// How long a controller may take for a container that joins or leaves networks: it may wait for a new leader.
+const GUEST: Duration = Duration::from_secs(8);
 
 /// The longest list of images: ten thousand nodes, or thousands of images on each of a hundred.
 const MOST_BYTES: usize = 64 << 20;
@@ -168,6 +171,36 @@ impl ClusterLink {
             let answer = tokio::time::timeout(LOCATE, client.renew_auth(request.clone())).await;
             match answer {
                 Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
+            }
+        }
+        Err(last)
+    }
+
+    /// A plain container of this node is in networks of the cluster; `request` need not say who asks.
+    pub(crate) async fn put_guest(&self, request: wire::PutGuestRequest) -> Result<wire::Guest, Status> {
+        let request = wire::PutGuestRequest { node_id: self.inner.own.to_string(), ..request };
+        let mut last = Status::unavailable("no controller is known");
+        for mut client in self.dispatchers() {
+            match tokio::time::timeout(GUEST, client.put_guest(request.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner().guest.unwrap_or_default()),
+                Ok(Err(status)) if status.code() != Code::Unavailable => return Err(status),
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
+            }
+        }
+        Err(last)
+    }
+
+    /// It is in none any more.
+    pub(crate) async fn remove_guest(&self, id: &str) -> Result<(), Status> {
+        let request = wire::RemoveGuestRequest { node_id: self.inner.own.to_string(), id: id.to_owned() };
+        let mut last = Status::unavailable("no controller is known");
+        for mut client in self.dispatchers() {
+            match tokio::time::timeout(GUEST, client.remove_guest(request.clone())).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) if status.code() != Code::Unavailable => return Err(status),
                 Ok(Err(status)) => last = status,
                 Err(_) => last = Status::deadline_exceeded("the leader did not answer"),
             }

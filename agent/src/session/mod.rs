@@ -15,11 +15,13 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rorqual_edge::Edge;
 use rorqual_proto::model::NodeDescription;
 use rorqual_proto::wire;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::containers::Containers;
 use crate::images::Images;
 use crate::network::Network;
 use crate::peer::ClusterLink;
@@ -62,7 +64,9 @@ pub(crate) struct Parts {
     pub(crate) store: NodeStore,
     pub(crate) network: Network,
     pub(crate) tasks: Tasks,
+    pub(crate) containers: Containers,
     pub(crate) images: Images,
+    pub(crate) edge: Edge,
     pub(crate) link: ClusterLink,
     pub(crate) description: NodeDescription,
     /// `host:port` of this node's TLS port.

@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::{End, Parts};
+use crate::edge;
 use crate::error::one_line;
 use crate::set::AssignmentSet;
 
@@ -172,6 +173,10 @@ impl Open<'_> {
     async fn assign(&mut self, mut assignments: wire::Assignments) -> Result<(), End> {
         let (full, auths) = (assignments.full, std::mem::take(&mut assignments.auths));
         let removed_auths = std::mem::take(&mut assignments.removed_auths);
+        // Keys are never on disk. Here before the port that they are for is opened.
+        if let Some(config) = &mut assignments.edge {
+            edge::take_certificates(&self.parts.edge, config);
+        }
         let mut change = self.set.take(assignments).map_err(|refused| End::Lost(refused.to_string()))?;
         let writes = std::mem::take(&mut change.writes);
         let store = self.parts.store.clone();
@@ -199,6 +204,7 @@ impl Open<'_> {
         // In effect first, so that a slow connection delays nothing; it is on disk either way.
         self.parts.tasks.apply(tasks, removed).await;
         self.parts.tasks.release();
+        self.parts.containers.note_set(&change);
         // It is acknowledged when it is in effect.
         self.parts.network.apply(change).await;
         Ok(())

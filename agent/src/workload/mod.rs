@@ -46,11 +46,31 @@ pub(crate) struct Workload {
 #[derive(Debug, Clone)]
 pub(crate) enum Networking {
     /// Into networks of the fabric, by a namespace of its own.
-    Attached(Attach),
+    Attached(Attached),
     /// Into the node's own network.
     Host,
     /// Nowhere.
     Alone,
+}
+
+/// The networks of a container, which may be others while it runs. Clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Attached(Arc<Mutex<Attach>>);
+
+impl Attached {
+    pub(crate) fn new(attach: Attach) -> Self {
+        Self(Arc::new(Mutex::new(attach)))
+    }
+
+    /// As they are to be now.
+    pub(crate) fn get(&self) -> Attach {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on, also when the container is started anew.
+    pub(crate) fn set(&self, attach: Attach) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = attach;
+    }
 }
 
 impl Workload {

@@ -1,6 +1,7 @@
 //! A leader that says what the test wants, and tells what the agent says.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,18 +30,22 @@ pub(crate) enum Told {
     Status(String, wire::TaskStatus),
     Acknowledged(u64),
     Images(wire::Images),
+    /// A container in networks, and whether it runs; none where it has left.
+    Guest(String, Option<bool>),
 }
 
 #[derive(Clone)]
 struct Dispatcher {
     told: mpsc::UnboundedSender<Told>,
     session: Arc<Mutex<Option<Outbox>>>,
+    is_away: Arc<AtomicBool>,
 }
 
 /// The leader.
 pub(crate) struct Leader {
     told: mpsc::UnboundedReceiver<Told>,
     session: Arc<Mutex<Option<Outbox>>>,
+    is_away: Arc<AtomicBool>,
     pub(crate) membership: ClusterMembership,
 }
 
@@ -62,7 +67,8 @@ impl Leader {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let (told, queue) = mpsc::unbounded_channel();
         let session = Arc::new(Mutex::new(None));
-        let dispatcher = Dispatcher { told, session: session.clone() };
+        let is_away = Arc::new(AtomicBool::new(false));
+        let dispatcher = Dispatcher { told, session: session.clone(), is_away: is_away.clone() };
         let server = Server::builder()
             .add_service(dispatcher_server::DispatcherServer::new(dispatcher))
             .serve_with_incoming(ServerTls::new(own).incoming(listener));
@@ -80,7 +86,7 @@ impl Leader {
             container_pool: "10.213.0.0/16".parse().unwrap(),
             vip_pool: "10.214.0.0/16".parse().unwrap(),
         };
-        Self { told: queue, session, membership }
+        Self { told: queue, session, is_away, membership }
     }
 
     pub(crate) async fn next(&mut self) -> Told {
@@ -99,6 +105,20 @@ impl Leader {
         let session = self.session.lock().unwrap().clone().expect("no session is open");
         let message = to_agent::Message::Assignments(assignments);
         session.send(Ok(wire::ToAgent { message: Some(message) })).await.unwrap();
+    }
+
+    /// From now on it can decide on no guest.
+    pub(crate) fn refuse_guests(&self) {
+        self.is_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Until this is told of a container.
+    pub(crate) async fn guest(&mut self, id: &str, up: Option<bool>) {
+        loop {
+            if matches!(self.next().await, Told::Guest(of, told) if of == id && told == up) {
+                return;
+            }
+        }
     }
 
     pub(crate) async fn acknowledged(&mut self, set: u64) {
@@ -227,6 +247,36 @@ impl dispatcher_server::Dispatcher for Dispatcher {
         _request: Request<wire::RenewAuthRequest>,
     ) -> Result<Response<wire::RenewAuthResponse>, Status> {
         Ok(Response::new(wire::RenewAuthResponse {}))
+    }
+
+    /// Every network gives 10.213.0.9.
+    async fn put_guest(
+        &self,
+        request: Request<wire::PutGuestRequest>,
+    ) -> Result<Response<wire::PutGuestResponse>, Status> {
+        let wire::PutGuestRequest { node_id, id, name, joins, up } = request.into_inner();
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("the cluster has no leader"));
+        }
+        if joins.iter().any(|join| join.network == "nope") {
+            return Err(Status::invalid_argument("network `nope` does not exist"));
+        }
+        let _ = self.told.send(Told::Guest(id.clone(), Some(up)));
+        let addresses = joins.iter().map(|join| wire::TaskAddress {
+            network_id: format!("id-of-{}", join.network),
+            address: "10.213.0.9".to_owned(),
+        });
+        let addresses = addresses.collect();
+        let guest = wire::Guest { id, name, node_id, joins, addresses, up, ..wire::Guest::default() };
+        Ok(Response::new(wire::PutGuestResponse { guest: Some(guest) }))
+    }
+
+    async fn remove_guest(
+        &self,
+        request: Request<wire::RemoveGuestRequest>,
+    ) -> Result<Response<wire::RemoveGuestResponse>, Status> {
+        let _ = self.told.send(Told::Guest(request.into_inner().id, None));
+        Ok(Response::new(wire::RemoveGuestResponse {}))
     }
 
     async fn renew_certificate(

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    Cluster, DesiredState, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus, Protocol, Record,
-    Service, ServiceId, Task, TaskId, TaskStatus,
+    Cluster, DesiredState, Guest, GuestId, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus,
+    Protocol, Record, Service, ServiceId, Task, TaskId, TaskStatus,
 };
 
 /// One write to the replicated state.
@@ -52,6 +52,10 @@ pub enum ActionKind {
     RemoveTask(TaskId),
     /// The network's record goes.
     RemoveNetwork(NetworkId),
+    /// A container in networks of the cluster, whole.
+    PutGuest(Box<Guest>),
+    /// It is in none any more.
+    RemoveGuest(GuestId),
     /// A record, whole.
     PutRecord(Box<Record>),
     /// The record of that key goes.
@@ -117,6 +121,17 @@ pub enum Change {
     },
     /// A network was written or removed.
     Network(NetworkId),
+    /// A plain container came into networks, is in others, runs or not, or left.
+    Guest {
+        /// Its id.
+        id: GuestId,
+        /// As it was; none for a new one.
+        before: Option<Arc<Guest>>,
+        /// As it is; none for one that is gone.
+        after: Option<Arc<Guest>>,
+    },
+    /// A record of the HTTP edge was written or removed.
+    Edge,
     /// The action changed nothing: a late status, an object that is already gone.
     Nothing,
 }
@@ -182,6 +197,12 @@ pub enum Conflict {
         address: Ipv4Addr,
         /// `task web.3`, `service web`.
         owner: String,
+    },
+    /// Something has an address of the network that is to go.
+    #[error("network `{network}` is used: look at it again")]
+    NetworkInUse {
+        /// Its name.
+        network: String,
     },
     /// The block is leased to another network or node.
     #[error("block {block} is already leased in network `{network}`")]

@@ -12,14 +12,16 @@
 //! Architecture invariant: a delta costs the size of what was touched. A service's endpoints are the same
 //! for all nodes: [`service_views`] is computed once and shared.
 
+mod guest;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    EdgeSettings, Network, NetworkId, Node, NodeId, NodeState, PortSpec, RouteSpec, Service, ServiceId, Task,
-    TaskId,
+    EdgeSettings, GuestId, Network, NetworkId, Node, NodeId, NodeState, PortSpec, Record, RouteSpec, Service,
+    ServiceId, Task, TaskAddress, TaskId,
 };
 
 use crate::State;
@@ -33,6 +35,8 @@ pub struct NodeAssignment {
     pub tasks: Vec<Arc<Task>>,
     /// By service and network.
     pub services: Vec<ServiceView>,
+    /// By container and network.
+    pub guests: Vec<GuestView>,
     /// Of services with a live task on the node.
     pub auths: Vec<AuthsView>,
     /// All networks.
@@ -46,7 +50,19 @@ pub struct NodeAssignment {
     /// None before the cluster exists.
     pub pools: Option<Pools>,
     /// The HTTP edge.
-    pub edge: EdgeSettings,
+    pub edge: EdgeView,
+}
+
+/// What stands before the keys of the HTTP edge's records.
+pub const EDGE_RECORDS: &str = "edge/";
+
+/// How the HTTP edge of every node has to be, besides the routes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EdgeView {
+    /// Its ports.
+    pub settings: EdgeSettings,
+    /// Its records, as the store has them.
+    pub records: Vec<Arc<Record>>,
 }
 
 /// The address pools of the cluster.
@@ -112,6 +128,25 @@ pub struct EndpointView {
     pub node_id: NodeId,
 }
 
+/// A plain container as seen in one of its networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestView {
+    /// Which container.
+    pub guest_id: GuestId,
+    /// Its name.
+    pub name: String,
+    /// Further names in this network.
+    pub aliases: Vec<String>,
+    /// In which network.
+    pub network_id: NetworkId,
+    /// The network's name.
+    pub network_name: String,
+    /// Where it is.
+    pub node_id: NodeId,
+    /// Its address, while it runs on a node that is there.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// What registries want to see before they give a service's images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthsView {
@@ -170,6 +205,8 @@ pub struct Parts {
     pub tasks: BTreeSet<TaskId>,
     /// Services whose views may differ.
     pub services: BTreeSet<ServiceId>,
+    /// Guests whose views may differ.
+    pub guests: BTreeSet<GuestId>,
     /// Services whose sealed auths may differ, or be needed or not any more.
     pub auths: BTreeSet<ServiceId>,
     /// Networks that were written or removed.
@@ -196,6 +233,10 @@ pub struct NodeDelta {
     pub services: Vec<ServiceView>,
     /// Gone, or of no concern to the node any more.
     pub removed_services: Vec<ServiceId>,
+    /// As with services.
+    pub guests: Vec<GuestView>,
+    /// Gone, or of no concern to the node any more.
+    pub removed_guests: Vec<GuestId>,
     /// New or other, and needed.
     pub auths: Vec<AuthsView>,
     /// Gone, or not needed any more.
@@ -213,7 +254,7 @@ pub struct NodeDelta {
     /// The whole list, where it was touched.
     pub controllers: Option<Vec<ControllerView>>,
     /// As it is, where it was touched.
-    pub edge: Option<EdgeSettings>,
+    pub edge: Option<EdgeView>,
 }
 
 impl Parts {
@@ -226,6 +267,7 @@ impl Parts {
     pub fn merge(&mut self, other: &Self) {
         self.tasks.extend(other.tasks.iter().cloned());
         self.services.extend(other.services.iter().cloned());
+        self.guests.extend(other.guests.iter().cloned());
         self.auths.extend(other.auths.iter().cloned());
         self.networks.extend(other.networks.iter().cloned());
         self.blocks |= other.blocks;
@@ -271,6 +313,7 @@ pub fn assignment_for(state: &State, node_id: &NodeId) -> NodeAssignment {
     NodeAssignment {
         tasks: tasks.into_values().map(Arc::clone).collect(),
         services: services.collect(),
+        guests: guest::all_for(state, node_id),
         auths: state.services().filter_map(|service| auths(state, service, node_id)).collect(),
         networks: state.networks().map(|network| network_view(network)).collect(),
         blocks: blocks(state),
@@ -296,6 +339,7 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
                 // A node that is lost takes its endpoints out; one that is back brings them.
                 let tasks = state.tasks_on_node(id).filter(|task| task.is_endpoint());
                 touched.everywhere.services.extend(tasks.map(|task| task.service_id.clone()));
+                touched.everywhere.guests.extend(state.guests_on_node(id).map(|guest| guest.id.clone()));
             }
             Change::Service { id, seen, auths } => {
                 if *seen {
@@ -319,6 +363,10 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
             Change::Task { id, node_id, before, after, .. } => {
                 touch_task(state, &mut touched, id, node_id.as_ref(), before.as_deref(), after.as_deref());
             }
+            Change::Guest { id, before, after } => {
+                guest::touch(state, &mut touched, id, before.as_deref(), after.as_deref());
+            }
+            Change::Edge => touched.everywhere.edge = true,
             Change::Nothing => {}
         }
     }
@@ -356,16 +404,21 @@ fn touch_task(
     {
         touched.nodes.entry(node_id.clone()).or_default().auths.insert(task.service_id.clone());
     }
-    // The node's first live task in a network makes it see the network's services, the last one's end
-    // takes them away. A count of one may be either, so it is looked at.
     let addresses = after.or(before).map(|task| task.addresses.as_slice()).unwrap_or_default();
-    for address in addresses {
-        if live_tasks(state, node_id, &address.network_id) <= 1 {
+    came_or_went(state, touched, node_id, addresses);
+}
+
+/// The node's first live task or guest in a network makes it see who else is there, the last one's end takes them
+/// away. A count of one may be either, so it is looked at.
+fn came_or_went(state: &State, touched: &mut Touched, node_id: &NodeId, addresses: &[TaskAddress]) {
+    for TaskAddress { network_id, .. } in addresses {
+        if members(state, node_id, network_id) <= 1 {
             let inside = state.services().filter(|service| {
-                !is_everywhere(service) && service.vips.iter().any(|vip| vip.network_id == address.network_id)
+                !is_everywhere(service) && service.vips.iter().any(|vip| vip.network_id == *network_id)
             });
             let parts = touched.nodes.entry(node_id.clone()).or_default();
             parts.services.extend(inside.map(|service| service.id.clone()));
+            parts.guests.extend(guest::inside(state, network_id));
         }
     }
 }
@@ -398,6 +451,13 @@ pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
         }
         delta.services.extend(views);
     }
+    for id in &parts.guests {
+        let views = guest::views_for(state, id, node_id);
+        if views.is_empty() {
+            delta.removed_guests.push(id.clone());
+        }
+        delta.guests.extend(views);
+    }
     for id in &parts.auths {
         match state.service(id).and_then(|service| auths(state, service, node_id)) {
             Some(view) => delta.auths.push(view),
@@ -429,7 +489,7 @@ pub fn service_views(state: &State, service_id: &ServiceId) -> Vec<ServiceView> 
 
 /// Whether a node has to know a service's endpoints.
 pub fn concerns(state: &State, service: &Service, node_id: &NodeId) -> bool {
-    is_everywhere(service) || service.vips.iter().any(|vip| live_tasks(state, node_id, &vip.network_id) > 0)
+    is_everywhere(service) || service.vips.iter().any(|vip| members(state, node_id, &vip.network_id) > 0)
 }
 
 /// Every node leads to it.
@@ -437,8 +497,11 @@ fn is_everywhere(service: &Service) -> bool {
     !service.ports.is_empty() || !service.spec.routes.is_empty()
 }
 
-fn edge(state: &State) -> EdgeSettings {
-    state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default()
+fn edge(state: &State) -> EdgeView {
+    EdgeView {
+        settings: state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default(),
+        records: state.records_behind(EDGE_RECORDS, "").cloned().collect(),
+    }
 }
 
 /// The service's routes, each with the port that it leads to.
@@ -458,7 +521,7 @@ fn auths(state: &State, service: &Service, node_id: &NodeId) -> Option<AuthsView
     is_needed.then(|| AuthsView { service_id: service.id.clone(), sealed: service.sealed_auths.clone() })
 }
 
-fn live_tasks(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {
+fn members(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {
     let node = state.index.nodes.get(node_id);
     node.and_then(|node| node.networks.get(network_id)).copied().unwrap_or_default()
 }

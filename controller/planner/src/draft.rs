@@ -182,27 +182,67 @@ impl<'a> Draft<'a> {
         let last = stored.max(self.leased.range(ends).next_back().copied());
         let next = match last {
             None => Some(pool.network()),
-            Some(last) => last.broadcast().to_bits().checked_add(1).map(Ipv4Addr::from_bits),
+            // It may be a piece of a block that was cut.
+            Some(last) => {
+                let whole = Ipv4Net::new(last.network(), prefix.min(last.prefix_len())).ok()?;
+                whole.broadcast().to_bits().checked_add(1).map(Ipv4Addr::from_bits)
+            }
         };
         if let Some(next) = next.filter(|next| pool.contains(next)) {
             return Ipv4Net::new(next, prefix).ok();
         }
-        let leased =
-            |block: &Ipv4Net| self.leased.contains(block) || self.state.index.leased.contains_key(block);
-        pool.subnets(prefix).ok()?.find(|block| !leased(block))
+        pool.subnets(prefix).ok()?.find(|block| !self.has_leases(*block))
     }
 
-    /// A block of the network that another node has, and no address of it. Looked for only once a pool is exhausted.
-    pub(crate) fn idle_block(&self, network_id: &NetworkId, node_id: &NodeId) -> Option<Ipv4Net> {
+    /// Whether any part of a block, which is no part of a leased one, is leased.
+    pub(crate) fn has_leases(&self, block: Ipv4Net) -> bool {
+        let Ok(first) = Ipv4Net::new(block.network(), 0) else { return true };
+        let Ok(last) = Ipv4Net::new(block.broadcast(), 32) else { return true };
+        self.leased.range(first..=last).next().is_some()
+            || self.state.index.leased.range(first..=last).next().is_some()
+    }
+
+    /// Blocks of the network that other nodes have, and no address of them. Looked for only once a pool is exhausted.
+    pub(crate) fn idle_blocks(&self, network_id: &NetworkId, node_id: &NodeId) -> Vec<Ipv4Net> {
+        let leases = self.network(network_id).into_iter().flat_map(|network| &network.blocks);
+        let others = leases.filter(|lease| lease.node_id != *node_id).map(|lease| lease.block);
+        others.filter(|block| !self.leased.contains(block) && self.is_idle(*block)).collect()
+    }
+
+    /// Nobody has an address of a block.
+    pub(crate) fn is_idle(&self, block: Ipv4Net) -> bool {
+        let all = block.network()..=block.broadcast();
+        self.addresses.range(all.clone()).next().is_none()
+            && self.state.index.addresses.range(all).next().is_none()
+    }
+
+    /// A network as this plan leaves it.
+    pub(crate) fn network(&self, network_id: &NetworkId) -> Option<&Network> {
         let stored = self.state.networks.get(network_id).map(|network| &**network);
-        let network = self.networks.get(network_id).or(stored)?;
-        let others = network.blocks.iter().filter(|lease| lease.node_id != *node_id).map(|lease| lease.block);
-        others.into_iter().find(|block| {
-            let all = block.network()..=block.broadcast();
-            !self.leased.contains(block)
-                && self.addresses.range(all.clone()).next().is_none()
-                && self.state.index.addresses.range(all).next().is_none()
-        })
+        self.networks.get(network_id).or(stored)
+    }
+
+    /// Takes one address out of a block and leases it to another node; what is left stays where it is, in pieces.
+    pub(crate) fn cut(&mut self, network_id: &NetworkId, lease: &BlockLease, address: Ipv4Addr, to: &NodeId) {
+        let Some(network) = self.network(network_id) else { return };
+        let mut network = network.clone();
+        network.blocks.retain(|other| other.block != lease.block);
+        let mut rest = lease.block;
+        while rest.prefix_len() < 32
+            && let Ok(halves) = rest.subnets(rest.prefix_len() + 1)
+        {
+            for half in halves {
+                if half.contains(&address) {
+                    rest = half;
+                } else {
+                    network.blocks.push(BlockLease { block: half, node_id: lease.node_id.clone() });
+                }
+            }
+        }
+        network.blocks.push(BlockLease { block: rest, node_id: to.clone() });
+        network.blocks.sort_by_key(|lease| lease.block);
+        self.networks.insert(network_id.clone(), network);
+        self.leased.insert(rest);
     }
 
     /// Leases a block, taking it from the node that had it; false where the plan already writes as many networks as

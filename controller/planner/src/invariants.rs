@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use rorqual_proto::model::{DesiredState, NetworkId, TaskState};
+use rorqual_proto::model::{BlockLease, DesiredState, NetworkId, NodeId, TaskAddress, TaskState};
 
 use crate::State;
 use crate::allocate::is_edge;
@@ -78,6 +79,12 @@ fn add(found: &mut Vec<Violation>, rule: &'static str, detail: String) {
 
 fn tasks(state: &State, found: &mut Vec<Violation>) {
     let mut addresses = BTreeMap::new();
+    for guest in state.guests() {
+        for given in &guest.addresses {
+            let name = format!("container {}", guest.name);
+            address(state, &mut addresses, found, (&name, &guest.node_id, given));
+        }
+    }
     for task in state.tasks() {
         let name = task.name();
         let placed = task.node_id.is_some();
@@ -92,26 +99,39 @@ fn tasks(state: &State, found: &mut Vec<Violation>) {
             continue;
         }
         for given in &task.addresses {
-            if let Some(other) = addresses.insert(given.address, name.clone()) {
-                let detail = format!("{} to {other} and {name}", given.address);
-                add(found, "no address is given twice", detail);
-            }
-            let pools = pools_of(state, &given.network_id);
-            if pools.iter().any(|pool| is_edge(*pool, given.address))
-                || (!pools.is_empty() && !pools.iter().any(|pool| pool.contains(&given.address)))
-            {
-                add(found, "addresses come from inside the pool", format!("{name} has {}", given.address));
-            }
-            let Some(node_id) = task.node_id.as_ref().filter(|id| !is_gone(state, id)) else { continue };
-            let leased = state.network(&given.network_id).is_none_or(|network| {
-                let own = |lease: &&rorqual_proto::model::BlockLease| lease.node_id == *node_id;
-                network.blocks.iter().filter(own).any(|lease| lease.block.contains(&given.address))
-            });
-            if !leased {
-                let detail = format!("{name} has {}", given.address);
-                add(found, "an address stands in a block of its network and node", detail);
+            if let Some(node_id) = &task.node_id {
+                address(state, &mut addresses, found, (&name, node_id, given));
             }
         }
+    }
+}
+
+/// Given once, from inside the pool, out of a block of its network and node.
+fn address(
+    state: &State,
+    addresses: &mut BTreeMap<Ipv4Addr, String>,
+    found: &mut Vec<Violation>,
+    (name, node_id, given): (&str, &NodeId, &TaskAddress),
+) {
+    if let Some(other) = addresses.insert(given.address, name.to_owned()) {
+        add(found, "no address is given twice", format!("{} to {other} and {name}", given.address));
+    }
+    let pools = pools_of(state, &given.network_id);
+    if pools.iter().any(|pool| is_edge(*pool, given.address))
+        || (!pools.is_empty() && !pools.iter().any(|pool| pool.contains(&given.address)))
+    {
+        add(found, "addresses come from inside the pool", format!("{name} has {}", given.address));
+    }
+    if is_gone(state, node_id) {
+        return;
+    }
+    let leased = state.network(&given.network_id).is_none_or(|network| {
+        let own = |lease: &&BlockLease| lease.node_id == *node_id;
+        network.blocks.iter().filter(own).any(|lease| lease.block.contains(&given.address))
+    });
+    if !leased {
+        let detail = format!("{name} has {}", given.address);
+        add(found, "an address stands in a block of its network and node", detail);
     }
 }
 
@@ -175,6 +195,10 @@ fn blocks(state: &State, found: &mut Vec<Violation>) {
     for network in state.networks() {
         for lease in &network.blocks {
             let name = &network.spec.name;
+            let overlaps = |other: &Ipv4Net| other.contains(&lease.block) || lease.block.contains(other);
+            if let Some(other) = leased.keys().find(|other| *other != &lease.block && overlaps(other)) {
+                add(found, "leased blocks don't overlap", format!("{} and {other}", lease.block));
+            }
             if let Some(other) = leased.insert(lease.block, name.clone()) {
                 add(found, "no block is leased twice", format!("{} in {other} and {name}", lease.block));
             }

@@ -82,7 +82,13 @@ impl Planner {
                 self.dirty.capacity = true;
             }
             Change::Task { before, after, .. } => self.observe_task(before.as_deref(), after.as_deref()),
-            Change::Nothing => {}
+            Change::Guest { before, after, .. } => {
+                let Some(guest) = before.as_ref().filter(|_| after.is_none()) else { return };
+                // A block may have become free, or its node may be gone and have others.
+                self.dirty.capacity = true;
+                self.dirty.nodes.insert(guest.node_id.clone());
+            }
+            Change::Edge | Change::Nothing => {}
         }
     }
 

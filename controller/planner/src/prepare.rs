@@ -1,10 +1,12 @@
 //! Turns a user's wish into the action that fulfils it, or into a refusal that says what is in the way.
 //!
 //! Pure functions of the state; what a spec must look like by itself is checked before, by
-//! `rorqual_proto::validate`. Services stand here, networks in `network`, the HTTP
-//! edge in `edge`. The actions carry the versions that were seen: a [`crate::Conflict::Version`] means that the wish is to be prepared again.
+//! `rorqual_proto::validate`. Services stand here, networks in `network`, containers that join them in `guest`, the HTTP
+//! edge in `edge`. The actions carry the versions that were seen: a [`crate::Conflict::Version`] means that the wish is
+//! to be prepared again.
 
 pub mod edge;
+pub mod guest;
 pub mod network;
 
 use std::net::Ipv4Addr;
@@ -75,6 +77,9 @@ pub enum Refusal {
         "port {0}/tcp is the HTTP edge's: choose another port, or another one for it (`rctl cluster update`)"
     )]
     EdgePort(u16),
+    /// The settings of the HTTP edge make no sense.
+    #[error(transparent)]
+    Edge(rorqual_proto::InvalidField),
     /// Another service has the route.
     #[error("{route} already leads to service `{service}`: choose another host or path, or remove it there")]
     RouteTaken {
@@ -86,6 +91,31 @@ pub enum Refusal {
     /// A network that the spec names does not exist.
     #[error("network `{0}` does not exist: create it, or name another network")]
     NoNetwork(String),
+    /// An address was chosen where none can be.
+    #[error(
+        "network `{0}` has no range of its own, of which an address could be chosen: leave the address out, or make a \
+         network with --subnet"
+    )]
+    NoOwnRange(String),
+    /// A chosen address is not the network's.
+    #[error("{address} is no address for a container in network `{network}`: choose one of its ranges")]
+    OutOfRange {
+        /// What was asked for.
+        address: Ipv4Addr,
+        /// The network.
+        network: String,
+    },
+    /// A chosen address is given already.
+    #[error("address {address} is already given to {owner}: choose another one, or leave it out")]
+    AddressTaken {
+        /// What was asked for.
+        address: Ipv4Addr,
+        /// Who has it, in words.
+        owner: String,
+    },
+    /// Nothing is left to give.
+    #[error("no free address in network `{0}` and no block is left in its pool: remove what is in it")]
+    Exhausted(String),
     /// Something else has a part of the range.
     #[error("subnets: {subnet} overlaps {with}: choose a range that nothing else uses")]
     SubnetTaken {

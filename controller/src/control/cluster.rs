@@ -44,6 +44,8 @@ impl Control {
         let action = self.store.read(|state| {
             let mut edge = state.cluster().map(|cluster| cluster.edge.clone()).unwrap_or_default();
             edge.http_port = changed(edge.http_port, request.edge_http_port, "edge_http_port")?;
+            edge.https_port = changed(edge.https_port, request.edge_https_port, "edge_https_port")?;
+            edge.access_log = request.edge_access_log.unwrap_or(edge.access_log);
             prepare::edge::set(state, edge).map_err(status::from_refusal)
         })?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;

@@ -2,8 +2,9 @@
 //!
 //! [`Control`] is mounted twice: on the local socket, which belongs to root and the group `rorqual`, and on
 //! the TLS port, where only controllers may call (followers forward). The answers themselves stand in
-//! `cluster`, `nodes`, `services`, `networks`, `routes`, `doctor`, `registry`, `watch` and `logs`.
+//! `cluster`, `nodes`, `services`, `networks`, `routes`, `certificates`, `doctor`, `registry`, `watch` and `logs`.
 
+mod certificates;
 mod cluster;
 mod doctor;
 mod logs;
@@ -252,6 +253,27 @@ impl control_server::Control for Control {
         request: Request<wire::PruneNetworksRequest>,
     ) -> Result<Response<wire::PruneNetworksResponse>, Status> {
         by_leader!(self, request, prune_networks, drop_unused)
+    }
+
+    async fn create_certificate(
+        &self,
+        request: Request<wire::CreateCertificateRequest>,
+    ) -> Result<Response<wire::CreateCertificateResponse>, Status> {
+        by_leader!(self, request, create_certificate, make_certificate)
+    }
+
+    async fn list_certificates(
+        &self,
+        request: Request<wire::ListCertificatesRequest>,
+    ) -> Result<Response<wire::ListCertificatesResponse>, Status> {
+        by_leader_or_here!(self, request, list_certificates, certificate_views)
+    }
+
+    async fn remove_certificates(
+        &self,
+        request: Request<wire::RemoveCertificatesRequest>,
+    ) -> Result<Response<wire::RemoveCertificatesResponse>, Status> {
+        by_leader!(self, request, remove_certificates, drop_certificates)
     }
 
     async fn list_registry_users(

@@ -122,7 +122,16 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
                 node_hostname: hostname(state, task.node_id.as_ref()),
             })
         });
-        view.members = members.collect();
+        let guests = state.guests().filter_map(|guest| {
+            let given = guest.addresses.iter().find(|given| given.network_id == network.id)?;
+            Some(wire::NetworkMember {
+                id: guest.id.to_string(),
+                name: guest.name.clone(),
+                address: given.address.to_string(),
+                node_hostname: hostname(state, Some(&guest.node_id)),
+            })
+        });
+        view.members = members.chain(guests).collect();
     }
     view
 }

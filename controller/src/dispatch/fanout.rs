@@ -9,14 +9,16 @@ use std::sync::Arc;
 
 use rorqual_planner::State;
 use rorqual_planner::assign::{
-    self, AuthsView, BlockView, ControllerView, NetworkView, NodeDelta, PeerView, ServiceView, Touched,
+    self, AuthsView, BlockView, ControllerView, GuestView, NetworkView, NodeDelta, PeerView, ServiceView,
+    Touched,
 };
-use rorqual_proto::model::{EdgeSettings, Node, NodeId};
+use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
 use crate::auths::Auths;
+use crate::edge;
 use crate::store::{Applied, Store, WatchError};
 
 type Outbox = mpsc::Sender<Result<wire::ToAgent, Status>>;
@@ -250,7 +252,12 @@ impl Fanout {
             set,
             full: true,
             tasks: assignment.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
-            services: assignment.services.iter().map(service).collect(),
+            services: assignment
+                .services
+                .iter()
+                .map(service)
+                .chain(assignment.guests.iter().map(guest))
+                .collect(),
             auths: self.opened(&assignment.auths),
             networks: assignment.networks.iter().map(network).collect(),
             blocks: assignment.blocks.iter().map(block).collect(),
@@ -258,7 +265,7 @@ impl Fanout {
             controllers: assignment.controllers.iter().map(controller).collect(),
             container_pool,
             vip_pool,
-            edge: Some(edge(&assignment.edge)),
+            edge: Some(edge::config(&assignment.edge, &self.auths)),
             ..wire::Assignments::default()
         })
     }
@@ -271,7 +278,8 @@ impl Fanout {
             return true;
         }
         let auths = self.opened(&delta.auths);
-        session.send(wire::Assignments { auths, ..change(delta, set, session.set, blocks_gone) })
+        let edge = delta.edge.as_ref().map(|view| edge::config(view, &self.auths));
+        session.send(wire::Assignments { auths, edge, ..change(delta, set, session.set, blocks_gone) })
     }
 
     /// What can't be opened is told as nothing: the registry's refusal reaches the user in the task's status.
@@ -298,13 +306,16 @@ impl Session {
 fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire::Assignments {
     // A service that is named is replaced whole; only one without any view left is removed.
     let named = |id: &&_| !delta.services.iter().any(|view| view.service_id == **id);
+    let removed_services = delta.removed_services.iter().filter(named).map(ToString::to_string);
     wire::Assignments {
         set,
         base,
         tasks: delta.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
         removed_tasks: delta.removed_tasks.iter().map(ToString::to_string).collect(),
-        removed_services: delta.removed_services.iter().filter(named).map(ToString::to_string).collect(),
-        services: delta.services.iter().map(service).collect(),
+        removed_services: removed_services
+            .chain(delta.removed_guests.iter().map(ToString::to_string))
+            .collect(),
+        services: delta.services.iter().map(service).chain(delta.guests.iter().map(guest)).collect(),
         removed_auths: delta.removed_auths.iter().map(ToString::to_string).collect(),
         networks: delta.networks.iter().map(network).collect(),
         removed_networks: delta.removed_networks.iter().map(ToString::to_string).collect(),
@@ -313,7 +324,6 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
         peers: delta.peers.iter().map(peer).collect(),
         removed_peers: delta.removed_peers.iter().map(ToString::to_string).collect(),
         controllers: delta.controllers.iter().flatten().map(controller).collect(),
-        edge: delta.edge.as_ref().map(edge),
         ..wire::Assignments::default()
     }
 }
@@ -336,6 +346,27 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         aliases: view.aliases.clone(),
         client_affinity: view.client_affinity,
         routes: view.routes.iter().map(Into::into).collect(),
+        guest_node_id: String::new(),
+    }
+}
+
+/// A guest in the shape of a service, so that nodes keep, name and forget it as one.
+fn guest(view: &GuestView) -> wire::ServiceEndpoints {
+    let endpoint = view.address.map(|address| wire::ServiceEndpoint {
+        task_id: view.guest_id.to_string(),
+        name: view.name.clone(),
+        address: address.to_string(),
+        node_id: view.node_id.to_string(),
+    });
+    wire::ServiceEndpoints {
+        service_id: view.guest_id.to_string(),
+        name: view.name.clone(),
+        network_id: view.network_id.to_string(),
+        network_name: view.network_name.clone(),
+        endpoints: endpoint.into_iter().collect(),
+        aliases: view.aliases.clone(),
+        guest_node_id: view.node_id.to_string(),
+        ..wire::ServiceEndpoints::default()
     }
 }
 
@@ -347,10 +378,6 @@ fn network(view: &NetworkView) -> wire::NodeNetwork {
         internal: view.internal,
         metadata: view.metadata,
     }
-}
-
-fn edge(settings: &EdgeSettings) -> wire::EdgeConfig {
-    wire::EdgeConfig { settings: Some(settings.into()) }
 }
 
 fn block(view: &BlockView) -> wire::NetworkBlock {

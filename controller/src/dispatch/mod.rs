@@ -4,12 +4,14 @@
 //! - `fanout` is one task a controller: it turns what the store's watch names into numbered assignment
 //!   sets and gives each session only what concerns its node.
 //! - `statuses` is one task a controller: it gathers reported statuses and writes them in batches.
+//! - `guests` takes plain containers of the nodes into networks and lets them go.
 //! - `images` remembers which node has which image, from what agents report.
 //! - `copies` has a second node keep what only one has of the registry.
 //! - `spread` says whom to ask for a blob, so that one node fetches it from outside and the others pass it on.
 
 mod copies;
 mod fanout;
+mod guests;
 mod images;
 mod session;
 mod spread;
@@ -18,7 +20,7 @@ mod statuses;
 use std::time::Duration;
 
 use rorqual_proto::model::{NodeId, Role, Service};
-use rorqual_proto::tls::CredentialStore;
+use rorqual_proto::tls::{CredentialStore, Identity};
 use rorqual_proto::wire;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -178,15 +180,32 @@ impl wire::dispatcher_server::Dispatcher for Dispatch {
         request: Request<wire::RenewAuthRequest>,
     ) -> Result<Response<wire::RenewAuthResponse>, Status> {
         let caller = access::member(&self.store, &request)?;
-        let node = request.get_ref().node_id.parse::<NodeId>();
-        let node = node.map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
-        // A controller passes on what a node has asked it.
-        if caller.node_id != node && caller.role != Role::Controller {
-            return Err(Status::permission_denied("a node renews what it uses itself"));
-        }
+        let node = asker(&caller, &request.get_ref().node_id)?;
         route!(self.leader, request.into_inner(), DispatcherClient::renew_auth, |message| async {
             self.auths.renew(&self.store, &node, &message).await?;
             Ok(wire::RenewAuthResponse {})
+        })
+    }
+
+    async fn put_guest(
+        &self,
+        request: Request<wire::PutGuestRequest>,
+    ) -> Result<Response<wire::PutGuestResponse>, Status> {
+        let caller = access::member(&self.store, &request)?;
+        let node = asker(&caller, &request.get_ref().node_id)?;
+        route!(self.leader, request.into_inner(), DispatcherClient::put_guest, |message| async {
+            guests::put(&self.store, &node, message).await
+        })
+    }
+
+    async fn remove_guest(
+        &self,
+        request: Request<wire::RemoveGuestRequest>,
+    ) -> Result<Response<wire::RemoveGuestResponse>, Status> {
+        let caller = access::member(&self.store, &request)?;
+        let node = asker(&caller, &request.get_ref().node_id)?;
+        route!(self.leader, request.into_inner(), DispatcherClient::remove_guest, |message| async {
+            guests::remove(&self.store, &node, &message).await
         })
     }
 
@@ -211,6 +230,16 @@ impl wire::dispatcher_server::Dispatcher for Dispatch {
         self.membership.remove(&identity.node_id, false).await?;
         Ok(Response::new(wire::LeaveResponse {}))
     }
+}
+
+/// For which node a caller asks: itself, or, where a controller passes a call on, the one that asked it.
+fn asker(caller: &Identity, node_id: &str) -> Result<NodeId, Status> {
+    let node = node_id.parse::<NodeId>();
+    let node = node.map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+    if caller.node_id != node && caller.role != Role::Controller {
+        return Err(Status::permission_denied("a node asks for what it uses itself"));
+    }
+    Ok(node)
 }
 
 /// The images that a service needs, also to go back to what it was.

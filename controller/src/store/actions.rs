@@ -20,6 +20,8 @@ fn kind_to_wire(kind: &ActionKind) -> Kind {
         ActionKind::RemoveService(id) => Kind::RemoveService(id.to_string()),
         ActionKind::RemoveTask(id) => Kind::RemoveTask(id.to_string()),
         ActionKind::RemoveNetwork(id) => Kind::RemoveNetwork(id.to_string()),
+        ActionKind::PutGuest(guest) => Kind::PutGuest((&**guest).into()),
+        ActionKind::RemoveGuest(id) => Kind::RemoveGuest(id.to_string()),
         ActionKind::PutRecord(record) => Kind::PutRecord((&**record).into()),
         ActionKind::RemoveRecord(key) => Kind::RemoveRecord(key.clone()),
         ActionKind::ExpectRecord(key) => Kind::ExpectRecord(key.clone()),
@@ -65,6 +67,8 @@ fn kind_from_wire(kind: Kind) -> Result<ActionKind, InvalidField> {
         Kind::PutNetwork(network) => {
             ActionKind::PutNetwork(Box::new(network.try_into().map_err(at("put_network"))?))
         }
+        Kind::PutGuest(guest) => ActionKind::PutGuest(Box::new(guest.try_into().map_err(at("put_guest"))?)),
+        Kind::RemoveGuest(id) => ActionKind::RemoveGuest(convert::id(&id, "remove_guest")?),
         Kind::PutRecord(record) => {
             ActionKind::PutRecord(Box::new(record.try_into().map_err(at("put_record"))?))
         }
@@ -94,8 +98,8 @@ fn kind_from_wire(kind: Kind) -> Result<ActionKind, InvalidField> {
 #[cfg(test)]
 mod tests {
     use rorqual_proto::model::{
-        DesiredState, NetworkId, NodeId, NodeState, NodeStatus, Record, ServiceId, TaskId, TaskState,
-        TaskStatus,
+        DesiredState, Guest, GuestId, Meta, NetworkId, NetworkJoin, NodeId, NodeState, NodeStatus, Record,
+        ServiceId, TaskAddress, TaskId, TaskState, TaskStatus,
     };
 
     use super::*;
@@ -126,6 +130,19 @@ mod tests {
             node_status(Some(suspect), None),
             node_status(None, Some("10.0.0.1:4780")),
             ActionKind::PutRecord(Box::new(Record { key: "a/b".into(), version: 7, value: vec![1, 2] })),
+            ActionKind::PutGuest(Box::new(Guest {
+                id: GuestId::from_bits(5),
+                meta: Meta::default(),
+                name: "calm_whale".to_owned(),
+                node_id: NodeId::from_bits(1),
+                joins: vec![NetworkJoin { aliases: vec!["db".to_owned()], ..NetworkJoin::plain("front") }],
+                addresses: vec![TaskAddress {
+                    network_id: NetworkId::from_bits(4),
+                    address: [10, 20, 0, 7].into(),
+                }],
+                up: true,
+            })),
+            ActionKind::RemoveGuest(GuestId::from_bits(5)),
             ActionKind::RemoveRecord("a/b".to_owned()),
             ActionKind::ExpectRecord("a/b".to_owned()),
         ];

@@ -92,6 +92,7 @@ fn encode(state: &State) -> Vec<u8> {
         tasks: state.tasks().map(|task| (&**task).into()).collect(),
         networks: state.networks().map(|network| (&**network).into()).collect(),
         records: state.records().map(|record| (&**record).into()).collect(),
+        guests: state.guests().map(|guest| (&**guest).into()).collect(),
     };
     wire.encode_to_vec()
 }
@@ -109,6 +110,7 @@ fn decode(data: &[u8]) -> Result<State, MachineError> {
         tasks: convert_all(snapshot.tasks).map_err(field)?,
         networks: convert_all(snapshot.networks).map_err(field)?,
         records: convert_all(snapshot.records).map_err(field)?,
+        guests: convert_all(snapshot.guests).map_err(field)?,
     };
     Ok(State::restore(objects))
 }

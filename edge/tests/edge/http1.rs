@@ -375,8 +375,8 @@ async fn a_port_that_is_given_up_lets_requests_end() {
 async fn a_port_that_something_else_has_is_told_and_tried_again() {
     let held = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = held.local_addr().unwrap().port();
-    let edge = rorqual_edge::Edge::new(Limits::default());
-    edge.set(&rorqual_edge::Settings { http: Some(port) });
+    let edge = rorqual_edge::Edge::new(Limits::default(), std::path::Path::new("/nonexistent"));
+    edge.set(&rorqual_edge::Settings { http: Some(port), ..Default::default() });
     wait(|| edge.report().problems.iter().any(|(own, why)| *own == port && why.contains("ss -ltnp"))).await;
     drop(held);
     wait(|| edge.report().ports == [port]).await;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -166,10 +167,15 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn open(limits: Limits, services: Vec<Service>) -> Self {
-        let edge = Edge::new(limits);
+        Self::open_in(Path::new("/nonexistent"), limits, services).await
+    }
+
+    /// Its log would be in that folder.
+    pub(crate) async fn open_in(log_dir: &Path, limits: Limits, services: Vec<Service>) -> Self {
+        let edge = Edge::new(limits, log_dir);
         edge.apply(Change { full: true, services, removed_services: Vec::new() });
         let port = free_port();
-        edge.set(&Settings { http: Some(port) });
+        edge.set(&Settings { http: Some(port), ..Settings::default() });
         wait(|| edge.report().ports.contains(&port)).await;
         Self { edge, address: SocketAddr::from(([127, 0, 0, 1], port)) }
     }

@@ -1,15 +1,18 @@
 //! The names that this node knows, by network. Written by the engine with every change, read by the resolver.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::mem::discriminant;
 use std::net::Ipv4Addr;
 use std::sync::{PoisonError, RwLock};
 
 use crate::fabric::DNS;
 
-/// Who brings a name. Where two bring the same, the first of this order is answered.
+/// Who brings a name. Where two bring the same, the first of this order is answered; of guests, and of containers that
+/// only this node knows, all that are called so.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Owner {
     Service(String),
+    Guest(String),
     Container(String),
 }
 
@@ -128,7 +131,13 @@ impl Names {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         asker.networks.iter().find_map(|network| {
             let key = Key { network: network.clone(), name: name.to_owned() };
-            tables.names.get(&key)?.values().next().cloned()
+            let holders = tables.names.get(&key)?;
+            let (first, addresses) = holders.first_key_value()?;
+            if matches!(first, Owner::Service(_)) {
+                return Some(addresses.clone());
+            }
+            let alike = holders.iter().filter(|(owner, _)| discriminant(*owner) == discriminant(first));
+            Some(alike.flat_map(|(_, addresses)| addresses).copied().collect())
         })
     }
 
@@ -187,6 +196,17 @@ mod tests {
         names.remove(&service);
         assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![A]));
         assert_eq!(names.find(&asker(&["other"]), "web"), None);
+    }
+
+    #[test]
+    fn guests_of_one_name_are_all_meant_and_go_before_containers_of_the_node_alone() {
+        let names = Names::default();
+        names.set(Owner::Container("c".into()), vec![entry("default", "db", Ipv4Addr::LOCALHOST)]);
+        names.set(Owner::Guest("a".into()), vec![entry("default", "db", A)]);
+        names.set(Owner::Guest("b".into()), vec![entry("default", "db", B)]);
+        assert_eq!(names.find(&asker(&["default"]), "db"), Some(vec![A, B]));
+        names.set(Owner::Service("z".into()), vec![entry("default", "db", Ipv4Addr::UNSPECIFIED)]);
+        assert_eq!(names.find(&asker(&["default"]), "db"), Some(vec![Ipv4Addr::UNSPECIFIED]));
     }
 
     #[test]

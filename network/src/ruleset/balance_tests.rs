@@ -33,6 +33,7 @@ fn view(endpoints: impl Iterator<Item = u8>, sticky: bool) -> ServiceView {
         id: "web".into(),
         name: "web".into(),
         aliases: vec![],
+        guest: false,
         network: "default".into(),
         vip: Some(VIP),
         ports: Vec::<PublishedPort>::new(),

@@ -38,7 +38,8 @@ impl Fixed {
             ports => format!("tcp dport {{ {} }} reject with tcp reset", joined(ports)),
         };
         let others = !MARK_MASK;
-        let local_chain = parts::network_chain(LOCAL_NETWORK);
+        let (local_chain, local_set) =
+            (parts::network_chain(LOCAL_NETWORK), parts::network_set(LOCAL_NETWORK));
         format!(
             r#"table inet {table} {{
   # VIP → chain of its service
@@ -62,6 +63,8 @@ impl Fixed {
   set targets {{ type ipv4_addr . inet_proto . inet_service; }}
   # all addresses of containers and services
   set pools {{ type ipv4_addr; flags interval; elements = {{ {cluster_pool}, {vip_pool}, {local_pool} }} }}
+  # the local network, as one of several of a container
+  set {local_set} {{ type ipv4_addr; flags interval; elements = {{ {local_pool} }} }}
   # blocks of networks without a way out, and of those that may reach link-local addresses
   set closed {{ type ipv4_addr; flags interval; }}
   set metadata {{ type ipv4_addr; flags interval; }}

@@ -51,6 +51,7 @@ fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (
         sticky,
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
+        guest: false,
     };
     (Item::Service(id.into()), Some(parts::service(&view, ports, "n1")))
 }

@@ -219,7 +219,7 @@ pub(crate) fn network_chain(name: &str) -> String {
     format!("from_{}", identifier(name))
 }
 
-fn network_set(name: &str) -> String {
+pub(crate) fn network_set(name: &str) -> String {
     format!("net_{}", identifier(name))
 }
 

@@ -43,6 +43,7 @@ fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
         sticky: false,
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
+        guest: false,
     }
 }
 

@@ -444,6 +444,7 @@ pub fn web(endpoints: &[&Container]) -> ServiceView {
         sticky: false,
         ports: vec![PublishedPort::new(8080, 80, Protocol::Tcp)],
         endpoints: endpoints.iter().map(|c| c.endpoint()).collect(),
+        guest: false,
     }
 }
 

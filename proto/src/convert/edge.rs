@@ -51,7 +51,11 @@ impl TryFrom<wire::RouteSpec> for model::RouteSpec {
 
 impl From<&model::EdgeSettings> for wire::EdgeSettings {
     fn from(edge: &model::EdgeSettings) -> Self {
-        Self { http_port: edge.http_port.unwrap_or_default().into() }
+        Self {
+            http_port: edge.http_port.unwrap_or_default().into(),
+            https_port: edge.https_port.unwrap_or_default().into(),
+            access_log: edge.access_log,
+        }
     }
 }
 
@@ -59,6 +63,11 @@ impl TryFrom<wire::EdgeSettings> for model::EdgeSettings {
     type Error = InvalidField;
 
     fn try_from(edge: wire::EdgeSettings) -> Result<Self, InvalidField> {
-        Ok(Self { http_port: Some(port(edge.http_port, "http_port")?).filter(|port| *port != 0) })
+        let open = |value, path| Ok(Some(port(value, path)?).filter(|port| *port != 0));
+        Ok(Self {
+            http_port: open(edge.http_port, "http_port")?,
+            https_port: open(edge.https_port, "https_port")?,
+            access_log: edge.access_log,
+        })
     }
 }

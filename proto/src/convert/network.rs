@@ -87,3 +87,33 @@ impl TryFrom<wire::Network> for model::Network {
         })
     }
 }
+
+impl From<&model::Guest> for wire::Guest {
+    fn from(guest: &model::Guest) -> Self {
+        Self {
+            id: guest.id.to_string(),
+            meta: Some((&guest.meta).into()),
+            name: guest.name.clone(),
+            node_id: guest.node_id.to_string(),
+            joins: guest.joins.iter().map(Into::into).collect(),
+            addresses: guest.addresses.iter().map(Into::into).collect(),
+            up: guest.up,
+        }
+    }
+}
+
+impl TryFrom<wire::Guest> for model::Guest {
+    type Error = InvalidField;
+
+    fn try_from(guest: wire::Guest) -> Result<Self, InvalidField> {
+        Ok(Self {
+            id: id(&guest.id, "id")?,
+            meta: guest.meta.map(Into::into).unwrap_or_default(),
+            name: guest.name,
+            node_id: id(&guest.node_id, "node_id")?,
+            joins: list(guest.joins, "joins")?,
+            addresses: list(guest.addresses, "addresses")?,
+            up: guest.up,
+        })
+    }
+}

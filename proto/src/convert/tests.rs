@@ -259,7 +259,7 @@ fn cluster() -> Cluster {
         container_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         last_raft_id: 8,
-        edge: EdgeSettings { http_port: Some(80) },
+        edge: EdgeSettings { http_port: Some(80), https_port: Some(443), access_log: true },
     }
 }
 

@@ -42,11 +42,15 @@ pub enum RouteBackend {
 pub struct EdgeSettings {
     /// The port of plain HTTP; none: closed.
     pub http_port: Option<u16>,
+    /// The port of TLS; none: closed.
+    pub https_port: Option<u16>,
+    /// Each node keeps a log of requests.
+    pub access_log: bool,
 }
 
 impl EdgeSettings {
     /// The ports that the edge has on every node.
     pub fn ports(&self) -> impl Iterator<Item = u16> {
-        self.http_port.into_iter()
+        self.http_port.into_iter().chain(self.https_port)
     }
 }

@@ -84,4 +84,6 @@ id_types! {
     TaskId;
     /// Names a network.
     NetworkId;
+    /// Names a plain container in networks of the cluster: the container's id.
+    GuestId;
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{Meta, NetworkId, NodeId};
+use super::{GuestId, Meta, NetworkId, NodeId, TaskAddress};
 
 /// The network that every service joins unless it names others.
 pub const DEFAULT_NETWORK: &str = "default";
@@ -76,4 +76,23 @@ pub struct Network {
     pub spec: NetworkSpec,
     /// Written by the allocator, ordered by block.
     pub blocks: Vec<BlockLease>,
+}
+
+/// A container that is no task and is in networks of the cluster. Its node's agent asks for it, and gives it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// The container's id.
+    pub id: GuestId,
+    /// Version and times.
+    pub meta: Meta,
+    /// The container's name: what it is called in each of its networks.
+    pub name: String,
+    /// Where the container is.
+    pub node_id: NodeId,
+    /// The networks that it is in.
+    pub joins: Vec<NetworkJoin>,
+    /// One for each of them, in their order, from blocks leased to the node. Written by the allocator.
+    pub addresses: Vec<TaskAddress>,
+    /// It runs: its names have addresses.
+    pub up: bool,
 }

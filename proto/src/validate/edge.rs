@@ -3,10 +3,19 @@
 use std::collections::BTreeSet;
 
 use super::{InvalidField, MAX_WAIT_MS, at_most};
-use crate::model::ServiceSpec;
+use crate::model::{EdgeSettings, ServiceSpec};
 
 /// The longest path of a route.
 const PATH_BYTES: usize = 1024;
+
+/// The settings of the edge.
+pub fn edge_settings(settings: &EdgeSettings) -> Result<(), InvalidField> {
+    if settings.http_port.is_some() && settings.http_port == settings.https_port {
+        return Err(InvalidField::new("https_port", "is the port of plain HTTP, too")
+            .remedy("give each a port of its own, such as 80 and 443"));
+    }
+    Ok(())
+}
 
 /// The routes of a service.
 pub(super) fn routes(spec: &ServiceSpec, path: &str) -> Result<(), InvalidField> {

@@ -17,6 +17,7 @@ pub use container::{
     MAX_NANO_CPUS, MIN_MEMORY_BYTES, MIN_NANO_CPUS, SIGNALS, container_spec, mounts, signal_number,
 };
 
+pub use edge::edge_settings;
 pub use network::{block_prefix, network_joins, network_spec};
 
 use crate::model::{

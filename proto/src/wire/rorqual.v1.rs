@@ -114,6 +114,12 @@ pub struct EdgeSettings {
     /// 0: no plain HTTP.
     #[prost(uint32, tag = "1")]
     pub http_port: u32,
+    /// 0: no TLS.
+    #[prost(uint32, tag = "2")]
+    pub https_port: u32,
+    /// Each node keeps a log of requests.
+    #[prost(bool, tag = "3")]
+    pub access_log: bool,
 }
 /// A network that containers join, and what they are called there besides their own name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -858,6 +864,27 @@ pub struct Network {
     #[prost(message, repeated, tag = "4")]
     pub blocks: ::prost::alloc::vec::Vec<BlockLease>,
 }
+/// A container that is no task and is in networks of the cluster. Its node asks for it and gives it back.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Guest {
+    /// The container's.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub meta: ::core::option::Option<Meta>,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub joins: ::prost::alloc::vec::Vec<NetworkJoin>,
+    /// In the order of the joins. They stay as long as the container does, also while it does not run.
+    #[prost(message, repeated, tag = "6")]
+    pub addresses: ::prost::alloc::vec::Vec<TaskAddress>,
+    /// It runs: its names have addresses.
+    #[prost(bool, tag = "7")]
+    pub up: bool,
+}
 /// A small document that somebody keeps in the store and that the planner does not look into.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Record {
@@ -868,6 +895,23 @@ pub struct Record {
     pub version: u64,
     #[prost(bytes = "vec", tag = "3")]
     pub value: ::prost::alloc::vec::Vec<u8>,
+}
+/// A certificate of the HTTP edge, as a record has it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeCertificate {
+    /// DNS names in small letters.
+    #[prost(string, repeated, tag = "1")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// DER: the certificate, then those that lead to the root.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// PKCS#8, PKCS#1 or SEC1 in DER, sealed with the controllers' key.
+    #[prost(bytes = "vec", tag = "3")]
+    pub sealed_key: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "4")]
+    pub not_before_ms: i64,
+    #[prost(int64, tag = "5")]
+    pub not_after_ms: i64,
 }
 /// A user of the cluster's registry, as a record has it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -902,7 +946,7 @@ pub struct StoreAction {
     pub expected_version: ::core::option::Option<u64>,
     #[prost(
         oneof = "store_action::Action",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 40, 41, 42, 60, 61"
     )]
     pub action: ::core::option::Option<store_action::Action>,
 }
@@ -942,6 +986,10 @@ pub mod store_action {
         /// Writes nothing: the batch is refused if the record of that key has another version than is expected.
         #[prost(string, tag = "42")]
         ExpectRecord(::prost::alloc::string::String),
+        #[prost(message, tag = "60")]
+        PutGuest(super::Guest),
+        #[prost(string, tag = "61")]
+        RemoveGuest(::prost::alloc::string::String),
     }
 }
 /// Observed state only moves forward: `apply` drops an older one.
@@ -1002,6 +1050,8 @@ pub struct StoreSnapshot {
     pub networks: ::prost::alloc::vec::Vec<Network>,
     #[prost(message, repeated, tag = "40")]
     pub records: ::prost::alloc::vec::Vec<Record>,
+    #[prost(message, repeated, tag = "60")]
+    pub guests: ::prost::alloc::vec::Vec<Guest>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1362,12 +1412,63 @@ pub struct UpdateClusterRequest {
     /// What is absent stays; 0 closes.
     #[prost(uint32, optional, tag = "1")]
     pub edge_http_port: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub edge_https_port: ::core::option::Option<u32>,
+    #[prost(bool, optional, tag = "3")]
+    pub edge_access_log: ::core::option::Option<bool>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateClusterResponse {
     #[prost(message, optional, tag = "1")]
     pub edge: ::core::option::Option<EdgeSettings>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateCertificateRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// PEM: the certificate, then those that lead to the root.
+    #[prost(bytes = "vec", tag = "2")]
+    pub chain: ::prost::alloc::vec::Vec<u8>,
+    /// PEM.
+    #[prost(bytes = "vec", tag = "3")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// In place of the one that has the name.
+    #[prost(bool, tag = "4")]
+    pub replace: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateCertificateResponse {
+    #[prost(message, optional, tag = "1")]
+    pub certificate: ::core::option::Option<CertificateView>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCertificatesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCertificatesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub certificates: ::prost::alloc::vec::Vec<CertificateView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CertificateView {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int64, tag = "3")]
+    pub not_before_ms: i64,
+    #[prost(int64, tag = "4")]
+    pub not_after_ms: i64,
+    /// SHA-256 of the certificate, in hex.
+    #[prost(string, tag = "5")]
+    pub fingerprint: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCertificatesRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCertificatesResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRoutesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2235,6 +2336,79 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rorqual.v1.Control", "ListRoutes"));
             self.inner.unary(req, path, codec).await
         }
+        /// Certificates of the HTTP edge.
+        pub async fn create_certificate(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateCertificateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateCertificateResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/CreateCertificate",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "CreateCertificate"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_certificates(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCertificatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCertificatesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/ListCertificates",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "ListCertificates"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_certificates(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveCertificatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveCertificatesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Control/RemoveCertificates",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Control", "RemoveCertificates"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Lets every node look for what is wrong with its network and its ways to the others.
         pub async fn examine_cluster(
             &mut self,
@@ -2527,6 +2701,28 @@ pub mod control_server {
             request: tonic::Request<super::ListRoutesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListRoutesResponse>,
+            tonic::Status,
+        >;
+        /// Certificates of the HTTP edge.
+        async fn create_certificate(
+            &self,
+            request: tonic::Request<super::CreateCertificateRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateCertificateResponse>,
+            tonic::Status,
+        >;
+        async fn list_certificates(
+            &self,
+            request: tonic::Request<super::ListCertificatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCertificatesResponse>,
+            tonic::Status,
+        >;
+        async fn remove_certificates(
+            &self,
+            request: tonic::Request<super::RemoveCertificatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveCertificatesResponse>,
             tonic::Status,
         >;
         /// Lets every node look for what is wrong with its network and its ways to the others.
@@ -3541,6 +3737,141 @@ pub mod control_server {
                     };
                     Box::pin(fut)
                 }
+                "/rorqual.v1.Control/CreateCertificate" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateCertificateSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::CreateCertificateRequest>
+                    for CreateCertificateSvc<T> {
+                        type Response = super::CreateCertificateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateCertificateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::create_certificate(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateCertificateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/ListCertificates" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCertificatesSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ListCertificatesRequest>
+                    for ListCertificatesSvc<T> {
+                        type Response = super::ListCertificatesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCertificatesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::list_certificates(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCertificatesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Control/RemoveCertificates" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveCertificatesSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::RemoveCertificatesRequest>
+                    for RemoveCertificatesSvc<T> {
+                        type Response = super::RemoveCertificatesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveCertificatesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::remove_certificates(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveCertificatesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/rorqual.v1.Control/ExamineCluster" => {
                     #[allow(non_camel_case_types)]
                     struct ExamineClusterSvc<T: Control>(pub Arc<T>);
@@ -4028,10 +4359,25 @@ pub struct Assignments {
     pub edge: ::core::option::Option<EdgeConfig>,
 }
 /// How the node's HTTP edge has to be, besides the services' routes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EdgeConfig {
     #[prost(message, optional, tag = "1")]
     pub settings: ::core::option::Option<EdgeSettings>,
+    /// Agents keep them in memory alone. Of two for one host the later one counts.
+    #[prost(message, repeated, tag = "2")]
+    pub certificates: ::prost::alloc::vec::Vec<EdgeKey>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeKey {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// DER.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", tag = "4")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceAuths {
@@ -4082,6 +4428,10 @@ pub struct ServiceEndpoints {
     /// As ports in one view of a service only, each with its port.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
+    /// Set where this is no service but a plain container of that node, in place of which it stands. Without an endpoint
+    /// while it does not run.
+    #[prost(string, tag = "80")]
+    pub guest_node_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceEndpoint {
@@ -4201,6 +4551,36 @@ pub struct RenewAuthRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewAuthResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutGuestRequest {
+    /// Who asks.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// The container's.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub joins: ::prost::alloc::vec::Vec<NetworkJoin>,
+    #[prost(bool, tag = "5")]
+    pub up: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutGuestResponse {
+    #[prost(message, optional, tag = "1")]
+    pub guest: ::core::option::Option<Guest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveGuestRequest {
+    /// Who asks.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveGuestResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewCertificateRequest {
     #[prost(bytes = "vec", tag = "1")]
@@ -4868,6 +5248,56 @@ pub mod dispatcher_client {
                 .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RenewAuth"));
             self.inner.unary(req, path, codec).await
         }
+        /// A container of the calling node is in these networks from now on; the same again changes nothing.
+        pub async fn put_guest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PutGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutGuestResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/PutGuest",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "PutGuest"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A container of the calling node is in no network of the cluster any more. One that was in none is fine.
+        pub async fn remove_guest(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveGuestResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Dispatcher/RemoveGuest",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Dispatcher", "RemoveGuest"));
+            self.inner.unary(req, path, codec).await
+        }
         /// A new certificate for the caller, on the strength of its present one.
         pub async fn renew_certificate(
             &mut self,
@@ -4980,6 +5410,22 @@ pub mod dispatcher_server {
             request: tonic::Request<super::RenewAuthRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RenewAuthResponse>,
+            tonic::Status,
+        >;
+        /// A container of the calling node is in these networks from now on; the same again changes nothing.
+        async fn put_guest(
+            &self,
+            request: tonic::Request<super::PutGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PutGuestResponse>,
+            tonic::Status,
+        >;
+        /// A container of the calling node is in no network of the cluster any more. One that was in none is fine.
+        async fn remove_guest(
+            &self,
+            request: tonic::Request<super::RemoveGuestRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveGuestResponse>,
             tonic::Status,
         >;
         /// A new certificate for the caller, on the strength of its present one.
@@ -5326,6 +5772,96 @@ pub mod dispatcher_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RenewAuthSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/PutGuest" => {
+                    #[allow(non_camel_case_types)]
+                    struct PutGuestSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::PutGuestRequest>
+                    for PutGuestSvc<T> {
+                        type Response = super::PutGuestResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PutGuestRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::put_guest(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PutGuestSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Dispatcher/RemoveGuest" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveGuestSvc<T: Dispatcher>(pub Arc<T>);
+                    impl<
+                        T: Dispatcher,
+                    > tonic::server::UnaryService<super::RemoveGuestRequest>
+                    for RemoveGuestSvc<T> {
+                        type Response = super::RemoveGuestResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveGuestRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Dispatcher>::remove_guest(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveGuestSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -7713,6 +8249,10 @@ pub struct CreateContainerRequest {
     pub credentials: ::core::option::Option<RegistryCredentials>,
     #[prost(enumeration = "NetworkMode", tag = "50")]
     pub network_mode: i32,
+    /// Where the mode names none: networks of the cluster, and `local`, that of this node's plain containers; empty means
+    /// that one.
+    #[prost(message, repeated, tag = "60")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateContainerResponse {
@@ -7798,6 +8338,23 @@ pub struct ContainerInfo {
     pub network_mode: i32,
     #[prost(enumeration = "Health", tag = "60")]
     pub health: i32,
+    /// In the order of its interfaces, with what it was given.
+    #[prost(message, repeated, tag = "61")]
+    pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectContainerRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub network: ::core::option::Option<NetworkJoin>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DisconnectContainerRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub network: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerResponse {
@@ -8754,6 +9311,55 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("rorqual.v1.Engine", "RemoveContainer"));
             self.inner.unary(req, path, codec).await
         }
+        /// A plain container comes into a network, or leaves it, whether it runs or not.
+        pub async fn connect_container(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/ConnectContainer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "ConnectContainer"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn disconnect_container(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DisconnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rorqual.v1.Engine/DisconnectContainer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rorqual.v1.Engine", "DisconnectContainer"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn list_containers(
             &mut self,
             request: impl tonic::IntoRequest<super::ListContainersRequest>,
@@ -9293,6 +9899,21 @@ pub mod engine_server {
             request: tonic::Request<super::RemoveContainerRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveContainerResponse>,
+            tonic::Status,
+        >;
+        /// A plain container comes into a network, or leaves it, whether it runs or not.
+        async fn connect_container(
+            &self,
+            request: tonic::Request<super::ConnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
+            tonic::Status,
+        >;
+        async fn disconnect_container(
+            &self,
+            request: tonic::Request<super::DisconnectContainerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ContainerResponse>,
             tonic::Status,
         >;
         async fn list_containers(
@@ -10468,6 +11089,96 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveContainerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/ConnectContainer" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConnectContainerSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::ConnectContainerRequest>
+                    for ConnectContainerSvc<T> {
+                        type Response = super::ContainerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConnectContainerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::connect_container(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConnectContainerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rorqual.v1.Engine/DisconnectContainer" => {
+                    #[allow(non_camel_case_types)]
+                    struct DisconnectContainerSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::UnaryService<super::DisconnectContainerRequest>
+                    for DisconnectContainerSvc<T> {
+                        type Response = super::ContainerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DisconnectContainerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::disconnect_container(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DisconnectContainerSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -93,11 +93,17 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["edge_http"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["edge_http", "edge_https", "edge_access_log"]))]
 pub(crate) struct UpdateArgs {
     /// Port on which the HTTP edge of every node serves plain HTTP, or `off`
     #[arg(long, value_name = "PORT", value_parser = port_or_off)]
     edge_http: Option<u32>,
+    /// Port on which the HTTP edge of every node serves TLS, or `off`
+    #[arg(long, value_name = "PORT", value_parser = port_or_off)]
+    edge_https: Option<u32>,
+    /// Whether each node keeps a log of requests, in edge/access.log of its data folder
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    edge_access_log: Option<bool>,
 }
 
 /// A port; 0 for none.
@@ -315,7 +321,11 @@ async fn status(args: &StatusArgs, daemon: &Daemon) -> Result<()> {
 }
 
 async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<()> {
-    let request = UpdateClusterRequest { edge_http_port: args.edge_http };
+    let request = UpdateClusterRequest {
+        edge_http_port: args.edge_http,
+        edge_https_port: args.edge_https,
+        edge_access_log: args.edge_access_log,
+    };
     let doing = |status| Failure::from(status).doing("cannot change the cluster");
     daemon.control().update_cluster(within(CALL, request)).await.map_err(doing)?;
     Ok(())

@@ -1,6 +1,7 @@
 //! One file or folder for each group of commands.
 
 pub(crate) mod build;
+pub(crate) mod certificate;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod container;

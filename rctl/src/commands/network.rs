@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use rorqual_proto::wire::{
-    CreateNetworkRequest, Filter, ListNetworksRequest, NetworkSpec, NetworkView, PruneNetworksRequest,
-    RemoveNetworkRequest,
+    ConnectContainerRequest, CreateNetworkRequest, DisconnectContainerRequest, Filter, ListNetworksRequest,
+    NetworkJoin, NetworkSpec, NetworkView, PruneNetworksRequest, RemoveNetworkRequest,
 };
 use rorqual_proto::{model, validate};
 use tonic::Code;
@@ -27,6 +27,10 @@ pub(crate) enum Command {
     Ls(LsArgs),
     /// Show all there is to know of networks, and who is in them
     Inspect(InspectArgs),
+    /// Put a plain container of this node into a network
+    Connect(ConnectArgs),
+    /// Take a plain container of this node out of a network
+    Disconnect(DisconnectArgs),
     /// Remove networks that nothing uses
     Rm(RmArgs),
     /// Remove all networks that nothing uses
@@ -99,6 +103,31 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Further name in it; may be repeated
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<String>,
+    /// Address in it, of a subnet of its own
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<String>,
+    /// A network of the cluster, or `local`, this node's own
+    network: String,
+    /// Name, id, or unique beginning of the id
+    container: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DisconnectArgs {
+    /// A container that is not in it is no failure
+    #[arg(long, short)]
+    force: bool,
+    /// A network of the cluster, or `local`, this node's own
+    network: String,
+    /// Name, id, or unique beginning of the id
+    container: String,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// A network that does not exist is no failure
     #[arg(long, short)]
@@ -131,6 +160,8 @@ pub(crate) async fn run(command: Command, connect: impl AsyncFnOnce() -> Result<
         Command::Create(args) => create(args, connect).await,
         Command::Ls(args) => ls(&args, &connect().await?).await,
         Command::Inspect(args) => inspect(args, &connect().await?).await,
+        Command::Connect(args) => enter(args, &connect().await?).await,
+        Command::Disconnect(args) => leave(args, &connect().await?).await,
         Command::Rm(args) => rm(args, &connect().await?).await,
         Command::Prune(args) => prune(args, &connect().await?).await,
     }
@@ -220,6 +251,30 @@ async fn inspect(args: InspectArgs, daemon: &Daemon) -> Result<()> {
         output::json_pretty(&networks)?
     }
     each.end()
+}
+
+/// Docker's name for the node's own network.
+fn own_name(network: String) -> String {
+    if network == "bridge" { "local".to_owned() } else { network }
+}
+
+async fn enter(args: ConnectArgs, daemon: &Daemon) -> Result<()> {
+    let ConnectArgs { alias, ip, network, container } = args;
+    let attempt = format!("cannot connect container {container} to network {network}");
+    let join = NetworkJoin { network: own_name(network), aliases: alias, address: ip.unwrap_or_default() };
+    let request = ConnectContainerRequest { name: container, network: Some(join) };
+    let done = daemon.engine().connect_container(within(CALL, request)).await;
+    done.map(drop).map_err(|status| Failure::from(status).doing(&attempt))
+}
+
+async fn leave(args: DisconnectArgs, daemon: &Daemon) -> Result<()> {
+    let DisconnectArgs { force, network, container } = args;
+    let attempt = format!("cannot disconnect container {container} from network {network}");
+    let request = DisconnectContainerRequest { name: container, network: own_name(network) };
+    match daemon.engine().disconnect_container(within(CALL, request)).await {
+        Err(status) if force && status.code() == Code::FailedPrecondition => Ok(()),
+        done => done.map(drop).map_err(|status| Failure::from(status).doing(&attempt)),
+    }
 }
 
 async fn rm(args: RmArgs, daemon: &Daemon) -> Result<()> {

@@ -1,4 +1,4 @@
-//! A network to join: `front`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it.
+//! A network to join: `front`, `front,alias=db`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it.
 
 use rorqual_proto::wire::NetworkJoin;
 
@@ -11,7 +11,11 @@ pub(crate) fn network(text: &str) -> Result<NetworkJoin, String> {
         return Ok(NetworkJoin { network: text.to_owned(), ..NetworkJoin::default() });
     }
     let mut join = NetworkJoin::default();
-    for field in text.split(',') {
+    for (at, field) in text.split(',').enumerate() {
+        if at == 0 && !field.is_empty() && !field.contains('=') {
+            field.clone_into(&mut join.network);
+            continue;
+        }
         let Some((key, value)) = field.split_once('=').filter(|(_, value)| !value.is_empty()) else {
             return Err(format!("`{field}` is not KEY=VALUE, such as name=front or alias=db"));
         };
@@ -39,11 +43,13 @@ mod tests {
         let join = network("name=back,alias=db,alias=cache,ip=10.20.0.7").unwrap();
         assert_eq!((join.network.as_str(), join.address.as_str()), ("back", "10.20.0.7"));
         assert_eq!(join.aliases, ["db", "cache"]);
+        assert_eq!(network("back,alias=db,alias=cache,ip=10.20.0.7"), Ok(join));
         for (wrong, expected) in [
             ("", "is not a network"),
             ("a,b", "is not a network"),
             ("alias=db", "names no network"),
             ("name=a,name=b", "twice"),
+            ("a,name=b", "twice"),
             ("name=a,db", "is not KEY=VALUE"),
             ("name=a,mac=x", "is not one of"),
         ] {

@@ -39,8 +39,10 @@ struct Cluster {
     container_pool: String,
     #[serde(rename = "VIPPool")]
     vip_pool: String,
-    /// Port of the HTTP edge; 0: closed.
+    /// Ports of the HTTP edge; 0: closed.
     edge_http_port: u32,
+    edge_https_port: u32,
+    edge_access_log: bool,
 }
 
 pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) -> Status {
@@ -64,6 +66,8 @@ pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) 
             container_pool: cluster.container_pool.clone(),
             vip_pool: cluster.vip_pool.clone(),
             edge_http_port: cluster.edge.unwrap_or_default().http_port,
+            edge_https_port: cluster.edge.unwrap_or_default().https_port,
+            edge_access_log: cluster.edge.unwrap_or_default().access_log,
         }),
     }
 }
@@ -102,10 +106,16 @@ pub(crate) fn text(status: &Status) -> String {
 }
 
 fn edge(cluster: &Cluster) -> String {
-    match cluster.edge_http_port {
-        0 => "off".to_owned(),
-        port => format!("http on port {port}"),
+    let ports = [("http", cluster.edge_http_port), ("https", cluster.edge_https_port)];
+    let open = ports.iter().filter(|(_, port)| *port != 0);
+    let mut parts: Vec<String> = open.map(|(name, port)| format!("{name} on port {port}")).collect();
+    if parts.is_empty() {
+        return "off".to_owned();
     }
+    if cluster.edge_access_log {
+        parts.push("access log".to_owned());
+    }
+    parts.join(", ")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `ps`.
 
-use rorqual_proto::wire::{ContainerInfo, ContainerState};
+use rorqual_proto::wire::{ContainerInfo, ContainerState, NetworkJoin};
 use serde::Serialize;
 
 use super::ports;
@@ -28,6 +28,7 @@ pub(crate) struct Row {
     labels: String,
     mounts: String,
     address: String,
+    networks: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     health: &'static str,
     restarts: u32,
@@ -65,6 +66,7 @@ pub(crate) fn row(container: &ContainerInfo, now_ms: i64, no_trunc: bool) -> Row
             .join(","),
         mounts: mounts.collect::<Vec<_>>().join(","),
         address: container.address.clone(),
+        networks: container.networks.iter().map(network).collect::<Vec<_>>().join(","),
         health: health_word(container.health()),
         restarts: container.restarts,
         oom_killed: container.oom_killed,
@@ -88,6 +90,14 @@ pub(crate) fn table(rows: Vec<Row>, no_trunc: bool) -> String {
         ]);
     }
     table.render()
+}
+
+/// `front=10.20.0.7`; the name alone where there is no address yet.
+fn network(join: &NetworkJoin) -> String {
+    match join.address.as_str() {
+        "" => join.network.clone(),
+        address => format!("{}={address}", join.network),
+    }
 }
 
 fn state_word(state: ContainerState) -> &'static str {

@@ -3,6 +3,7 @@
 //! Field names are Docker's where Docker has the field, so that scripts go on working. Everything here is
 //! a function from an answer and the present time to text or a serialisable struct.
 
+pub(crate) mod certificate;
 pub(crate) mod cluster;
 pub(crate) mod container;
 pub(crate) mod doctor;

@@ -46,6 +46,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("ports", "--publish", "--publish"),
     ("routes.port", "--route port", "--route"),
     ("routes", "--route", "--route"),
+    ("networks", "--network", "--network"),
     ("restart.condition", "--restart-condition", "--restart"),
     ("restart.delay_ms", "--restart-delay", "--restart"),
     ("restart.max_delay_ms", "--restart-delay", "--restart"),
@@ -73,7 +74,12 @@ pub(crate) fn container(request: &wire::CreateContainerRequest) -> Result<()> {
             model::PortSpec::try_from(port.clone()).map_err(|field| field.within("ports"))
         };
         let ports: std::result::Result<Vec<_>, _> = request.ports.iter().map(port).collect();
-        validate::port_specs(&ports?, "ports")
+        validate::port_specs(&ports?, "ports")?;
+        let cluster = request.networks.iter().filter(|join| join.network != "local");
+        let joins: std::result::Result<Vec<_>, _> = cluster
+            .map(|join| model::NetworkJoin::try_from(join.clone()).map_err(|e| e.within("networks")))
+            .collect();
+        validate::network_joins(&joins?, "networks")
     };
     check().map_err(|field: InvalidField| refusal(&field, |(_, _, run)| run))
 }

@@ -92,6 +92,20 @@ async fn several_are_stopped_and_the_one_that_is_not_there_is_told() {
 }
 
 #[tokio::test]
+async fn a_container_comes_into_networks_and_leaves_them() {
+    let daemon = ending_with(0, vec![]).await;
+    let words = ["network", "connect", "--alias", "db", "--ip", "10.20.0.7", "back", "a"];
+    assert_eq!(rctl(&daemon.socket(), &words).await.code, Some(0));
+    assert!(daemon.asked("connect a to back as [\"db\"] at 10.20.0.7"));
+    assert_eq!(rctl(&daemon.socket(), &["network", "disconnect", "bridge", "a"]).await.code, Some(0));
+    assert!(daemon.asked("disconnect a from local"));
+    let ended = rctl(&daemon.socket(), &["network", "disconnect", "other", "a"]).await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.err.contains("is not in network `other`"), "{}", ended.err);
+    assert_eq!(rctl(&daemon.socket(), &["network", "disconnect", "-f", "other", "a"]).await.code, Some(0));
+}
+
+#[tokio::test]
 async fn signals_to_send_are_checked() {
     let daemon = ending_with(0, vec![]).await;
     assert_eq!(rctl(&daemon.socket(), &["kill", "-s", "HUP", "a"]).await.code, Some(0));

@@ -391,6 +391,28 @@ impl Engine for Fake {
         Ok(Response::new(RemoveContainerResponse { id: "c1".into() }))
     }
 
+    async fn connect_container(
+        &self,
+        request: Request<ConnectContainerRequest>,
+    ) -> Answer<ContainerResponse> {
+        let ConnectContainerRequest { name, network } = request.into_inner();
+        let NetworkJoin { network, aliases, address } = network.unwrap_or_default();
+        self.ask(format!("connect {name} to {network} as {aliases:?} at {address}"));
+        Ok(Response::new(ContainerResponse::default()))
+    }
+
+    async fn disconnect_container(
+        &self,
+        request: Request<DisconnectContainerRequest>,
+    ) -> Answer<ContainerResponse> {
+        let DisconnectContainerRequest { name, network } = request.into_inner();
+        self.ask(format!("disconnect {name} from {network}"));
+        match network.as_str() {
+            "other" => Err(Status::failed_precondition("container a is not in network `other`")),
+            _ => Ok(Response::new(ContainerResponse::default())),
+        }
+    }
+
     async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
         Ok(Response::new(ListContainersResponse::default()))
     }

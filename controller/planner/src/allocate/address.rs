@@ -1,4 +1,4 @@
-//! Addresses of tasks: from a block of a pool that is leased to the task's node and network. A network's pools are
+//! Addresses of tasks and guests: from a block of a pool that is leased to the task's node and network. A network's pools are
 //! its own subnets, or the cluster's pool where it has none.
 //!
 //! A block is leased when the node's blocks in that network are full, and once no block is left one moves that its
@@ -65,6 +65,50 @@ fn give_one(draft: &mut Draft<'_>, network_id: &NetworkId, node_id: &NodeId) -> 
     Some(address)
 }
 
+/// Why a chosen address is not to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// The network's addresses come from the cluster's pool.
+    NoOwnRange,
+    /// None of its ranges has it, or it means a whole range.
+    Outside,
+    /// In words, who has it.
+    Taken(String),
+}
+
+/// Gives the very address that was asked for, of the network's own ranges. Where it stands in another node's block,
+/// that one is cut.
+pub(crate) fn take(
+    draft: &mut Draft<'_>,
+    network_id: &NetworkId,
+    node_id: &NodeId,
+    address: Ipv4Addr,
+) -> Result<TaskAddress, Unfit> {
+    let own = draft.state.network(network_id).map(|network| network.spec.subnets.clone()).unwrap_or_default();
+    if own.is_empty() {
+        return Err(Unfit::NoOwnRange);
+    }
+    let inside = own.iter().find(|range| range.contains(&address) && !is_edge(**range, address));
+    let range = *inside.ok_or(Unfit::Outside)?;
+    if let Some(owner) = draft.state.index.addresses.get(&address) {
+        return Err(Unfit::Taken(draft.state.name_of(owner)));
+    }
+    let leases = draft.network(network_id).into_iter().flat_map(|network| &network.blocks);
+    let lease = leases.into_iter().find(|lease| lease.block.contains(&address)).cloned();
+    match lease {
+        Some(lease) if lease.node_id == *node_id => {}
+        Some(lease) if draft.is_idle(lease.block) => drop(draft.lease(network_id, node_id, lease.block)),
+        Some(lease) => draft.cut(network_id, &lease, address, node_id),
+        None => {
+            let around = (block_prefix(range)..=32).filter_map(|prefix| Ipv4Net::new(address, prefix).ok());
+            let free = around.map(|block| block.trunc()).find(|block| !draft.has_leases(*block));
+            draft.lease(network_id, node_id, free.unwrap_or_else(|| address.into()));
+        }
+    }
+    draft.take_address(group_of(address), address);
+    Ok(TaskAddress { network_id: network_id.clone(), address })
+}
+
 /// Where the blocks of a network come from, and how long their prefix is.
 fn pools(state: &State, network_id: &NetworkId) -> Vec<(Ipv4Net, u8)> {
     let own = state.network(network_id).map(|network| network.spec.subnets.as_slice()).unwrap_or_default();
@@ -85,7 +129,10 @@ fn new_block(
     let fresh = pools.iter().find_map(|(pool, prefix)| draft.free_block(*pool, *prefix));
     // A block of nothing but edges (the halves of a /31) is of no use to anybody.
     let fresh = fresh.filter(|block| free_in(draft, pools, *block).is_some());
-    fresh.or_else(|| draft.idle_block(network_id, node_id))
+    fresh.or_else(|| {
+        let mut idle = draft.idle_blocks(network_id, node_id).into_iter();
+        idle.find(|block| free_in(draft, pools, *block).is_some())
+    })
 }
 
 fn free_in(draft: &Draft<'_>, pools: &[(Ipv4Net, u8)], block: Ipv4Net) -> Option<Ipv4Addr> {

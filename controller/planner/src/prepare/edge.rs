@@ -1,6 +1,7 @@
 //! The HTTP edge: its ports, and whose a route is.
 
 use rorqual_proto::model::{Cluster, EdgeSettings, Protocol, RouteSpec, ServiceId};
+use rorqual_proto::validate;
 
 use super::Refusal;
 use crate::State;
@@ -8,6 +9,7 @@ use crate::action::{Action, ActionKind};
 
 /// The edge of all nodes with other settings.
 pub fn set(state: &State, edge: EdgeSettings) -> Result<Action, Refusal> {
+    validate::edge_settings(&edge).map_err(Refusal::Edge)?;
     let cluster = state.cluster().ok_or(Refusal::NotFound { kind: "cluster", name: String::new() })?;
     let owner = |port: u16| Some((port, state.index.ports.get(&(Protocol::Tcp, port))?));
     if let Some((port, owner)) = edge.ports().find_map(owner) {

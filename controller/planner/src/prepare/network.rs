@@ -1,8 +1,10 @@
 //! Networks: made where their ranges are free, removed where nothing uses them.
 
+use std::sync::Arc;
+
 use ipnet::Ipv4Net;
 use rorqual_proto::model::network::DEFAULT_NETWORK;
-use rorqual_proto::model::{Meta, Network, NetworkId, NetworkSpec, Node, ServiceId};
+use rorqual_proto::model::{Guest, Meta, Network, NetworkId, NetworkSpec, Node, ServiceId};
 
 use super::Refusal;
 use crate::State;
@@ -87,6 +89,8 @@ fn users(state: &State, network: &Network) -> Option<String> {
         });
         users.extend(tasks.map(|task| format!("task {}", task.name())));
     }
+    let inside = |guest: &&Arc<Guest>| guest.addresses.iter().any(|given| given.network_id == network.id);
+    users.extend(state.guests().filter(inside).map(|guest| format!("container {}", guest.name)));
     let more = users.len().saturating_sub(NAMED_USERS);
     users.truncate(NAMED_USERS);
     match (users.as_slice(), more) {

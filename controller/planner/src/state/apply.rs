@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rorqual_proto::model::{
-    DesiredState, Meta, Network, NetworkId, Node, NodeId, Record, Service, ServiceId, Task, TaskId,
+    DesiredState, Guest, Meta, Network, NetworkId, Node, NodeId, Record, Service, ServiceId, Task, TaskId,
     TaskStatus,
 };
 
@@ -51,15 +51,27 @@ impl State {
             ActionKind::RemoveService(id) => self.remove_service(id),
             ActionKind::RemoveTask(id) => self.remove_task(id),
             ActionKind::RemoveNetwork(id) => self.remove_network(id),
+            ActionKind::PutGuest(guest) => {
+                let mut guest = (**guest).clone();
+                guest.meta = stamp.meta(self.guests.get(&guest.id).map(|old| &old.meta));
+                let after = Arc::new(guest);
+                let before = self.set_guest(Arc::clone(&after));
+                Change::Guest { id: after.id.clone(), before, after: Some(after) }
+            }
+            ActionKind::RemoveGuest(id) => {
+                let Some(guest) = self.guests.remove(id) else { return Change::Nothing };
+                self.index.unlink_guest(&guest);
+                Change::Guest { id: id.clone(), before: Some(guest), after: None }
+            }
             ActionKind::PutRecord(record) => {
                 self.set_record(Arc::new(Record { version: index, ..(**record).clone() }));
-                Change::Nothing
+                record_change(&record.key)
             }
             ActionKind::RemoveRecord(key) => {
                 if let Some(old) = self.records.remove(key) {
                     self.records_bytes -= old.size_bytes();
                 }
-                Change::Nothing
+                record_change(key)
             }
             ActionKind::ExpectRecord(_) => Change::Nothing,
             ActionKind::TaskStatus { task_id, status } => self.task_status(task_id, status, stamp),
@@ -207,6 +219,15 @@ impl State {
         self.index.link_network(&network);
     }
 
+    pub(super) fn set_guest(&mut self, guest: Arc<Guest>) -> Option<Arc<Guest>> {
+        let old = self.guests.insert(guest.id.clone(), Arc::clone(&guest));
+        if let Some(old) = &old {
+            self.index.unlink_guest(old);
+        }
+        self.index.link_guest(&guest, old.as_deref());
+        old
+    }
+
     /// Nothing is planned by records, so nobody is told.
     pub(super) fn set_record(&mut self, record: Arc<Record>) {
         self.records_bytes += record.size_bytes();
@@ -228,6 +249,11 @@ impl State {
 }
 
 type Ipv4 = std::net::Ipv4Addr;
+
+/// Nodes are told of the edge's records, and of no others.
+fn record_change(key: &str) -> Change {
+    if key.starts_with(assign::EDGE_RECORDS) { Change::Edge } else { Change::Nothing }
+}
 
 #[derive(Clone, Copy)]
 struct Stamp {

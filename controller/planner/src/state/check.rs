@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use rorqual_proto::model::{
-    Cluster, DesiredState, Network, NodeId, Protocol, Service, ServiceId, Task, TaskId,
+    Cluster, DesiredState, Guest, Network, NetworkId, NodeId, Protocol, Service, ServiceId, Task,
+    TaskAddress, TaskId,
 };
 
 use super::State;
-use super::index::is_holder;
+use super::index::{Owner, is_holder};
 use crate::action::{Action, ActionKind, Conflict};
 use crate::prepare::network::other_network;
 
@@ -27,6 +28,10 @@ impl State {
             ActionKind::PutService(service) => self.check_service(service),
             ActionKind::PutTask(task) => self.check_task(task),
             ActionKind::PutNetwork(network) => self.check_network(network),
+            ActionKind::RemoveNetwork(id) if self.addresses_in(id) > 0 => {
+                Err(Conflict::NetworkInUse { network: self.name_of_network(id) })
+            }
+            ActionKind::PutGuest(guest) => self.check_guest(guest),
             _ => Ok(()),
         }
     }
@@ -89,6 +94,13 @@ impl State {
             ActionKind::PutNetwork(network) => {
                 let version = self.networks.get(&network.id).map_or(0, |old| old.meta.version);
                 (version, format!("network {}", network.spec.name))
+            }
+            ActionKind::PutGuest(guest) => (
+                self.guests.get(&guest.id).map_or(0, |old| old.meta.version),
+                format!("container {}", guest.name),
+            ),
+            ActionKind::RemoveGuest(id) => {
+                (self.guests.get(id).map_or(0, |old| old.meta.version), format!("container {id}"))
             }
             ActionKind::PutRecord(record) => self.version_of_record(&record.key),
             ActionKind::RemoveRecord(key) | ActionKind::ExpectRecord(key) => self.version_of_record(key),
@@ -160,12 +172,44 @@ impl State {
 
     fn check_task(&self, task: &Task) -> Result<(), Conflict> {
         for given in &task.addresses {
-            if let Some(owner) = self.index.addresses.get(&given.address).filter(|id| **id != task.id) {
-                let name = self.tasks.get(owner).map_or_else(|| owner.to_string(), |task| task.name());
-                return Err(Conflict::AddressTaken { address: given.address, owner: format!("task {name}") });
+            let taken = |owner: &&Owner| **owner != Owner::Task(task.id.clone());
+            if let Some(owner) = self.index.addresses.get(&given.address).filter(taken) {
+                return Err(Conflict::AddressTaken { address: given.address, owner: self.name_of(owner) });
             }
         }
         Ok(())
+    }
+
+    /// Nothing else has its addresses, and its networks are still there.
+    fn check_guest(&self, guest: &Guest) -> Result<(), Conflict> {
+        for given in &guest.addresses {
+            let taken = |owner: &&Owner| **owner != Owner::Guest(guest.id.clone());
+            if let Some(owner) = self.index.addresses.get(&given.address).filter(taken) {
+                return Err(Conflict::AddressTaken { address: given.address, owner: self.name_of(owner) });
+            }
+            if !self.networks.contains_key(&given.network_id) {
+                let object = format!("network {}", given.network_id);
+                return Err(Conflict::Version { object, expected: 1, actual: 0 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Who has an address, in words.
+    pub(crate) fn name_of(&self, owner: &Owner) -> String {
+        match owner {
+            Owner::Task(id) => {
+                format!("task {}", self.tasks.get(id).map_or_else(|| id.to_string(), |task| task.name()))
+            }
+            Owner::Guest(id) => {
+                let guest = self.guests.get(id);
+                format!("container {}", guest.map_or_else(|| id.to_string(), |guest| guest.name.clone()))
+            }
+        }
+    }
+
+    fn name_of_network(&self, id: &NetworkId) -> String {
+        self.networks.get(id).map_or_else(|| id.to_string(), |network| network.spec.name.clone())
     }
 
     fn check_network(&self, network: &Network) -> Result<(), Conflict> {
@@ -217,17 +261,19 @@ impl Batch {
     fn check(&mut self, kind: &ActionKind) -> Result<(), Conflict> {
         match kind {
             ActionKind::PutService(service) => self.check_service(service),
-            ActionKind::PutTask(task) => {
-                for given in &task.addresses {
-                    if let Some(owner) = self.addresses.insert(given.address, task.name()) {
-                        let owner = format!("task {owner}");
-                        return Err(Conflict::AddressTaken { address: given.address, owner });
-                    }
-                }
-                Ok(())
-            }
+            ActionKind::PutTask(task) => self.give(&task.addresses, format!("task {}", task.name())),
+            ActionKind::PutGuest(guest) => self.give(&guest.addresses, format!("container {}", guest.name)),
             _ => Ok(()),
         }
+    }
+
+    fn give(&mut self, addresses: &[TaskAddress], to: String) -> Result<(), Conflict> {
+        for given in addresses {
+            if let Some(owner) = self.addresses.insert(given.address, to.clone()) {
+                return Err(Conflict::AddressTaken { address: given.address, owner });
+            }
+        }
+        Ok(())
     }
 
     fn check_service(&mut self, service: &Service) -> Result<(), Conflict> {

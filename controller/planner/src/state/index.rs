@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    DesiredState, Network, NetworkId, Node, NodeId, Protocol, RestartCondition, Service, ServiceId, Task,
-    TaskId, TaskState,
+    DesiredState, Guest, GuestId, Network, NetworkId, Node, NodeId, Protocol, RestartCondition, Service,
+    ServiceId, Task, TaskId, TaskState,
 };
 
 /// In-place restarts from which on a task counts as failing for the update that made it.
@@ -34,12 +34,19 @@ pub(crate) struct Indices {
     pub(crate) routes: BTreeMap<(String, String), ServiceId>,
     pub(crate) vips: BTreeMap<Ipv4Addr, ServiceId>,
     pub(crate) last_vip: Option<Ipv4Addr>,
-    /// Addresses of tasks that are not terminal.
-    pub(crate) addresses: BTreeMap<Ipv4Addr, TaskId>,
+    /// Addresses of tasks that are not terminal, and of guests.
+    pub(crate) addresses: BTreeMap<Ipv4Addr, Owner>,
     /// The address given last, by the base of its 64-address group.
     pub(crate) last_addresses: BTreeMap<Ipv4Addr, Ipv4Addr>,
     pub(crate) leases: BTreeMap<(NodeId, NetworkId), BTreeSet<Ipv4Net>>,
     pub(crate) leased: BTreeMap<Ipv4Net, NetworkId>,
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Task(TaskId),
+    Guest(GuestId),
 }
 
 /// The tasks of one service.
@@ -112,8 +119,9 @@ impl Holders {
 pub(crate) struct NodeIndex {
     pub(crate) tasks: BTreeSet<TaskId>,
     pub(crate) used: Usage,
-    /// Live tasks by network.
+    /// Live tasks and guests by network.
     pub(crate) networks: BTreeMap<NetworkId, u32>,
+    pub(crate) guests: BTreeSet<GuestId>,
 }
 
 /// What live tasks reserve on a node.
@@ -225,11 +233,35 @@ impl Indices {
             node.used.take(task);
             for address in &task.addresses {
                 count(&mut node.networks, &address.network_id, false);
-                remove_owned(&mut self.addresses, &address.address, &task.id);
+                remove_owned(&mut self.addresses, &address.address, &Owner::Task(task.id.clone()));
             }
         }
-        if node.tasks.is_empty() {
+        if node.is_unused() {
             self.nodes.remove(node_id);
+        }
+    }
+
+    pub(crate) fn unlink_guest(&mut self, guest: &Guest) {
+        let node = self.nodes.entry(guest.node_id.clone()).or_default();
+        node.guests.remove(&guest.id);
+        for address in &guest.addresses {
+            count(&mut node.networks, &address.network_id, false);
+            remove_owned(&mut self.addresses, &address.address, &Owner::Guest(guest.id.clone()));
+        }
+        if node.is_unused() {
+            self.nodes.remove(&guest.node_id);
+        }
+    }
+
+    pub(crate) fn link_guest(&mut self, guest: &Guest, old: Option<&Guest>) {
+        let node = self.nodes.entry(guest.node_id.clone()).or_default();
+        node.guests.insert(guest.id.clone());
+        for address in &guest.addresses {
+            count(&mut node.networks, &address.network_id, true);
+            self.addresses.insert(address.address, Owner::Guest(guest.id.clone()));
+            if !old.is_some_and(|old| old.addresses.contains(address)) {
+                self.last_addresses.insert(group_of(address.address), address.address);
+            }
         }
     }
 
@@ -246,7 +278,7 @@ impl Indices {
             node.used.add(task);
             for address in &task.addresses {
                 count(&mut node.networks, &address.network_id, true);
-                self.addresses.insert(address.address, task.id.clone());
+                self.addresses.insert(address.address, Owner::Task(task.id.clone()));
             }
         }
         if is_new {
@@ -340,6 +372,12 @@ impl ServiceIndex {
         if holders.len() == 0 {
             self.holders.remove(&holder.spec_version);
         }
+    }
+}
+
+impl NodeIndex {
+    fn is_unused(&self) -> bool {
+        self.tasks.is_empty() && self.guests.is_empty()
     }
 }
 

@@ -15,7 +15,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use rorqual_proto::model::{
-    Cluster, Network, NetworkId, Node, NodeId, Record, Service, ServiceId, Task, TaskId,
+    Cluster, Guest, GuestId, Network, NetworkId, Node, NodeId, Record, Service, ServiceId, Task, TaskId,
 };
 
 use index::Indices;
@@ -28,6 +28,7 @@ pub struct State {
     pub(crate) services: BTreeMap<ServiceId, Arc<Service>>,
     pub(crate) tasks: BTreeMap<TaskId, Arc<Task>>,
     pub(crate) networks: BTreeMap<NetworkId, Arc<Network>>,
+    pub(crate) guests: BTreeMap<GuestId, Arc<Guest>>,
     records: BTreeMap<String, Arc<Record>>,
     records_bytes: u64,
     pub(crate) index: Indices,
@@ -51,12 +52,14 @@ pub struct Objects {
     pub networks: Vec<Network>,
     /// All records.
     pub records: Vec<Record>,
+    /// All plain containers in networks.
+    pub guests: Vec<Guest>,
 }
 
 impl State {
     /// The state that a snapshot describes. Every `meta` stays as it is.
     pub fn restore(objects: Objects) -> Self {
-        let Objects { index, cluster, nodes, mut services, mut tasks, networks, records } = objects;
+        let Objects { index, cluster, nodes, mut services, mut tasks, networks, records, guests } = objects;
         let mut state = Self { cluster: cluster.map(Arc::new), applied: index, ..Self::default() };
         for node in nodes {
             state.set_node(Arc::new(node));
@@ -76,6 +79,9 @@ impl State {
         for task in tasks {
             state.set_task(Arc::new(task));
         }
+        for guest in guests {
+            state.set_guest(Arc::new(guest));
+        }
         state
     }
 
@@ -89,6 +95,7 @@ impl State {
             tasks: self.tasks.values().map(|task| Task::clone(task)).collect(),
             networks: self.networks.values().map(|network| Network::clone(network)).collect(),
             records: self.records.values().map(|record| Record::clone(record)).collect(),
+            guests: self.guests.values().map(|guest| Guest::clone(guest)).collect(),
         }
     }
 
@@ -211,6 +218,22 @@ impl State {
         let start = if after.is_empty() { Bound::Included(from) } else { Bound::Excluded(from) };
         let behind = self.records.range((start, Bound::Unbounded));
         behind.take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, record)| record)
+    }
+
+    /// All plain containers in networks, by id.
+    pub fn guests(&self) -> impl ExactSizeIterator<Item = &Arc<Guest>> {
+        self.guests.values()
+    }
+
+    /// One of them.
+    pub fn guest(&self, id: &GuestId) -> Option<&Arc<Guest>> {
+        self.guests.get(id)
+    }
+
+    /// Those of one node.
+    pub fn guests_on_node<'a>(&'a self, id: &NodeId) -> impl Iterator<Item = &'a Arc<Guest>> {
+        let ids = self.index.nodes.get(id).into_iter().flat_map(|node| &node.guests);
+        ids.filter_map(|id| self.guests.get(id))
     }
 
     /// What all records take, roughly.

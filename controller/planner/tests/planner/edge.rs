@@ -2,8 +2,8 @@
 
 use rorqual_planner::assign;
 use rorqual_planner::prepare::{self, Refusal};
-use rorqual_planner::{Action, ActionKind, Conflict};
-use rorqual_proto::model::{EdgeSettings, RouteBackend, RouteSpec, ServiceId, ServiceSpec};
+use rorqual_planner::{Action, ActionKind, Change, Conflict};
+use rorqual_proto::model::{EdgeSettings, Record, RouteBackend, RouteSpec, ServiceId, ServiceSpec};
 
 use crate::world::{World, port, spec};
 
@@ -17,7 +17,7 @@ fn routed(name: &str, routes: Vec<RouteSpec>) -> ServiceSpec {
 }
 
 fn open(world: &mut World, http_port: Option<u16>) -> Result<(), Refusal> {
-    let action = prepare::edge::set(&world.state, EdgeSettings { http_port })?;
+    let action = prepare::edge::set(&world.state, EdgeSettings { http_port, ..EdgeSettings::default() })?;
     world.write(vec![action]);
     Ok(())
 }
@@ -31,7 +31,7 @@ fn every_node_is_told_of_routes_and_of_the_edge() {
         let told = assign::assignment_for(&world.state, &node.id);
         let ports: Vec<u16> = told.services[0].routes.iter().map(|route| route.port).collect();
         assert_eq!(ports, [8080, 9], "each with its port");
-        assert_eq!(told.edge, EdgeSettings::default());
+        assert_eq!(told.edge.settings, EdgeSettings::default());
     }
     // Another route is something that nodes see, and replaces no task.
     let before = world.service(&web).spec_version;
@@ -45,7 +45,16 @@ fn every_node_is_told_of_routes_and_of_the_edge() {
     let node = world.node_named("n1");
     let parts = assign::touched(&world.state, &world.changes).for_node(&node);
     let delta = assign::delta_for(&world.state, &node, &parts);
-    assert_eq!(delta.edge, Some(EdgeSettings { http_port: Some(80) }));
+    assert_eq!(delta.edge.unwrap().settings.http_port, Some(80));
+    // And of its records, which nothing is planned by.
+    world.changes.clear();
+    let record = |key: &str| Record { key: key.to_owned(), version: 0, value: vec![7] };
+    let put = |key: &str| Action::new(ActionKind::PutRecord(Box::new(record(key))));
+    world.write(vec![put("edge/certificate/a"), put("registry/x")]);
+    assert_eq!(world.changes, [Change::Edge, Change::Nothing]);
+    let parts = assign::touched(&world.state, &world.changes).for_node(&node);
+    let records = assign::delta_for(&world.state, &node, &parts).edge.unwrap().records;
+    assert_eq!(records.iter().map(|record| record.key.as_str()).collect::<Vec<_>>(), ["edge/certificate/a"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod assignments;
 mod edge;
 mod golden;
+mod guests;
 mod networks;
 mod order;
 mod properties;

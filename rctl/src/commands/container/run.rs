@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::Args;
 use rorqual_proto::wire::{
     ContainerInfo, ContainerLogsRequest, ContainerRequest, CreateContainerRequest, KillContainerRequest,
-    LogLine, Mount, NetworkMode, PortSpec, RemoveContainerRequest, Resources, StopContainerRequest,
+    LogLine, Mount, NetworkJoin, NetworkMode, PortSpec, RemoveContainerRequest, Resources,
+    StopContainerRequest,
 };
 use rorqual_proto::{model, wire};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -65,9 +66,15 @@ pub(crate) struct RunArgs {
     /// Publish a port of this node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,address=…,allow=CIDR
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
-    /// `host`: the node's own network; `none`: no network
-    #[arg(long, value_name = "NETWORK", value_parser = network_mode)]
-    network: Option<NetworkMode>,
+    /// Network to be in: NAME[,alias=NAME][,ip=ADDRESS], `local` (the default), `host` (the node's own) or `none`; may be repeated
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = parse::network)]
+    network: Vec<NetworkJoin>,
+    /// Further name in the first network
+    #[arg(long, value_name = "NAME")]
+    network_alias: Vec<String>,
+    /// Address in the first network, of a subnet of its own
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<String>,
     /// Mount a path of this node or a volume: SOURCE:TARGET[:ro]
     #[arg(long, short, value_name = "VOLUME")]
     volume: Vec<String>,
@@ -106,28 +113,55 @@ impl RunArgs {
         let mut restart: wire::RestartPolicy = (&model::RestartPolicy::default()).into();
         restart.set_condition(self.restart.condition);
         restart.max_attempts = self.restart.max_attempts;
+        let (network_mode, networks) = networks(self.network, self.network_alias, self.ip)?;
         Ok(CreateContainerRequest {
             name: self.name.unwrap_or_default(),
             spec: Some(spec),
             ports: self.publish.concat(),
             restart: Some(restart),
             auto_remove: self.rm,
-            network_mode: self.network.unwrap_or_default().into(),
+            network_mode: network_mode.into(),
+            networks,
             credentials: None,
         })
     }
 }
 
-fn network_mode(text: &str) -> Result<NetworkMode, String> {
-    match text {
-        "host" => Ok(NetworkMode::Host),
-        "none" => Ok(NetworkMode::None),
-        // Docker's names for what is there anyway.
-        "local" | "bridge" => Ok(NetworkMode::Unspecified),
-        other => Err(format!(
-            "`{other}` is neither host nor none: networks of the cluster are for services (`rctl service create --network`)"
-        )),
+/// `host` and `none` stand alone; Docker's name for the node's own network is `bridge`.
+fn networks(
+    mut joins: Vec<NetworkJoin>,
+    aliases: Vec<String>,
+    ip: Option<String>,
+) -> Result<(NetworkMode, Vec<NetworkJoin>)> {
+    let mode = match joins.as_slice() {
+        [join] if join.network == "host" => NetworkMode::Host,
+        [join] if join.network == "none" => NetworkMode::None,
+        joins if joins.iter().any(|join| ["host", "none"].contains(&join.network.as_str())) => {
+            return Err(Failure::usage("--network: `host` and `none` stand alone"));
+        }
+        _ => NetworkMode::Unspecified,
+    };
+    for join in joins.iter_mut().filter(|join| join.network == "bridge") {
+        "local".clone_into(&mut join.network);
     }
+    match joins.first_mut().filter(|_| mode == NetworkMode::Unspecified) {
+        Some(first) => {
+            first.aliases.extend(aliases);
+            if let Some(ip) = ip {
+                first.address = ip;
+            }
+        }
+        None if aliases.is_empty() && ip.is_none() => {}
+        None => {
+            return Err(Failure::usage(
+                "--network-alias and --ip are about a network: name one with --network",
+            ));
+        }
+    }
+    if mode != NetworkMode::Unspecified {
+        joins.clear();
+    }
+    Ok((mode, joins))
 }
 
 /// Gives the exit code.
@@ -363,8 +397,19 @@ mod tests {
     fn the_node_has_two_networks_of_its_own() {
         assert_eq!(request("--network host busybox").network_mode(), NetworkMode::Host);
         assert_eq!(request("--network none busybox").network_mode(), NetworkMode::None);
-        assert_eq!(request("busybox").network_mode(), NetworkMode::Unspecified);
-        assert!(network_mode("front").unwrap_err().contains("service create"));
+        let usual = request("busybox");
+        assert_eq!((usual.network_mode(), usual.networks.len()), (NetworkMode::Unspecified, 0));
+        let line = "--network back,alias=a --network bridge --network-alias b --ip 10.20.0.7 busybox";
+        let several = request(line).networks;
+        assert_eq!((several[0].network.as_str(), several[0].address.as_str()), ("back", "10.20.0.7"));
+        assert_eq!(
+            (several[0].aliases.as_slice(), several[1].network.as_str()),
+            (&["a".into(), "b".into()][..], "local")
+        );
+        let join = |name: &str| NetworkJoin { network: name.into(), ..NetworkJoin::default() };
+        assert!(networks(vec![join("host"), join("back")], vec![], None).is_err());
+        assert!(networks(vec![], vec!["a".into()], None).is_err());
+        assert!(networks(vec![join("none")], vec![], Some("10.20.0.7".into())).is_err());
     }
 
     #[test]

@@ -78,6 +78,27 @@ impl Control for Fake {
         Ok(Response::new(ListRoutesResponse { edge: None, routes: vec![view], problems: vec![problem] }))
     }
 
+    async fn create_certificate(
+        &self,
+        _: Request<CreateCertificateRequest>,
+    ) -> Answer<CreateCertificateResponse> {
+        unknown()
+    }
+
+    async fn list_certificates(
+        &self,
+        _: Request<ListCertificatesRequest>,
+    ) -> Answer<ListCertificatesResponse> {
+        unknown()
+    }
+
+    async fn remove_certificates(
+        &self,
+        _: Request<RemoveCertificatesRequest>,
+    ) -> Answer<RemoveCertificatesResponse> {
+        unknown()
+    }
+
     async fn examine_cluster(&self, _: Request<ExamineClusterRequest>) -> Answer<ExamineClusterResponse> {
         let (node, peer) = ("n1".to_owned(), "n2".to_owned());
         let (what, remedy) = ("too large".to_owned(), "make it smaller".to_owned());
