@@ -2,7 +2,8 @@
 //! `unshare --net cargo run --release -p rorqual-network --example timings`
 #![allow(clippy::print_stdout)]
 
-use std::net::Ipv4Addr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use rorqual_network::{
@@ -63,11 +64,18 @@ async fn measure(fabric: &Fabric) -> Result<(), Error> {
     let blocks = vec![Block { block, network: "default".to_owned(), node: "timings".to_owned() }];
     fabric.apply(Change { full: true, blocks, services: vec![service(0, 1)], ..Change::default() }).await?;
     show("change one of 1 services", scale(fabric).await?);
+    show("a connection to the only service", connections(0));
+    let before_bytes = memory_bytes();
     let start = Instant::now();
     let services = (0..SERVICES).map(|i| service(i, 10)).collect();
     fabric.apply(Change { services, ..Change::default() }).await?;
     println!("{:<36} {:>8.2} ms", format!("{SERVICES} services of 10 at once"), ms(start.elapsed()));
     show(&format!("change one of {SERVICES} services"), scale(fabric).await?);
+    let grown = memory_bytes().saturating_sub(before_bytes) as f64 / f64::from(1 << 20);
+    println!("{:<36} {grown:>8.2} MiB", "memory that they take, here");
+    show("one endpoint of ten, gone and back", endpoint_changes(fabric).await?);
+    show(&format!("a connection to the first of {SERVICES}"), connections(0));
+    show(&format!("a connection to the last of {SERVICES}"), connections(SERVICES - 1));
     let start = Instant::now();
     let mut all = tokio::task::JoinSet::new();
     for n in 1..=10 {
@@ -89,6 +97,39 @@ async fn scale(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
         times.push(start.elapsed());
     }
     Ok(times)
+}
+
+/// A service of ten loses an endpoint and gets it back.
+async fn endpoint_changes(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
+    let mut times = Vec::new();
+    for round in 0..200 {
+        let id = round * 7 % SERVICES;
+        for endpoints in [9, 10] {
+            let start = Instant::now();
+            fabric.apply(one(id, endpoints)).await?;
+            times.push(start.elapsed());
+        }
+    }
+    Ok(times)
+}
+
+/// From the call of a virtual address to the answer, which is a refusal: nobody has the addresses of the endpoints.
+fn connections(service: u32) -> Vec<Duration> {
+    let vip = SocketAddr::from((Ipv4Addr::from(0x0ad6_0001 + service), 80));
+    let call = |_| {
+        let start = Instant::now();
+        let refused = TcpStream::connect(vip);
+        let took = start.elapsed();
+        assert!(refused.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+        took
+    };
+    (0..2000).map(call).collect()
+}
+
+/// What this process has in memory.
+fn memory_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * 4096
 }
 
 fn one(id: u32, endpoints: u32) -> Change {
@@ -117,8 +158,8 @@ fn service(id: u32, endpoints: u32) -> ServiceView {
 
 fn show(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
-    let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
-    println!("{what:<36} {:>8.2} ms median {:>8.2} ms worst", ms(median), ms(worst));
+    let at = |hundredths: usize| ms(times[(times.len() - 1) * hundredths / 100]);
+    println!("{what:<36} {:>8.3} ms median {:>8.3} ms p99 {:>8.3} ms worst", at(50), at(99), at(100));
 }
 
 fn ms(time: Duration) -> f64 {

@@ -12,7 +12,7 @@ const COLUMN_MS: u128 = 250;
 const LEFT: f64 = 62.0;
 const WIDTH: f64 = 900.0;
 const PANEL: f64 = 120.0;
-const TOP: f64 = 46.0;
+const TOP: f64 = 62.0;
 const GAP: f64 = 40.0;
 
 /// The two kinds of load: name, colour.
@@ -49,7 +49,7 @@ pub(crate) fn draw(began: Instant, steps: &[Step], new: &[Sample], kept: &[Sampl
             (until - from).max(2.0),
             3.0 * PANEL + 2.0 * GAP,
             (from + until) / 2.0,
-            TOP - 6.0,
+            TOP - 22.0,
             step.name
         );
     }
