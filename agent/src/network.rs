@@ -281,6 +281,7 @@ pub(crate) fn host_ports(ports: &[wire::PortSpec]) -> Vec<HostPort> {
 /// The attachment of a plain container: an address of the local pool.
 pub(crate) fn local_attach(id: &str, name: &str, ports: &[wire::PortSpec]) -> Attach {
     Attach {
+        resolvers: vec![],
         id: id.to_owned(),
         name: name.to_owned(),
         networks: vec![Join::new(LOCAL_NETWORK, None)],

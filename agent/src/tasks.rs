@@ -349,6 +349,7 @@ fn workload(task: &Task) -> Workload {
         spec: task.container.clone(),
         restart: task.restart,
         network: Networking::Attached(Attached::new(Attach {
+            resolvers: task.container.dns.servers.clone(),
             id: task.id.to_string(),
             name: task.name(),
             networks: task.addresses.iter().map(join).collect(),

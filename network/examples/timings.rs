@@ -44,6 +44,7 @@ async fn measure(fabric: &Fabric) -> Result<(), Error> {
         let id = format!("c{i}");
         fabric
             .attach(Attach {
+                resolvers: vec![],
                 name: id.clone(),
                 id,
                 networks: vec![Join::new("local", None)],

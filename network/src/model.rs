@@ -1,6 +1,6 @@
 //! What the caller tells the fabric: options, attachments and changes of the desired state.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
@@ -86,6 +86,9 @@ pub struct Attach {
     pub networks: Vec<Join>,
     /// Ports of this node that lead to it, at the first one's address.
     pub ports: Vec<HostPort>,
+    /// Whom the node's resolver asks for it, in this order, for names that are not ours; empty: whom it asks for all.
+    #[serde(default)]
+    pub resolvers: Vec<IpAddr>,
 }
 
 /// A container in a network.

@@ -42,4 +42,5 @@ pub(crate) fn announce(names: &Names, record: &Record) {
     let addresses: Vec<Ipv4Addr> = record.interfaces.iter().map(|i| i.address).collect();
     let networks: Vec<String> = networks.iter().map(|join| join.network.clone()).collect();
     names.set_client(&addresses, &networks);
+    names.set_resolvers(&addresses, &record.attach.resolvers);
 }

@@ -302,6 +302,7 @@ fn a_restart_changes_nothing_that_is_right() {
 
 fn lab_attach(container: &Container) -> rorqual_network::Attach {
     rorqual_network::Attach {
+        resolvers: vec![],
         id: container.id.clone(),
         name: container.id.clone(),
         networks: vec![rorqual_network::Join::new("default", Some(container.address))],

@@ -59,7 +59,7 @@ fn join(lab: &Lab, node: usize, network: &str, n: u32) -> Join {
 
 fn container(lab: &Lab, node: usize, name: &str, n: u32, networks: &[&str]) -> Container {
     let networks = networks.iter().map(|network| join(lab, node, network, n)).collect();
-    let attach = Attach { id: name.into(), name: name.into(), networks, ports: vec![] };
+    let attach = Attach { resolvers: vec![], id: name.into(), name: name.into(), networks, ports: vec![] };
     Container::new(&lab.nodes[node], name.to_owned(), attach)
 }
 
@@ -250,8 +250,13 @@ fn a_running_container_joins_and_leaves_networks() {
     let front = container(&lab, 1, "front", 2, &["front"]);
     let back = container(&lab, 1, "back", 2, &["back"]);
     let one = container(&lab, 0, "one", 1, &["front"]);
-    let attach =
-        |networks: Vec<Join>| Attach { id: "one".into(), name: "one".into(), networks, ports: vec![] };
+    let attach = |networks: Vec<Join>| Attach {
+        resolvers: vec![],
+        id: "one".into(),
+        name: "one".into(),
+        networks,
+        ports: vec![],
+    };
     let (in_front, in_back) = (join(&lab, 0, "front", 1), join(&lab, 0, "back", 1));
     assert!(!reaches(&one, back.address));
     let joined = lab.nodes[0].attach(attach(vec![in_front.clone(), in_back.clone()])).unwrap();
@@ -283,6 +288,43 @@ fn a_running_container_joins_and_leaves_networks() {
     assert!(!table.contains("also_") && !table.contains("as_one"), "{table}");
 }
 
+/// A resolver beside the nodes that knows one address, whatever it is asked, for so many questions.
+fn resolver(lab: &Lab, address: Ipv4Addr, questions: usize) -> std::thread::JoinHandle<()> {
+    let socket = lab.client.run(|| UdpSocket::bind((CLIENT, 53)).unwrap());
+    lab.client.spawn(move || {
+        for _ in 0..questions {
+            let mut buffer = [0; 512];
+            let (length, client) = socket.recv_from(&mut buffer).unwrap();
+            let mut answer = buffer[..length].to_vec();
+            (answer[2], answer[3], answer[7]) = (0x81, 0x80, 1);
+            // The name of the question, type A, class IN, a TTL, four bytes.
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4]);
+            answer.extend(address.octets());
+            socket.send_to(&answer, client).unwrap();
+        }
+    })
+}
+
+#[test]
+fn a_container_has_resolvers_of_its_own_for_names_that_are_not_ours() {
+    let lab = lab();
+    let known = Ipv4Addr::new(192, 0, 2, 53);
+    let asked = resolver(&lab, known, 1);
+    let plain = container(&lab, 0, "plain", 1, &["front"]);
+    let attach = |name: &str, n, networks: &[&str]| {
+        let networks = networks.iter().map(|network| join(&lab, 0, network, n)).collect();
+        let resolvers = vec![CLIENT.into()];
+        let attach = Attach { id: name.into(), name: name.into(), networks, ports: vec![], resolvers };
+        Container::new(&lab.nodes[0], name.to_owned(), attach)
+    };
+    let (own, shut) = (attach("own", 2, &["front"]), attach("shut", 3, &["shut"]));
+    assert_eq!(look_up(&plain, "outside.example"), None);
+    assert_eq!(look_up(&shut, "outside.example"), None, "no way out, neither for questions");
+    assert_eq!(look_up(&own, "outside.example"), Some(known));
+    assert_eq!(look_up(&own, "plain"), Some(plain.address), "what is ours stays ours");
+    asked.join().unwrap();
+}
+
 #[test]
 fn a_block_may_be_cut_while_containers_have_its_addresses() {
     let lab = lab();
@@ -302,7 +344,13 @@ fn a_block_may_be_cut_while_containers_have_its_addresses() {
     let removed_blocks = vec!["192.168.50.0/29".parse().unwrap()];
     lab.apply_all(&Change { removed_blocks, blocks: pieces.to_vec(), ..Change::default() });
     let joins = vec![Join::new("back", Some(Ipv4Addr::new(192, 168, 50, 5)))];
-    let attach = Attach { id: "chosen".into(), name: "chosen".into(), networks: joins, ports: vec![] };
+    let attach = Attach {
+        resolvers: vec![],
+        id: "chosen".into(),
+        name: "chosen".into(),
+        networks: joins,
+        ports: vec![],
+    };
     let chosen = Container::new(second, "chosen".to_owned(), attach);
     for (from, to) in [(&here, &chosen), (&chosen, &here), (&chosen, &there), (&here, &there)] {
         assert_eq!(
@@ -339,7 +387,8 @@ fn a_container_may_be_in_the_nodes_own_network_as_well() {
             network => join(&lab, 0, network, 1),
         };
         let networks = networks.iter().map(join).collect();
-        let attach = Attach { id: name.into(), name: name.into(), networks, ports: vec![] };
+        let attach =
+            Attach { resolvers: vec![], id: name.into(), name: name.into(), networks, ports: vec![] };
         let both = Container::new(&lab.nodes[0], name.to_owned(), attach);
         assert!(reaches(&both, front.address) && reaches(&both, plain.address), "{name}");
         let in_front = join(&"front").address.unwrap();

@@ -127,6 +127,7 @@ fn a_restart_disturbs_nothing() {
     talks.iter_mut().for_each(|talk| talk.echo().unwrap());
     let again = lab.nodes[0]
         .attach(Attach {
+            resolvers: vec![],
             id: a.id.clone(),
             name: a.id.clone(),
             networks: vec![Join::new("default", Some(a.address))],
@@ -197,6 +198,7 @@ fn networks_are_apart_and_addresses_cannot_be_forged() {
         Block { block: "10.213.4.0/26".parse().unwrap(), network: "other".into(), node: node.name.clone() };
     node.apply(Change { blocks: vec![other], ..Change::default() }).unwrap();
     let mut attach = Attach {
+        resolvers: vec![],
         id: "c".into(),
         name: "c".into(),
         networks: vec![Join::new("other", Some(Ipv4Addr::new(10, 213, 4, 1)))],
@@ -257,7 +259,13 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
     assert_eq!(node.ns.connect((everywhere, 8081)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let attach = |id: &str, ports| {
         let id = id.to_owned();
-        node.attach(Attach { name: id.clone(), id, networks: vec![Join::new("local", None)], ports })
+        node.attach(Attach {
+            resolvers: vec![],
+            name: id.clone(),
+            id,
+            networks: vec![Join::new("local", None)],
+            ports,
+        })
     };
     let gated =
         |range: &str| vec![HostPort { allow: vec![range.parse().unwrap()], ..port(Some(everywhere), 8082) }];
@@ -369,6 +377,7 @@ fn bad_input_names_the_field() {
     let node = &lab.nodes[0];
     let attach = |id: &str, address| {
         let result = node.attach(Attach {
+            resolvers: vec![],
             id: id.into(),
             name: "x".into(),
             networks: vec![Join::new("default", address)],

@@ -255,6 +255,13 @@ fn a_plain_container_may_share_the_nodes_network_or_have_none() {
     assert!(host.starts_with("n1\n") && host.contains(&node.address.to_string()), "{host}");
     let none = run(&["--network", "none"], "ifconfig -a; cat /etc/resolv.conf").ok();
     assert!(none.contains("lo ") && !none.contains("eth0") && !none.contains("nameserver"), "{none}");
+    let dns = ["--dns", "192.0.2.53", "--dns-search", "corp.example", "--dns-option", "timeout:1"];
+    let asks = run(&dns, "cat /etc/resolv.conf").ok();
+    assert_eq!(asks, "nameserver 169.254.53.53\nsearch corp.example\noptions ndots:0 timeout:1\n");
+    let host = run(&[&["--network", "host"], &dns[..2]].concat(), "cat /etc/resolv.conf").ok();
+    assert!(host.ends_with("nameserver 192.0.2.53\n") && host.matches("nameserver").count() == 1, "{host}");
+    run(&[&["--network", "none"], &dns[..2]].concat(), "true").fails(125, &["asks nobody"]);
+    run(&["--dns", "somewhere"], "true").fails(2, &["--dns", "not an IP address"]);
     let usual = run(&[], "ifconfig -a").ok();
     assert!(usual.contains("eth0"), "{usual}");
     for (arguments, expected) in [

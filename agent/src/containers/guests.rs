@@ -433,11 +433,17 @@ pub(super) fn attach_of(record: &ContainerRecord) -> Attach {
         Some(Join { network: join.network_id.clone(), address: Some(join.address.parse().ok()?), aliases })
     });
     Attach {
+        resolvers: resolvers(record),
         id: record.id.clone(),
         name: record.name.clone(),
         networks: networks.collect(),
         ports: host_ports(&record.ports),
     }
+}
+
+fn resolvers(record: &ContainerRecord) -> Vec<std::net::IpAddr> {
+    let servers = record.spec.iter().filter_map(|spec| spec.dns.as_ref()).flat_map(|dns| &dns.servers);
+    servers.filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Networks that a container can be in: each once, and none beside the node's own or none at all.

@@ -51,6 +51,10 @@ pub(super) fn check_network(
     if !ports.is_empty() {
         return Err(InvalidField::new("ports", why).remedy("leave --publish out, or name another --network"));
     }
+    if mode == wire::NetworkMode::None && spec.dns != model::DnsSpec::default() {
+        return Err(InvalidField::new("spec.dns", "a container without a network asks nobody")
+            .remedy("leave --dns, --dns-search and --dns-option out, or name another --network"));
+    }
     let sysctl = spec.sysctls.keys().find(|name| name.starts_with("net."));
     if let Some(name) = sysctl.filter(|_| mode == wire::NetworkMode::Host) {
         return Err(InvalidField::new(format!("spec.sysctls.{name}"), "would be set for the whole node")

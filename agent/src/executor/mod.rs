@@ -160,7 +160,7 @@ impl Executor {
         let process = process::merge(&workload.spec, image.config.config().as_ref()).map_err(refused)?;
         let check = self.check(workload).await.map_err(refused)?;
         let hostname = self.inner.hostname(workload).to_owned();
-        let (hosts, resolver) = (place.hosts(&hostname), place.resolver());
+        let (hosts, resolver) = (place.hosts(&hostname), place.resolver(&workload.spec.dns));
         let top = image.layers.first().cloned();
         blocking(move || {
             let identity = Identity { hostname: &hostname, hosts: &hosts, resolver: &resolver };

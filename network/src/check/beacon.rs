@@ -152,7 +152,7 @@ async fn attach_published(fabric: &Fabric, name: &str) -> Result<(u16, crate::mo
 
 fn attach(name: &str, ports: Vec<HostPort>) -> Attach {
     let (id, name) = (name.to_owned(), name.to_owned());
-    Attach { id, name, networks: vec![Join::new(LOCAL_NETWORK, None)], ports }
+    Attach { id, name, networks: vec![Join::new(LOCAL_NETWORK, None)], ports, resolvers: Vec::new() }
 }
 
 /// Runs something in a thread that went into a namespace, and ends with that.

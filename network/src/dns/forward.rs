@@ -40,10 +40,14 @@ impl Upstreams {
         list
     }
 
-    /// The answer of the first that answers.
-    pub(crate) async fn ask(&self, message: &[u8], over_tcp: bool) -> io::Result<Vec<u8>> {
+    /// The answer of the first of `own` that answers; where there are none, of those of the host.
+    pub(crate) async fn ask(&self, own: &[IpAddr], message: &[u8], over_tcp: bool) -> io::Result<Vec<u8>> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "no resolver is configured on this host");
-        for upstream in self.list() {
+        let upstreams = match own {
+            [] => self.list(),
+            own => own.iter().map(|address| SocketAddr::new(*address, PORT)).collect(),
+        };
+        for upstream in upstreams {
             let answer = if over_tcp {
                 timeout(PATIENCE, ask_tcp(upstream, message)).await
             } else {

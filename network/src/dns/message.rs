@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn asker(network: &str, outside: bool) -> Asker {
-        Asker { networks: vec![network.to_owned()], outside }
+        Asker { networks: vec![network.to_owned()], outside, resolvers: vec![] }
     }
 
     fn question(name: &str, kind: TYPE) -> Vec<u8> {

@@ -80,19 +80,20 @@ async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 }
 
 impl Resolver {
-    fn decide(&self, client: SocketAddr, message: &[u8], over_tcp: bool) -> Verdict {
+    /// What to do, and whom to ask outside where that is it.
+    fn decide(&self, client: SocketAddr, message: &[u8], over_tcp: bool) -> (Verdict, Vec<IpAddr>) {
         let client = match client.ip() {
             IpAddr::V4(address) => address,
             IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
-        let node = || Asker { networks: vec![NODE_NETWORK.to_owned()], outside: true };
+        let node = || Asker { networks: vec![NODE_NETWORK.to_owned()], outside: true, resolvers: Vec::new() };
         let asker = self.names.asker(client).unwrap_or_else(node);
-        message::decide(&self.names, &asker, message, over_tcp)
+        (message::decide(&self.names, &asker, message, over_tcp), asker.resolvers)
     }
 
     /// The answer of another resolver, or an error to send back.
-    async fn forward(&self, message: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
-        match self.upstreams.ask(message, over_tcp).await {
+    async fn forward(&self, resolvers: &[IpAddr], message: &[u8], over_tcp: bool) -> Option<Vec<u8>> {
+        match self.upstreams.ask(resolvers, message, over_tcp).await {
             Ok(answer) => Some(answer),
             Err(error) => {
                 tracing::debug!(%error, "no answer from the host's resolvers");
@@ -118,7 +119,8 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
             }
         };
         let message = &buffer[..length];
-        let answer = match resolver.decide(client, message, false) {
+        let (verdict, resolvers) = resolver.decide(client, message, false);
+        let answer = match verdict {
             Verdict::Answer(answer) => answer,
             Verdict::Ignore => continue,
             Verdict::Forward => match Arc::clone(&resolver.forwards).try_acquire_owned() {
@@ -127,7 +129,7 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
                     let message = message.to_vec();
                     // Ends with its answer or the time-out; an answer that cannot be sent is asked for again.
                     tokio::spawn(async move {
-                        if let Some(answer) = resolver.forward(&message, false).await {
+                        if let Some(answer) = resolver.forward(&resolvers, &message, false).await {
                             let _ = socket.send_to(&answer, client).await;
                         }
                         drop(permit);
@@ -178,10 +180,11 @@ async fn converse(resolver: &Resolver, mut stream: TcpStream, client: SocketAddr
         };
         let mut message = vec![0; usize::from(length)];
         timeout(IDLE, stream.read_exact(&mut message)).await??;
-        let answer = match resolver.decide(client, &message, true) {
+        let (verdict, resolvers) = resolver.decide(client, &message, true);
+        let answer = match verdict {
             Verdict::Answer(answer) => Some(answer),
             Verdict::Ignore => None,
-            Verdict::Forward => resolver.forward(&message, true).await,
+            Verdict::Forward => resolver.forward(&resolvers, &message, true).await,
         };
         let Some(answer) = answer else { return Ok(()) };
         let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };

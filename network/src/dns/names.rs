@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem::discriminant;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{PoisonError, RwLock};
 
 use crate::fabric::DNS;
@@ -40,6 +40,8 @@ struct Tables {
     reverse: HashMap<Ipv4Addr, BTreeMap<Owner, Key>>,
     /// The networks of a container, by each of its addresses.
     clients: HashMap<Ipv4Addr, Vec<String>>,
+    /// Whom a container has asked outside, by each of its addresses, where it has said so.
+    resolvers: HashMap<Ipv4Addr, Vec<IpAddr>>,
     /// Networks without a way out.
     internal: HashSet<String>,
 }
@@ -51,6 +53,8 @@ pub(crate) struct Asker {
     pub(crate) networks: Vec<String>,
     /// Names that are not ours are looked for outside: a question is a way out, too.
     pub(crate) outside: bool,
+    /// Who is asked there; empty: who is asked for everybody.
+    pub(crate) resolvers: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -99,10 +103,23 @@ impl Names {
         tables.clients.extend(addresses.iter().map(|address| (*address, networks.to_vec())));
     }
 
+    /// Notes whom to ask outside on behalf of these addresses.
+    pub(crate) fn set_resolvers(&self, addresses: &[Ipv4Addr], resolvers: &[IpAddr]) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses {
+            if resolvers.is_empty() {
+                tables.resolvers.remove(address);
+            } else {
+                tables.resolvers.insert(*address, resolvers.to_vec());
+            }
+        }
+    }
+
     /// Forgets addresses.
     pub(crate) fn remove_client(&self, addresses: &[Ipv4Addr]) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         tables.clients.retain(|address, _| !addresses.contains(address));
+        tables.resolvers.retain(|address, _| !addresses.contains(address));
     }
 
     /// Notes whether a network has a way out.
@@ -120,7 +137,8 @@ impl Names {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let networks = tables.clients.get(&client)?.clone();
         let outside = !networks.iter().all(|network| tables.internal.contains(network));
-        Some(Asker { networks, outside })
+        let resolvers = tables.resolvers.get(&client).cloned().unwrap_or_default();
+        Some(Asker { networks, outside, resolvers })
     }
 
     /// The addresses of a name (lower case, no final dot). `Some` and empty: the name is known and has none.
@@ -183,7 +201,11 @@ mod tests {
     }
 
     fn asker(networks: &[&str]) -> Asker {
-        Asker { networks: networks.iter().map(|name| (*name).to_owned()).collect(), outside: true }
+        Asker {
+            networks: networks.iter().map(|name| (*name).to_owned()).collect(),
+            outside: true,
+            resolvers: vec![],
+        }
     }
 
     #[test]
@@ -258,7 +280,11 @@ mod tests {
         assert!(!names.asker(A).unwrap().outside && names.asker(B).unwrap().outside);
         names.set_internal("shut", false);
         assert!(names.asker(A).unwrap().outside);
+        names.set_resolvers(&[A], &[IpAddr::from(B)]);
+        assert_eq!(names.asker(A).unwrap().resolvers, [IpAddr::from(B)]);
         names.remove_client(&[A]);
         assert_eq!(names.asker(A), None);
+        names.set_client(&[A], &networks(&["open"]));
+        assert!(names.asker(A).unwrap().resolvers.is_empty(), "the next that has the address has none");
     }
 }

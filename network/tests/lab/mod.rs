@@ -283,6 +283,7 @@ impl Node {
     pub fn container(&self, n: u32) -> Container {
         let name = format!("{}c{n}", self.name);
         let attach = Attach {
+            resolvers: vec![],
             id: name.clone(),
             name: name.clone(),
             networks: vec![Join::new("default", Some(self.address(n)))],
@@ -293,8 +294,13 @@ impl Node {
 
     /// A container that only this node knows.
     pub fn local_container(&self, name: &str, ports: Vec<HostPort>) -> Container {
-        let attach =
-            Attach { id: name.into(), name: name.into(), networks: vec![Join::new("local", None)], ports };
+        let attach = Attach {
+            resolvers: vec![],
+            id: name.into(),
+            name: name.into(),
+            networks: vec![Join::new("local", None)],
+            ports,
+        };
         Container::new(self, name.to_owned(), attach)
     }
 

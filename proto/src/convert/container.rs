@@ -32,7 +32,32 @@ impl From<&model::ContainerSpec> for wire::ContainerSpec {
             open_stdin: spec.open_stdin,
             health: spec.health.as_ref().map(Into::into),
             drain_ms: spec.drain_ms,
+            dns: (spec.dns != model::DnsSpec::default()).then(|| (&spec.dns).into()),
         }
+    }
+}
+
+impl From<&model::DnsSpec> for wire::DnsSpec {
+    fn from(dns: &model::DnsSpec) -> Self {
+        Self {
+            servers: dns.servers.iter().map(ToString::to_string).collect(),
+            search: dns.search.clone(),
+            options: dns.options.clone(),
+        }
+    }
+}
+
+impl TryFrom<wire::DnsSpec> for model::DnsSpec {
+    type Error = InvalidField;
+
+    fn try_from(dns: wire::DnsSpec) -> Result<Self, InvalidField> {
+        let server = |(index, text): (usize, &String)| {
+            text.parse().map_err(|_| {
+                InvalidField::new(format!("servers[{index}]"), format!("`{text}` is not an IP address"))
+            })
+        };
+        let servers = dns.servers.iter().enumerate().map(server).collect::<Result<_, _>>()?;
+        Ok(Self { servers, search: dns.search, options: dns.options })
     }
 }
 
@@ -68,6 +93,7 @@ impl TryFrom<wire::ContainerSpec> for model::ContainerSpec {
                 .transpose()
                 .map_err(|error: InvalidField| error.within("health"))?,
             drain_ms: spec.drain_ms,
+            dns: super::or_absent(spec.dns, "dns")?,
         })
     }
 }

@@ -21,6 +21,11 @@ fn meta() -> Meta {
 /// Every field differs from its default, so that one that is forgotten is seen.
 fn container() -> ContainerSpec {
     ContainerSpec {
+        dns: DnsSpec {
+            servers: vec![[10, 0, 0, 53].into()],
+            search: texts(&["corp.example"]),
+            options: texts(&["ndots:2"]),
+        },
         image: "docker.io/library/nginx:latest".into(),
         image_digest: Some(format!("sha256:{}", "ab".repeat(32))),
         entrypoint: texts(&["/entry"]),

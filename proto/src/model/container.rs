@@ -1,6 +1,7 @@
 //! One container as `run` and `service` both describe it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// How long a replica's connections are waited for where nothing else was said.
 pub const DEFAULT_DRAIN_MS: u64 = 5_000;
@@ -54,6 +55,8 @@ pub struct ContainerSpec {
     pub health: Option<HealthCheck>,
     /// How long a replica's connections are waited for after it has left the balancers; absent: the default.
     pub drain_ms: Option<u64>,
+    /// How it asks for names.
+    pub dns: DnsSpec,
 }
 
 /// A health check, as far as a user says it: what is 0 or absent is as the image says.
@@ -97,6 +100,17 @@ pub enum Probe {
         /// The container's.
         port: u16,
     },
+}
+
+/// How a container asks for names beside those of its networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DnsSpec {
+    /// Resolvers, asked in this order in place of the node's.
+    pub servers: Vec<IpAddr>,
+    /// Domains that are tried behind a name.
+    pub search: Vec<String>,
+    /// As resolv.conf(5) has them.
+    pub options: Vec<String>,
 }
 
 /// Amounts of what a node has; 0 means none asked for, or no limit.

@@ -18,7 +18,7 @@ pub mod task;
 
 pub use cluster::Cluster;
 pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
-pub use container::{ContainerSpec, HealthCheck, Mount, MountKind, Probe, Resources};
+pub use container::{ContainerSpec, DnsSpec, HealthCheck, Mount, MountKind, Probe, Resources};
 pub use edge::{EdgeSettings, RouteBackend, RouteSpec};
 pub use id::{ClusterId, GuestId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Guest, Network, NetworkJoin, NetworkSpec};

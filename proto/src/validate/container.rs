@@ -48,6 +48,7 @@ pub fn container_spec(spec: &ContainerSpec) -> Result<(), InvalidField> {
                 .remedy("give a name as SIGTERM or a number of 1 to 64")
         })?;
     }
+    super::dns::dns(&spec.dns).map_err(|error| error.within("dns"))?;
     if spec.stop_grace_ms > MAX_WAIT_MS {
         let problem = format!("{} ms are too long: at most 24 h", spec.stop_grace_ms);
         return Err(InvalidField::new("stop_grace_ms", problem));

@@ -3,6 +3,7 @@
 //! to know what else is in the cluster (that a port or name is free is the planner's to say).
 
 mod container;
+mod dns;
 mod edge;
 mod health;
 mod network;

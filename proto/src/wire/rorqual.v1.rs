@@ -203,6 +203,8 @@ pub struct ContainerSpec {
     /// How long a replica's connections are waited for after it has left the balancers; absent: 5 s. Services only.
     #[prost(uint64, optional, tag = "61")]
     pub drain_ms: ::core::option::Option<u64>,
+    #[prost(message, optional, tag = "80")]
+    pub dns: ::core::option::Option<DnsSpec>,
 }
 /// What is 0 is as the image says, else Docker's default: 30 s, 30 s, 0, 5 s, 3.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -265,6 +267,19 @@ pub struct HttpProbe {
 pub struct TcpProbe {
     #[prost(uint32, tag = "1")]
     pub port: u32,
+}
+/// How a container asks for names beside those of its networks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DnsSpec {
+    /// Addresses of resolvers, asked in this order in place of the node's.
+    #[prost(string, repeated, tag = "1")]
+    pub servers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Domains that are tried behind a name.
+    #[prost(string, repeated, tag = "2")]
+    pub search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As resolv.conf(5) has them: ndots:2, timeout:1.
+    #[prost(string, repeated, tag = "3")]
+    pub options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resources {

@@ -111,6 +111,8 @@ struct Container {
     sysctls: Labels,
     #[serde(skip_serializing_if = "Option::is_none")]
     healthcheck: Option<super::health::Healthcheck>,
+    #[serde(rename = "DNSConfig", skip_serializing_if = "Option::is_none")]
+    dns: Option<Dns>,
 }
 
 #[derive(Serialize)]
@@ -179,6 +181,14 @@ struct Ports {
     #[serde(skip_serializing_if = "Option::is_none")]
     affinity: Option<&'static str>,
     ports: Vec<Port>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Dns {
+    nameservers: Vec<String>,
+    search: Vec<String>,
+    options: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -326,6 +336,7 @@ fn container(spec: ContainerSpec) -> Container {
         drain_timeout: spec.drain_ms.map(|ms| ms.saturating_mul(NANOS_PER_MS)),
         sysctls: spec.sysctls,
         healthcheck: spec.health.map(Into::into),
+        dns: spec.dns.map(|dns| Dns { nameservers: dns.servers, search: dns.search, options: dns.options }),
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use rorqual_proto::wire::{ContainerSpec, Mount};
 
+use super::dns::DnsArgs;
 use super::env::EnvArgs;
 use super::health::HealthArgs;
 use crate::failure::Result;
@@ -46,6 +47,8 @@ pub(crate) struct ContainerArgs {
     pub(crate) sysctl: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) health: HealthArgs,
+    #[command(flatten)]
+    pub(crate) dns: DnsArgs,
 }
 
 impl ContainerArgs {
@@ -69,6 +72,7 @@ impl ContainerArgs {
             stop_grace_ms: self.stop_grace_period.unwrap_or_default(),
             sysctls: map(self.sysctl),
             health,
+            dns: self.dns.spec(),
             ..ContainerSpec::default()
         })
     }

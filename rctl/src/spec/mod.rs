@@ -6,6 +6,7 @@
 
 pub(crate) mod check;
 pub(crate) mod container;
+pub(crate) mod dns;
 pub(crate) mod env;
 pub(crate) mod health;
 pub(crate) mod image;

@@ -18,6 +18,7 @@ use crate::docker;
 use crate::failure::{Failure, Result};
 use crate::output::{self, Format};
 use crate::parse;
+use crate::spec::dns::DnsChangeArgs;
 use crate::spec::health::HealthArgs;
 use crate::spec::{check, env, image};
 use crate::wait::{self, Goal, WaitArgs};
@@ -76,7 +77,7 @@ const CHANGES: &[&str] = &[
 ];
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES).args(HealthArgs::NAMES).arg("rollback"))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES).args(HealthArgs::NAMES).args(DnsChangeArgs::NAMES).arg("rollback"))]
 pub(crate) struct UpdateArgs {
     /// The image, resolved anew
     #[arg(long)]
@@ -189,9 +190,11 @@ pub(crate) struct UpdateArgs {
     #[command(flatten)]
     health: HealthArgs,
     #[command(flatten)]
+    dns: DnsChangeArgs,
+    #[command(flatten)]
     auth: AuthArgs,
     /// Go back to what the last update replaced
-    #[arg(long, conflicts_with_all = CHANGES.iter().chain(&HealthArgs::NAMES))]
+    #[arg(long, conflicts_with_all = CHANGES.iter().chain(&HealthArgs::NAMES).chain(&DnsChangeArgs::NAMES))]
     rollback: bool,
     #[command(flatten)]
     resources: ResourceArgs,
@@ -306,6 +309,7 @@ impl UpdateArgs {
         set(&mut spec.read_only, self.read_only.as_ref());
         set(&mut spec.stop_grace_ms, self.stop_grace_period.as_ref());
         self.health.apply(&mut spec.health);
+        self.dns.apply(&mut spec.dns);
         spec.drain_ms = self.drain_timeout.or(spec.drain_ms);
         let added = env::given("--env-add", &self.env_add)?;
         let name = |variable: &str| variable.split_once('=').map_or(variable, |(name, _)| name).to_owned();
