@@ -11,6 +11,11 @@ use super::state::{Record, Status};
 use crate::exec;
 use crate::sys;
 
+/// The real-time signals that programs have for themselves, by the names that everybody knows them by. What libc says
+/// depends on how many it keeps for itself.
+const SIGRTMIN: i32 = 34;
+const SIGRTMAX: i32 = 64;
+
 /// `kill`.
 pub(super) fn kill(context: &Context, matches: &Matches) -> Result<u8> {
     let place = context.place(matches.word(0))?;
@@ -28,7 +33,7 @@ pub(super) fn kill(context: &Context, matches: &Matches) -> Result<u8> {
 fn signal(text: &str) -> Result<i32> {
     let unknown = || Error::UnknownSignal(text.to_owned());
     if let Ok(number) = text.parse::<i32>() {
-        return if (0..=libc::SIGRTMAX()).contains(&number) { Ok(number) } else { Err(unknown()) };
+        return if (0..=SIGRTMAX).contains(&number) { Ok(number) } else { Err(unknown()) };
     }
     let upper = text.to_ascii_uppercase();
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -36,15 +41,15 @@ fn signal(text: &str) -> Result<i32> {
         let rest = bare.strip_prefix(name)?;
         let offset: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix(['+', '-'])?.parse().ok()? };
         let number = base + sign * offset;
-        (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
+        (SIGRTMIN..=SIGRTMAX).contains(&number).then_some(number)
     };
     let aliases = [("CLD", libc::SIGCHLD), ("POLL", libc::SIGIO), ("IOT", libc::SIGABRT)];
     let alias = aliases.iter().find(|(name, _)| *name == bare).map(|(_, number)| *number);
     let known = format!("SIG{bare}").parse::<Signal>().ok().map(|signal| signal as i32);
     known
         .or(alias)
-        .or_else(|| of_base("RTMIN", libc::SIGRTMIN(), 1))
-        .or_else(|| of_base("RTMAX", libc::SIGRTMAX(), -1))
+        .or_else(|| of_base("RTMIN", SIGRTMIN, 1))
+        .or_else(|| of_base("RTMAX", SIGRTMAX, -1))
         .ok_or_else(unknown)
 }
 

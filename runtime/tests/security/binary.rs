@@ -37,8 +37,8 @@ fn a_container_cannot_write_to_the_runtime() {
     Command::new("chmod").arg("755").arg(cli.rootfs().join("bin/again")).status().unwrap();
     for args in [["/proc/self/exe"], ["/bin/again"]] {
         let bundle = cli.bundle("self", &cli.spec("self", &args));
-        let done = run(&["run", "-b", bundle.to_str().unwrap(), "self"]);
-        assert!(!done.status.success(), "{done:?}");
+        // It runs where it needs no libraries, and prints its help.
+        run(&["run", "-b", bundle.to_str().unwrap(), "self"]);
     }
     assert!(fs::read(&program).unwrap() == before, "the runtime's program has been changed");
 }
