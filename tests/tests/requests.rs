@@ -72,6 +72,12 @@ fn no_request_is_lost() {
         ["--health-http", "80/health", "--health-interval", "1s", "--drain-timeout", "20s", images::NGINX];
     n1.rctl(&[&service[..], &check].concat()).ok();
 
+    // The command waits for the replicas; that the node leads to them may come a moment later.
+    wait_until("the node's port leads to both replicas", SOON, || {
+        let tally = http::tally(n1.port(8080), 6).map_err(|error| error.to_string())?;
+        hold(tally.len() == 2, || format!("{tally:?}"))
+    });
+
     under_load(n1, "scaled from 2 to 5 and back to 2", || {
         n2.rctl(&["service", "scale", "web=5"]).ok();
         n2.rctl(&["service", "scale", "web=2"]).ok();
