@@ -46,7 +46,7 @@ fn route(given: &wire::RouteSpec) -> Option<Route> {
 
 /// Where it listens, and whether it keeps a log.
 pub(crate) fn settings(given: &wire::EdgeConfig) -> Settings {
-    let settings = given.settings.unwrap_or_default();
+    let settings = given.settings.clone().unwrap_or_default();
     let port = |port: u32| u16::try_from(port).ok().filter(|port| *port > 0);
     Settings {
         http: port(settings.http_port),
@@ -55,7 +55,7 @@ pub(crate) fn settings(given: &wire::EdgeConfig) -> Settings {
     }
 }
 
-/// Takes certificates out of what goes to disk, and gives them to the edge.
+/// Takes certificates and challenges out of what goes to disk, and gives them to the edge.
 pub(crate) fn take_certificates(edge: &Edge, config: &mut wire::EdgeConfig) {
     let given = std::mem::take(&mut config.certificates);
     let certificate = |given: wire::EdgeKey| {
@@ -65,6 +65,7 @@ pub(crate) fn take_certificates(edge: &Edge, config: &mut wire::EdgeConfig) {
         Some(Certificate { name: given.name, hosts: given.hosts, chain, key: key.ok()? })
     };
     edge.set_certificates(given.into_iter().filter_map(certificate).collect());
+    edge.set_challenges(std::mem::take(&mut config.challenges).into_iter().collect());
 }
 
 /// How it is, for controllers.
@@ -78,6 +79,7 @@ pub(crate) fn report(report: rorqual_edge::Report) -> wire::EdgeReportResponse {
         ports: report.ports.into_iter().map(Into::into).collect(),
         problems: report.problems.into_iter().map(problem).collect(),
         routes: report.routes.into_iter().map(counters).collect(),
+        challenges: report.challenges,
     }
 }
 

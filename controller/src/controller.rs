@@ -12,6 +12,7 @@ use crate::auths::Auths;
 use crate::bootstrap::Bootstrap;
 use crate::control::{Control, Entrance};
 use crate::dispatch::Dispatch;
+use crate::edge::acme;
 use crate::forward::LeaderRoute;
 use crate::leader::{self, LeaderShared};
 use crate::membership::Membership;
@@ -47,6 +48,7 @@ pub struct Controller {
     tls_control: Control,
     local_control: Control,
     leader: JoinHandle<()>,
+    acme: JoinHandle<()>,
 }
 
 impl Controller {
@@ -89,6 +91,7 @@ impl Controller {
             registry: RegistryTable::new(store.clone(), route.clone()),
             bootstrap: Bootstrap::new(membership.clone(), route.clone()),
             leader: tokio::spawn(leader::run(store.clone(), shared.clone())),
+            acme: tokio::spawn(acme::run(acme::Parts { store: store.clone(), auths, credentials })),
             raft,
             store,
             dispatch,
@@ -121,6 +124,7 @@ impl Controller {
     /// Hands leadership over where this controller leads, makes everything durable, and stops.
     pub async fn shutdown(self) {
         self.leader.abort();
+        self.acme.abort();
         self.raft.shutdown().await;
     }
 }

@@ -117,6 +117,7 @@ impl Feeder {
             Event::Reset(own) => {
                 self.edge.set(&rorqual_edge::Settings::default());
                 self.edge.set_certificates(Vec::new());
+                self.edge.set_challenges(BTreeMap::new());
                 *self = Self::new(self.fabric.clone(), own, self.edge.clone());
                 *dirty = Dirty::everything();
             }

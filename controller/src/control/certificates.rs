@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::Control;
-use crate::edge::{CERTIFICATES, certificate, certificates, stored};
+use crate::edge::{CERTIFICATES, acme, certificate, certificates, stored};
 use crate::{clock, status};
 
 /// Certificates of a cluster: every controller and every node has all of them in memory.
@@ -55,9 +55,10 @@ impl Control {
         &self,
         _request: wire::ListCertificatesRequest,
     ) -> Result<wire::ListCertificatesResponse, Status> {
-        let views = self
-            .store
-            .read(|state| certificates(state).map(|(name, certificate)| view(name, certificate)).collect());
+        let views = self.store.read(|state| {
+            let views = certificates(state).map(|(name, certificate)| view(name, certificate));
+            views.chain(acme::troubles(state).map(|(host, trouble)| failed(host, trouble))).collect()
+        });
         Ok(wire::ListCertificatesResponse { certificates: views })
     }
 
@@ -93,5 +94,12 @@ fn view(name: &str, certificate: wire::EdgeCertificate) -> wire::CertificateView
         not_before_ms: certificate.not_before_ms,
         not_after_ms: certificate.not_after_ms,
         fingerprint: first.iter().map(|byte| format!("{byte:02x}")).collect(),
+        problem: String::new(),
     }
+}
+
+/// A host that an ACME server gave none for.
+fn failed(host: &str, trouble: wire::EdgeTrouble) -> wire::CertificateView {
+    let hosts = vec![host.to_owned()];
+    wire::CertificateView { hosts, problem: trouble.problem, ..wire::CertificateView::default() }
 }

@@ -46,6 +46,9 @@ impl Control {
             edge.http_port = changed(edge.http_port, request.edge_http_port, "edge_http_port")?;
             edge.https_port = changed(edge.https_port, request.edge_https_port, "edge_https_port")?;
             edge.access_log = request.edge_access_log.unwrap_or(edge.access_log);
+            edge.acme_directory = request.edge_acme_directory.unwrap_or(edge.acme_directory);
+            edge.acme_contact = request.edge_acme_contact.unwrap_or(edge.acme_contact);
+            edge.acme_ca = request.edge_acme_ca.unwrap_or(edge.acme_ca);
             prepare::edge::set(state, edge).map_err(status::from_refusal)
         })?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;

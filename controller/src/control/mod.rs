@@ -12,7 +12,7 @@ mod networks;
 mod nodes;
 mod ports;
 mod registry;
-mod routes;
+pub(crate) mod routes;
 mod services;
 mod watch;
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use rorqual_proto::model::{NodeId, NodeState};
+use rorqual_planner::State;
+use rorqual_proto::model::{Node, NodeId, NodeState};
 use rorqual_proto::tls::{self, CredentialStore, Expect};
 use rorqual_proto::wire;
 use rorqual_proto::wire::peer_client::PeerClient;
@@ -15,10 +16,23 @@ use super::Control;
 /// How long a node may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
 
-struct Place {
+/// A node that may answer.
+pub(crate) struct Place {
     node: NodeId,
     hostname: String,
     address: String,
+}
+
+/// The nodes that should answer.
+pub(crate) fn places(state: &State) -> Vec<Place> {
+    let alive =
+        state.nodes().filter(|node| matches!(node.status.state, NodeState::Ready | NodeState::Suspect));
+    let place = |node: &std::sync::Arc<Node>| Place {
+        node: node.id.clone(),
+        hostname: node.description.hostname.clone(),
+        address: node.address.clone(),
+    };
+    alive.map(place).collect()
 }
 
 impl Control {
@@ -34,15 +48,7 @@ impl Control {
             });
             let edge = state.cluster().map(|cluster| wire::EdgeSettings::from(&cluster.edge));
             let answer = wire::ListRoutesResponse { edge, routes: routes.collect(), problems: Vec::new() };
-            let alive = state
-                .nodes()
-                .filter(|node| matches!(node.status.state, NodeState::Ready | NodeState::Suspect));
-            let places = alive.map(|node| Place {
-                node: node.id.clone(),
-                hostname: node.description.hostname.clone(),
-                address: node.address.clone(),
-            });
-            (answer, places.collect::<Vec<_>>())
+            (answer, places(state))
         });
         let is_off = answer.edge.as_ref().is_none_or(|edge| *edge == wire::EdgeSettings::default());
         if !is_off {
@@ -58,7 +64,11 @@ fn key(view: &wire::RouteView) -> Option<(&str, &str)> {
     view.route.as_ref().map(|route| (route.host.as_str(), route.path.as_str()))
 }
 
-async fn report(place: &Place, credentials: CredentialStore) -> Result<wire::EdgeReportResponse, Status> {
+/// How a node's edge is.
+pub(crate) async fn report(
+    place: &Place,
+    credentials: CredentialStore,
+) -> Result<wire::EdgeReportResponse, Status> {
     let asked = async {
         let channel = tls::connect(&place.address, credentials, &Expect::Node(place.node.clone()))
             .map_err(|error| Status::unavailable(error.to_string()))?;

@@ -1,7 +1,8 @@
 //! The HTTP edge's part of the replicated store: certificates as records, their keys sealed, and what nodes get of them.
 //!
-//! `certificate` reads what users give.
+//! `certificate` reads what users give, `acme` gets certificates by itself.
 
+pub(crate) mod acme;
 pub(crate) mod certificate;
 
 use prost::Message as _;
@@ -14,6 +15,14 @@ use crate::auths::Auths;
 
 /// What stands before the names of certificates in keys.
 pub(crate) const CERTIFICATES: &str = "edge/certificate/";
+/// What stands before the names of certificates that an ACME server has given, whose names are their hosts.
+pub(crate) const BY_ACME: &str = "acme/";
+/// What stands before the tokens of challenges in keys; the value is the answer.
+const CHALLENGES: &str = "edge/challenge/";
+/// What stands before hosts in keys, where their last order failed.
+pub(crate) const TROUBLES: &str = "edge/trouble/";
+/// The account at the ACME server.
+const ACCOUNT: &str = "edge/account";
 
 /// A certificate as it lies in the store.
 pub(crate) fn stored(record: &Record) -> Option<(&str, wire::EdgeCertificate)> {
@@ -45,5 +54,13 @@ pub(crate) fn config(view: &EdgeView, auths: &Auths) -> wire::EdgeConfig {
             }
         }
     });
-    wire::EdgeConfig { settings: Some((&view.settings).into()), certificates: opened.collect() }
+    let challenge = |record: &std::sync::Arc<Record>| {
+        let token = record.key.strip_prefix(CHALLENGES)?;
+        Some((token.to_owned(), String::from_utf8(record.value.clone()).ok()?))
+    };
+    wire::EdgeConfig {
+        settings: Some((&view.settings).into()),
+        certificates: opened.collect(),
+        challenges: view.records.iter().filter_map(challenge).collect(),
+    }
 }

@@ -55,6 +55,9 @@ impl From<&model::EdgeSettings> for wire::EdgeSettings {
             http_port: edge.http_port.unwrap_or_default().into(),
             https_port: edge.https_port.unwrap_or_default().into(),
             access_log: edge.access_log,
+            acme_directory: edge.acme_directory.clone(),
+            acme_contact: edge.acme_contact.clone(),
+            acme_ca: edge.acme_ca.clone(),
         }
     }
 }
@@ -68,6 +71,9 @@ impl TryFrom<wire::EdgeSettings> for model::EdgeSettings {
             http_port: open(edge.http_port, "http_port")?,
             https_port: open(edge.https_port, "https_port")?,
             access_log: edge.access_log,
+            acme_directory: edge.acme_directory,
+            acme_contact: edge.acme_contact,
+            acme_ca: edge.acme_ca,
         })
     }
 }

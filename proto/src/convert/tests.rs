@@ -264,7 +264,14 @@ fn cluster() -> Cluster {
         container_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         last_raft_id: 8,
-        edge: EdgeSettings { http_port: Some(80), https_port: Some(443), access_log: true },
+        edge: EdgeSettings {
+            http_port: Some(80),
+            https_port: Some(443),
+            access_log: true,
+            acme_directory: "https://acme.example/dir".into(),
+            acme_contact: "me@example.com".into(),
+            acme_ca: "PEM".into(),
+        },
     }
 }
 

@@ -46,6 +46,12 @@ pub struct EdgeSettings {
     pub https_port: Option<u16>,
     /// Each node keeps a log of requests.
     pub access_log: bool,
+    /// The ACME server's directory; empty: certificates are given.
+    pub acme_directory: String,
+    /// An address of mail, for the ACME server; may be empty.
+    pub acme_contact: String,
+    /// PEM: authorities that the ACME server's certificate may be of, beside the system's.
+    pub acme_ca: String,
 }
 
 impl EdgeSettings {

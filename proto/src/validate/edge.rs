@@ -7,12 +7,43 @@ use crate::model::{EdgeSettings, ServiceSpec};
 
 /// The longest path of a route.
 const PATH_BYTES: usize = 1024;
+/// The longest list of authorities.
+const CA_BYTES: usize = 64 << 10;
 
 /// The settings of the edge.
 pub fn edge_settings(settings: &EdgeSettings) -> Result<(), InvalidField> {
     if settings.http_port.is_some() && settings.http_port == settings.https_port {
         return Err(InvalidField::new("https_port", "is the port of plain HTTP, too")
             .remedy("give each a port of its own, such as 80 and 443"));
+    }
+    let directory = &settings.acme_directory;
+    let is_url =
+        directory.strip_prefix("https://").is_some_and(|rest| !rest.is_empty() && !rest.contains('@'));
+    if !directory.is_empty()
+        && (!is_url || directory.len() > PATH_BYTES || !directory.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        return Err(InvalidField::new("acme_directory", format!("`{directory}` is not an address by https"))
+            .remedy("give the URL of the ACME server's directory"));
+    }
+    if !directory.is_empty() && settings.http_port.is_none() {
+        return Err(InvalidField::new(
+            "acme_directory",
+            "an ACME server asks by plain HTTP, and the edge is closed to it",
+        )
+        .remedy("open it, too: rctl cluster update --edge-http 80"));
+    }
+    if settings.acme_ca.len() > CA_BYTES
+        || !(settings.acme_ca.is_empty() || settings.acme_ca.contains("BEGIN CERTIFICATE"))
+    {
+        let problem = format!("is no PEM of certificates with at most {CA_BYTES} bytes");
+        return Err(InvalidField::new("acme_ca", problem));
+    }
+    let contact = &settings.acme_contact;
+    let is_mail = contact.split_once('@').is_some_and(|(who, host)| !who.is_empty() && !host.is_empty())
+        && contact.len() <= 255
+        && contact.bytes().all(|byte| byte.is_ascii_graphic());
+    if !contact.is_empty() && !is_mail {
+        return Err(InvalidField::new("acme_contact", format!("`{contact}` is not an address of mail")));
     }
     Ok(())
 }

@@ -109,7 +109,7 @@ pub mod route_spec {
     }
 }
 /// The HTTP edge of all nodes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EdgeSettings {
     /// 0: no plain HTTP.
     #[prost(uint32, tag = "1")]
@@ -120,6 +120,15 @@ pub struct EdgeSettings {
     /// Each node keeps a log of requests.
     #[prost(bool, tag = "3")]
     pub access_log: bool,
+    /// The ACME server's directory (<https://…>); empty: certificates are given.
+    #[prost(string, tag = "4")]
+    pub acme_directory: ::prost::alloc::string::String,
+    /// An address of mail, for the ACME server; may be empty.
+    #[prost(string, tag = "5")]
+    pub acme_contact: ::prost::alloc::string::String,
+    /// PEM: authorities that the ACME server's certificate may be of, beside the system's.
+    #[prost(string, tag = "6")]
+    pub acme_ca: ::prost::alloc::string::String,
 }
 /// A network that containers join, and what they are called there besides their own name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -928,6 +937,25 @@ pub struct EdgeCertificate {
     #[prost(int64, tag = "5")]
     pub not_after_ms: i64,
 }
+/// The account at an ACME server, as a record has it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeAccount {
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub sealed_credentials: ::prost::alloc::vec::Vec<u8>,
+}
+/// A host for which the last order of a certificate failed, as a record has it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EdgeTrouble {
+    #[prost(string, tag = "1")]
+    pub problem: ::prost::alloc::string::String,
+    /// Failures in a row.
+    #[prost(uint32, tag = "2")]
+    pub times: u32,
+    #[prost(int64, tag = "3")]
+    pub again_at_ms: i64,
+}
 /// A user of the cluster's registry, as a record has it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegistryUser {
@@ -1422,7 +1450,7 @@ pub struct GetClusterResponse {
     #[prost(message, optional, tag = "70")]
     pub edge: ::core::option::Option<EdgeSettings>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateClusterRequest {
     /// What is absent stays; 0 closes.
     #[prost(uint32, optional, tag = "1")]
@@ -1431,8 +1459,14 @@ pub struct UpdateClusterRequest {
     pub edge_https_port: ::core::option::Option<u32>,
     #[prost(bool, optional, tag = "3")]
     pub edge_access_log: ::core::option::Option<bool>,
+    #[prost(string, optional, tag = "4")]
+    pub edge_acme_directory: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "5")]
+    pub edge_acme_contact: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "6")]
+    pub edge_acme_ca: ::core::option::Option<::prost::alloc::string::String>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateClusterResponse {
     #[prost(message, optional, tag = "1")]
     pub edge: ::core::option::Option<EdgeSettings>,
@@ -1476,6 +1510,9 @@ pub struct CertificateView {
     /// SHA-256 of the certificate, in hex.
     #[prost(string, tag = "5")]
     pub fingerprint: ::prost::alloc::string::String,
+    /// Why there is none: what became of the last order. Then only `hosts` is set beside it.
+    #[prost(string, tag = "6")]
+    pub problem: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveCertificatesRequest {
@@ -4381,6 +4418,12 @@ pub struct EdgeConfig {
     /// Agents keep them in memory alone. Of two for one host the later one counts.
     #[prost(message, repeated, tag = "2")]
     pub certificates: ::prost::alloc::vec::Vec<EdgeKey>,
+    /// What ACME servers are answered, by token; in memory alone as well.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub challenges: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EdgeKey {
@@ -4694,6 +4737,9 @@ pub struct EdgeReportResponse {
     pub problems: ::prost::alloc::vec::Vec<EdgeProblem>,
     #[prost(message, repeated, tag = "3")]
     pub routes: ::prost::alloc::vec::Vec<RouteCounters>,
+    /// Tokens of the challenges that it answers.
+    #[prost(string, repeated, tag = "4")]
+    pub challenges: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetBlobRequest {

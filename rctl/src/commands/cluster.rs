@@ -93,7 +93,7 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["edge_http", "edge_https", "edge_access_log"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["edge_http", "edge_https", "edge_access_log", "edge_acme", "edge_acme_contact", "edge_acme_ca"]))]
 pub(crate) struct UpdateArgs {
     /// Port on which the HTTP edge of every node serves plain HTTP, or `off`
     #[arg(long, value_name = "PORT", value_parser = port_or_off)]
@@ -104,6 +104,33 @@ pub(crate) struct UpdateArgs {
     /// Whether each node keeps a log of requests, in edge/access.log of its data folder
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     edge_access_log: Option<bool>,
+    /// Directory of an ACME server that gives certificates for the hosts of routes (to name one means to agree to its
+    /// terms of service), `letsencrypt`, or `off`
+    #[arg(long, value_name = "URL")]
+    edge_acme: Option<String>,
+    /// Address of mail that the ACME server may write to
+    #[arg(long, value_name = "MAIL")]
+    edge_acme_contact: Option<String>,
+    /// PEM file of authorities that the ACME server's own certificate may be of, beside the system's; empty: none
+    #[arg(long, value_name = "FILE")]
+    edge_acme_ca: Option<String>,
+}
+
+/// What is in a file of authorities.
+fn authorities(path: &str) -> Result<String> {
+    if path.is_empty() {
+        return Ok(String::new());
+    }
+    std::fs::read_to_string(path).map_err(|error| Failure::operation(format!("cannot read {path}: {error}")))
+}
+
+/// The directory that a word means.
+fn directory(word: &str) -> String {
+    match word {
+        "off" => String::new(),
+        "letsencrypt" => "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
+        url => url.to_owned(),
+    }
 }
 
 /// A port; 0 for none.
@@ -325,6 +352,9 @@ async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<()> {
         edge_http_port: args.edge_http,
         edge_https_port: args.edge_https,
         edge_access_log: args.edge_access_log,
+        edge_acme_directory: args.edge_acme.as_deref().map(directory),
+        edge_acme_contact: args.edge_acme_contact.clone(),
+        edge_acme_ca: args.edge_acme_ca.as_deref().map(authorities).transpose()?,
     };
     let doing = |status| Failure::from(status).doing("cannot change the cluster");
     daemon.control().update_cluster(within(CALL, request)).await.map_err(doing)?;

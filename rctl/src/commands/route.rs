@@ -29,7 +29,8 @@ pub(crate) async fn run(command: Command, daemon: &Daemon) -> Result<()> {
     for problem in &listed.problems {
         output::complain(&show::route::problem(problem));
     }
-    if listed.edge.unwrap_or_default() == Default::default() && !listed.routes.is_empty() {
+    let is_off = listed.edge.as_ref().is_none_or(|edge| edge.http_port == 0 && edge.https_port == 0);
+    if is_off && !listed.routes.is_empty() {
         output::note(
             "rctl: the HTTP edge is off: `rctl cluster update --edge-http 80` opens it on all nodes",
         );

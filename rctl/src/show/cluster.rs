@@ -43,9 +43,12 @@ struct Cluster {
     edge_http_port: u32,
     edge_https_port: u32,
     edge_access_log: bool,
+    #[serde(rename = "EdgeACMEDirectory")]
+    edge_acme_directory: String,
 }
 
 pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) -> Status {
+    let edge = cluster.and_then(|cluster| cluster.edge.clone()).unwrap_or_default();
     Status {
         local_node_state: if info.node_id.is_empty() { "inactive" } else { "active" },
         node_id: info.node_id.clone(),
@@ -65,9 +68,10 @@ pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) 
             raft_applied_index: cluster.raft_applied_index,
             container_pool: cluster.container_pool.clone(),
             vip_pool: cluster.vip_pool.clone(),
-            edge_http_port: cluster.edge.unwrap_or_default().http_port,
-            edge_https_port: cluster.edge.unwrap_or_default().https_port,
-            edge_access_log: cluster.edge.unwrap_or_default().access_log,
+            edge_http_port: edge.http_port,
+            edge_https_port: edge.https_port,
+            edge_access_log: edge.access_log,
+            edge_acme_directory: edge.acme_directory.clone(),
         }),
     }
 }
@@ -114,6 +118,9 @@ fn edge(cluster: &Cluster) -> String {
     }
     if cluster.edge_access_log {
         parts.push("access log".to_owned());
+    }
+    if !cluster.edge_acme_directory.is_empty() {
+        parts.push(format!("certificates by {}", cluster.edge_acme_directory));
     }
     parts.join(", ")
 }
