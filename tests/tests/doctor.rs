@@ -15,8 +15,11 @@ const SOON: Duration = Duration::from_secs(60);
 type Found = (String, String, String, String);
 
 /// Asks on the first node.
-fn findings(lab: &Lab) -> Vec<Found> {
+fn findings(lab: &Lab) -> Result<Vec<Found>, String> {
     let output = lab.node(1).rctl(&["doctor", "--format", "json"]);
+    if !output.stderr.is_empty() {
+        return Err(output.tell());
+    }
     let list: Vec<serde_json::Value> =
         serde_json::Deserializer::from_str(&output.stdout).into_iter().map(Result::unwrap).collect();
     assert_eq!(output.code, i32::from(!list.is_empty()), "{}", output.tell());
@@ -25,12 +28,12 @@ fn findings(lab: &Lab) -> Vec<Found> {
         let said = format!("{} | {}", field(one, "Problem"), field(one, "Remedy"));
         (field(one, "Node"), field(one, "Peer"), field(one, "Check"), said)
     });
-    found.collect()
+    Ok(found.collect())
 }
 
 fn is_well(lab: &Lab) {
     wait_until("the doctor finds nothing", SOON, || {
-        let found = findings(lab);
+        let found = findings(lab)?;
         if found.is_empty() { Ok(()) } else { Err(format!("{found:#?}")) }
     });
 }
@@ -38,7 +41,7 @@ fn is_well(lab: &Lab) {
 /// Waits until this is found, and says all that is.
 fn is_found(lab: &Lab, node: &str, peer: &str, check: &str, says: &[&str]) {
     wait_until(&format!("{check} of {node} → {peer}"), SOON, || {
-        let found = findings(lab);
+        let found = findings(lab)?;
         let one =
             found.iter().find(|(n, p, c, _)| (n.as_str(), p.as_str(), c.as_str()) == (node, peer, check));
         match one {
@@ -141,7 +144,7 @@ fn what_is_broken_is_named_with_its_remedy() {
 
     // All of it is whole again, but for what was fought over, which is remembered for two minutes.
     wait_until("only the fight is left", SOON, || {
-        let found = findings(&lab);
+        let found = findings(&lab)?;
         if found.iter().all(|(.., check, _)| check == "settings") {
             Ok(())
         } else {

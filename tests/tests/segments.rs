@@ -21,10 +21,11 @@ fn serve(node: &Node, name: &str, words: &[&str]) {
 }
 
 /// The service's container on a node.
-fn container(node: &Node, service: &str) -> String {
+fn container(node: &Node, service: &str) -> Result<String, String> {
     let of_service = format!("{service}.");
-    let found = node.containers().unwrap().into_iter().find(|one| one.name.starts_with(&of_service));
-    found.unwrap_or_else(|| panic!("no {service} on n{}", node.number)).id
+    // A daemon that starts anew does not answer for a moment.
+    let found = node.containers()?.into_iter().find(|one| one.name.starts_with(&of_service));
+    found.map(|one| one.id).ok_or_else(|| format!("no {service} on n{}", node.number))
 }
 
 /// The addresses of a service's tasks.
@@ -38,7 +39,7 @@ fn addresses(node: &Node, service: &str) -> Result<Vec<String>, String> {
 
 /// What a shell in the node's `box` says.
 fn inside(node: &Node, script: &str) -> Result<String, String> {
-    let output = node.rctl(&["exec", &container(node, "box"), "sh", "-c", script]);
+    let output = node.rctl(&["exec", &container(node, "box")?, "sh", "-c", script]);
     if output.code == 0 { Ok(output.ok()) } else { Err(output.tell()) }
 }
 
@@ -88,8 +89,7 @@ fn clients_are_seen(lab: &Lab) -> Result<(), String> {
 /// All nodes are known where they are.
 fn addresses_are_known(lab: &Lab) -> Result<(), String> {
     for node in lab.nodes() {
-        let list = node.rctl(&["node", "inspect", "n1", "n2", "n3", "--format", "json"]);
-        let text = list.ok();
+        let text = format!("{:?}", node.try_json(&["node", "inspect", "n1", "n2", "n3"])?);
         for other in lab.nodes() {
             if !text.contains(&other.address.to_string()) {
                 return Err(format!("n{} does not know {}: {text}", node.number, other.address));
