@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -62,7 +62,11 @@ fn acme_server(folder: &Path, own: Ipv4Addr, hosts: Ipv4Addr) -> (Running, Runni
     let mut pebble = Command::new("pebble");
     pebble.args(["-config", &path("config.json"), "-dnsserver", &names]);
     pebble.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "0");
-    (dns, start(&mut pebble))
+    let pebble = start(&mut pebble);
+    wait_until("the ACME server", SOON, || {
+        TcpStream::connect((own, 14000)).map(drop).map_err(|error| error.to_string())
+    });
+    (dns, pebble)
 }
 
 /// Who has signed what a node shows for a host.
