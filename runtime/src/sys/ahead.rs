@@ -1,8 +1,8 @@
 //! What is done for a container while the rest of it is still being thought about: on another processor, by a thread.
 //!
 //! A network namespace takes the kernel as long as all else of a process, and whether there is to be one is known early.
-//! So the thread makes it ([`make_network`]), and sends it to the process that is going to live in it. Before that it
-//! reads what is slow to read and always needed ([`mounts`]).
+//! So the thread makes it ([`begin_new_network`]), and sends it to the process that is going to live in it. While that is
+//! not known yet, it reads what is slow to read and always needed ([`mounts`]).
 //!
 //! The thread is no thread of std's: this program forks while it runs, and may then have no lock of an allocator in its
 //! hands. It does nothing but a few system calls, made without libc, whose `errno` belongs to the thread that made it.
@@ -16,7 +16,7 @@ pub(crate) const NETWORK: u8 = b'N';
 /// of the thread come between.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn begin_ahead() {
-    thread::start();
+    thread::start(thread::UNKNOWN);
 }
 
 /// Has a network namespace made, with its loopback device up, and sent over a socket to whoever has the other end; in any
@@ -25,8 +25,8 @@ pub(crate) fn begin_ahead() {
 pub(crate) fn send_new_network(socket: BorrowedFd<'_>) -> bool {
     use std::os::fd::AsRawFd as _;
 
-    begin_ahead();
-    thread::order(thread::SOCKET + socket.as_raw_fd() as u32)
+    let word = thread::SOCKET + socket.as_raw_fd() as u32;
+    thread::start(word) || thread::order(word)
 }
 
 /// Has a network namespace made, if there is a thread. [`send_new_network`] or [`no_new_network`] say later whether it is
@@ -66,7 +66,7 @@ pub(crate) fn mounts() -> Option<&'static [u8]> {
 mod none {
     pub(crate) fn begin_ahead() {}
 
-    pub(crate) fn send_new_network(_socket: std::os::fd::BorrowedFd<'_>) -> bool {
+    pub(crate) fn send_new_network(_socket: super::BorrowedFd<'_>) -> bool {
         false
     }
 
@@ -119,7 +119,7 @@ mod thread {
     static USED: AtomicBool = AtomicBool::new(false);
     /// What the thread waits for, as a futex: one of these, in this order, with the number of the socket added to the last.
     static ORDER: AtomicU32 = AtomicU32::new(UNKNOWN);
-    const UNKNOWN: u32 = 0;
+    pub(super) const UNKNOWN: u32 = 0;
     pub(super) const MAKE: u32 = 1;
     pub(super) const NOTHING: u32 = 2;
     pub(super) const SOCKET: u32 = 3;
@@ -128,10 +128,13 @@ mod thread {
     const NO_FD: RawFd = -1;
     static SENDS: AtomicBool = AtomicBool::new(false);
 
-    pub(super) fn start() {
+    /// Makes the thread, with its first order; `false` if that had been done, or it cannot be.
+    pub(super) fn start(word: u32) -> bool {
         if USED.swap(true, Ordering::Relaxed) {
-            return;
+            return false;
         }
+        SENDS.store(word >= SOCKET, Ordering::Relaxed);
+        ORDER.store(word, Ordering::Relaxed);
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
@@ -168,9 +171,11 @@ mod thread {
         }
         if let Ok(made @ 1..) = i32::try_from(made) {
             processors::begin_elsewhere(made);
-        } else {
-            ORDER.store(NOTHING, Ordering::Relaxed);
+            return true;
         }
+        SENDS.store(false, Ordering::Relaxed);
+        ORDER.store(NOTHING, Ordering::Relaxed);
+        false
     }
 
     /// Tells the thread what to do; `false` if it is gone.
@@ -205,7 +210,9 @@ mod thread {
     }
 
     extern "C" fn run() {
-        read_mounts();
+        if ORDER.load(Ordering::Relaxed) == UNKNOWN {
+            read_mounts();
+        }
         if wait_for_more_than(UNKNOWN) == NOTHING {
             return;
         }
