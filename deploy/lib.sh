@@ -107,18 +107,15 @@ rq_build_programs() {
   fi
 }
 
-# rq_static_runtime prints where the static rorqual-runtime is once it is built.
-rq_static_runtime() { echo "$RQ_TARGET/$(rq_runtime_triple)/release/rorqual-runtime"; }
-
-# rq_find_runtime sets RQ_RUNTIME to what an earlier rq_build_programs has made.
+# rq_find_runtime sets RQ_RUNTIME to what was built before: the static one is in the folder of its target, which is another
+# one with musl than without. The last one built counts, as after a Rust has got musl.
 rq_find_runtime() {
   local file
-  for file in "$(rq_static_runtime)" "$RQ_TARGET/release/rorqual-runtime"; do
-    [[ -x $file ]] || continue
-    RQ_RUNTIME=$file
-    return
+  RQ_RUNTIME=$RQ_TARGET/release/rorqual-runtime
+  for file in "$RQ_TARGET"/*-linux-*/release/rorqual-runtime; do
+    [[ ! -x $file || $RQ_RUNTIME -nt $file ]] || RQ_RUNTIME=$file
   done
-  die "rorqual-runtime is not in $RQ_TARGET: build it first (leave out --no-build)"
+  [[ -x $RQ_RUNTIME ]] || die "rorqual-runtime is not in $RQ_TARGET: build it first (deploy/quickstart does)"
 }
 
 # rq_program_dir prints where rorquald and rctl are once they are built. rorqual-runtime is RQ_RUNTIME.
