@@ -51,6 +51,13 @@ pub(crate) enum Failure {
     Late,
 }
 
+impl Failure {
+    /// The connection had been kept, so that this says nothing of how the replica is.
+    pub(crate) fn is_of_kept(&self) -> bool {
+        matches!(self, Self::Lost { reused: true, .. })
+    }
+}
+
 /// For whom and how a request is sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sending<'a> {

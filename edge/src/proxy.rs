@@ -1,9 +1,10 @@
 //! The way of one request: whose it is, which replica gets it, and what the client is told.
 //!
-//! Another replica is tried only where nothing of the request has left: it could not be connected to, or a kept
-//! connection was closed before the request was written. One more case is the same to whoever looks: a kept
-//! connection breaks while a request without a body, of a method that may be repeated (RFC 9110, 9.2.2), waits for
-//! its answer. That one is sent once more, over a new connection.
+//! Another replica is tried where nothing of the request has left: it could not be connected to, or a kept connection
+//! was closed before the request was written. What has left is sent again only if it has no body and is of a method
+//! that may be repeated (RFC 9110, 9.2.2), and its connection broke before the answer began: over a new connection,
+//! where a kept one broke, which the replica may just have closed; then once more to another replica, since this one
+//! may have been killed. That is all, so that a request that brings replicas down does not bring down all of them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -335,6 +336,19 @@ fn copy_of(request: &Request<RequestBody>, counters: &Arc<Counters>) -> Option<R
     Some(copy)
 }
 
+/// What is sent again after a request was lost, while that may be.
+fn again(
+    failure: &Failure,
+    spare: &mut Option<Request<RequestBody>>,
+    counters: &Arc<Counters>,
+) -> Option<Request<RequestBody>> {
+    match failure {
+        Failure::Lost { reused: true, .. } => copy_of(spare.as_ref()?, counters),
+        Failure::Lost { .. } => spare.take(),
+        Failure::Late | Failure::Unsent(_) => None,
+    }
+}
+
 async fn attempt(
     shared: &Shared,
     visit: &Visit,
@@ -343,7 +357,7 @@ async fn attempt(
     record: &mut Record,
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
     let mut tried: Vec<Arc<Backend>> = Vec::new();
-    let spare = copy_of(&request, &target.counters);
+    let mut spare = copy_of(&request, &target.counters);
     let mut sending = Sending {
         limits: &shared.limits,
         timeout: target.route.timeout,
@@ -354,18 +368,10 @@ async fn attempt(
         let Some(chosen) = target.upstream.choose(&tried) else { break };
         let backend = Arc::clone(chosen.backend());
         record.asks(chosen);
-        if !tried.is_empty() {
+        if sending.fresh || !tried.is_empty() {
             record.retries();
         }
-        let mut sent = backend.send(request, sending).await;
-        if let (Err(Failure::Lost { reused: true, .. }), Some(spare)) = (&sent, &spare)
-            && let Some(again) = copy_of(spare, &target.counters)
-        {
-            sending.fresh = true;
-            record.retries();
-            sent = backend.send(again, sending).await;
-        }
-        match sent {
+        match backend.send(request, sending).await {
             Ok(answered) => {
                 match answered.0.status() {
                     StatusCode::BAD_GATEWAY
@@ -382,7 +388,17 @@ async fn attempt(
                 request = *unsent;
                 tried.push(backend);
             }
-            Err(failure) => return Err(refusal_of(&failure, &backend)),
+            Err(failure) => match again(&failure, &mut spare, &target.counters) {
+                Some(again) => {
+                    request = again;
+                    sending.fresh = true;
+                    if !failure.is_of_kept() {
+                        backend.failed(ANSWER_FAILED);
+                        tried.push(backend);
+                    }
+                }
+                None => return Err(refusal_of(&failure, &backend)),
+            },
         }
     }
     record.in_flight = None;

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
+mod http2;
+
 use crate::wait::patient;
 
 /// A request without an answer after so long has failed.
@@ -22,6 +24,8 @@ pub enum Kind {
     New,
     /// One after the other, each for so long, as clients with a pool do.
     Kept(Duration),
+    /// One of HTTP/2 for all requests, for as long as it lasts.
+    Http2,
 }
 
 /// What is asked for.
@@ -67,7 +71,13 @@ impl Load {
             let first = begin + every * number / plan.workers;
             std::thread::spawn(move || work(plan, (&stop, &count), first, every))
         };
-        let workers = (0..plan.workers).map(worker).collect();
+        let workers = match plan.kind {
+            Kind::Http2 => {
+                let (stop, count) = (stop.clone(), count.clone());
+                vec![std::thread::spawn(move || http2::work(plan, &stop, &count))]
+            }
+            Kind::New | Kind::Kept(_) => (0..plan.workers).map(worker).collect(),
+        };
         Self { stop, count: count.clone(), workers }
     }
 

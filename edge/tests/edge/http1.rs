@@ -1,7 +1,8 @@
 //! HTTP/1.1 through the edge: who gets what, what is tried again and what is not, and how clients are bounded.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::world::{Replica, World, free_port, route, service, wait};
@@ -79,13 +80,12 @@ async fn a_replica_that_cant_be_reached_is_passed_over_and_nothing_is_sent_twice
     assert!(stats.retried > 0, "{stats:?}");
 }
 
-#[tokio::test]
-async fn what_was_sent_is_not_sent_again() {
-    // Takes a whole request, and hangs up.
-    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+/// Takes a whole request, counts it, and hangs up.
+async fn rude(ip: &str, port: u16) -> (Endpoint, u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((ip, port)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let count = std::sync::Arc::clone(&taken);
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut part = [0; 1024];
@@ -94,18 +94,42 @@ async fn what_was_sent_is_not_sent_again() {
             }
         }
     });
+    (Endpoint { id: ip.into(), name: ip.into(), address: ip.parse().unwrap() }, port, taken)
+}
+
+#[tokio::test]
+async fn what_was_sent_is_sent_again_only_if_it_may_be_repeated() {
+    let (rude, port, taken) = rude("127.0.0.2", 0).await;
     let good = Replica::start("good", "127.0.0.3", port).await;
-    let rude = Endpoint { id: "rude".into(), name: "rude".into(), address: "127.0.0.2".parse().unwrap() };
     let services = vec![service("web", vec![route("*", "/", port)], vec![rude, good.endpoint()])];
     let world = World::open(Limits::default(), services).await;
     let mut answers = Vec::new();
-    for _ in 0..4 {
-        answers.push(world.get("a", "/").await.0);
+    for turn in 0..4 {
+        let request =
+            format!("POST /{turn} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        answers.push(world.say(&request).await.contains("200 OK"));
     }
     answers.sort_unstable();
-    assert_eq!(answers, [200, 200, 502, 502], "a request that was taken is not given to somebody else");
-    assert_eq!((taken.load(Ordering::SeqCst), good.asked().len()), (2, 2));
+    assert_eq!(answers, [false, false, true, true], "a request that was taken is not given to somebody else");
+    assert_eq!((taken.load(Ordering::SeqCst), good.asked().len(), world.stats().failed), (2, 2, 2));
+    for _ in 0..4 {
+        assert_eq!(world.get("a", "/").await, (200, "good".to_owned()));
+    }
     assert_eq!(world.stats().failed, 2);
+    assert!(taken.load(Ordering::SeqCst) > 2, "it was never asked");
+}
+
+#[tokio::test]
+async fn a_request_that_brings_replicas_down_does_not_reach_all_of_them() {
+    let (first, port, _) = rude("127.0.0.2", 0).await;
+    let mut all = vec![first];
+    for ip in ["127.0.0.3", "127.0.0.4", "127.0.0.5"] {
+        all.push(rude(ip, port).await.0);
+    }
+    let world = World::open(Limits::default(), vec![service("web", vec![route("*", "/", port)], all)]).await;
+    assert_eq!(world.get("a", "/").await.0, 502);
+    let stats = world.stats();
+    assert_eq!((stats.failed, stats.retried), (1, 1));
 }
 
 #[tokio::test]
