@@ -107,6 +107,12 @@ fn unknown_commands(node: &Node) {
     remove(node, "x");
     // A container's own exit code is passed on, and its end by a signal told as such.
     assert_eq!(node.rctl(&["run", "--rm", images::BUSYBOX, "sh", "-c", "exit 7"]).code, 7);
+    // With its end the command's container is gone, and its name free.
+    for _ in 0..3 {
+        node.rctl(&["run", "--rm", "--name", "passing", images::BUSYBOX, "true"]).ok();
+        let left = node.containers().unwrap();
+        assert!(left.iter().all(|one| one.name != "passing"), "{left:?}");
+    }
     node.rctl(&["run", "--detach", "--name", "killed", images::BUSYBOX, "sleep", "1000"]).ok();
     node.rctl(&["kill", "killed"]).ok();
     wait_until("a killed container's exit code", SOON, || {

@@ -196,11 +196,19 @@ async fn start(daemon: &Daemon, id: &str, auto_remove: bool) -> Result<()> {
     let request = within(LONG_CALL, ContainerRequest { name: id.to_owned() });
     let Err(status) = daemon.engine().start_container(request).await else { return Ok(()) };
     if auto_remove {
-        let request = RemoveContainerRequest { name: id.to_owned(), force: true };
-        // The engine may have taken it away already; the reason why it did not start is what counts.
-        let _ = daemon.engine().remove_container(within(CALL, request)).await;
+        // The reason why it did not start is what counts.
+        let _ = remove(daemon, id).await;
     }
     Err(not_started(&status))
+}
+
+/// Takes away what would go by itself in a while, so that its name and its image are free once the command is through.
+async fn remove(daemon: &Daemon, id: &str) -> Result<()> {
+    let request = RemoveContainerRequest { name: id.to_owned(), force: true };
+    match daemon.engine().remove_container(within(CALL, request)).await {
+        Err(status) if status.code() != Code::NotFound => Err(status.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The failure of a container that did not start, with Docker's exit codes.
@@ -256,6 +264,9 @@ async fn foreground(daemon: &Daemon, id: &str, auto_remove: bool, attached: Opti
     if let Some(lines) = lines {
         // A line that does not come in time is in the log.
         let _ = tokio::time::timeout(LAST_LINES, lines).await;
+    }
+    if auto_remove {
+        remove(daemon, id).await?;
     }
     Ok(exit_code(&info))
 }
