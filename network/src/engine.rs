@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::container::{self, Containers, Record};
 use crate::desired::{Desired, Dirty};
 use crate::dns::names::{Names, Owner};
+use crate::encryption::{Sealing, Told};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::host;
@@ -56,13 +57,14 @@ pub(crate) enum Event {
 pub(crate) async fn spawn(
     options: NetworkOptions,
     names: Arc<Names>,
+    told: Told,
 ) -> Result<Arc<SyncSender<Event>>, Error> {
     let (events, queue) = sync_channel(QUEUE);
     let events = Arc::new(events);
     let (ready, started) = oneshot::channel();
     // Only handles keep the queue open.
     let wake = Arc::downgrade(&events);
-    let run = move || match Engine::start(options, names, wake) {
+    let run = move || match Engine::start(options, names, told, wake) {
         Ok(engine) => {
             // Nobody waits any more: the queue is closed too, and the thread ends at once.
             let _ = ready.send(Ok(()));
@@ -87,6 +89,7 @@ struct Engine {
     conntrack: Netlink,
     containers: Containers,
     routes: Routes,
+    sealing: Sealing,
     ruleset: Ruleset,
     desired: Desired,
     names: Arc<Names>,
@@ -109,6 +112,7 @@ impl Engine {
     fn start(
         options: NetworkOptions,
         names: Arc<Names>,
+        told: Told,
         wake: Weak<SyncSender<Event>>,
     ) -> Result<Engine, Error> {
         let mut netlink = Netlink::route()?;
@@ -116,7 +120,7 @@ impl Engine {
         let source = underlay.address.unwrap_or(GATEWAY);
         let state_dir: PathBuf = options.state_dir.clone();
         let short = random::digest(&options.node, 5);
-        let (veth_prefix, tunnel) = (format!("rqc{short}"), format!("rqx{short}"));
+        let [veth_prefix, tunnel, sealed] = ["rqc", "rqx", "rqw"].map(|kind| format!("{kind}{short}"));
         let containers = Containers::start(container::Settings {
             state_dir: state_dir.clone(),
             local_pool: options.local_pool,
@@ -133,11 +137,13 @@ impl Engine {
             pools: vec![options.cluster_pool, options.vip_pool, options.local_pool],
             state_dir: &state_dir,
         })?;
+        let sealing = Sealing::new(sealed, options.underlay, underlay.mtu, &state_dir, told)?;
         let ruleset = Ruleset::new(Fixed {
             table: format!("rorqual_{}", options.node.replace('-', "_")),
             veth_prefix: veth_prefix.clone(),
             tunnel,
             tunnel_port: routes::TUNNEL_PORT,
+            sealed: None,
             guarded_ports: options.guarded_ports.clone(),
             cluster_pool: options.cluster_pool,
             vip_pool: options.vip_pool,
@@ -146,7 +152,7 @@ impl Engine {
         let nftables = nftables::open()?;
         let changes = Arc::new(Changes::default());
         let mut own = containers.ports()?;
-        own.extend([netlink.port()?, routes.port()?]);
+        own.extend([netlink.port()?, routes.port()?, sealing.port()?]);
         let settings = watch::Settings {
             own,
             own_nftables: nftables.port()?,
@@ -168,6 +174,7 @@ impl Engine {
             netlink,
             containers,
             routes,
+            sealing,
             ruleset,
             names,
             veth_prefix,
@@ -360,6 +367,9 @@ impl Engine {
     ) -> Result<(), Error> {
         let mut errors = Vec::new();
         let mut removals = Vec::new();
+        if dirty.full || !dirty.peers.is_empty() {
+            self.seal()?;
+        }
         if dirty.routing() {
             let (later, failed) = self.routes.update(&self.desired.peers, &self.desired.blocks);
             removals = later;
@@ -418,6 +428,7 @@ impl Engine {
         let table = self.ruleset.table();
         errors.extend(nft::run(&format!("add table inet {table}\ndelete table inet {table}\n")).err());
         errors.extend(self.routes.teardown().err());
+        errors.extend(self.sealing.teardown(&self.options.state_dir).err());
         errors.extend(self.remove_links().err());
         errors.extend(host::release(&mut self.netlink).err());
         Error::all(errors)

@@ -135,6 +135,15 @@ pub enum Error {
         #[source]
         source: std::sync::Arc<Error>,
     },
+    /// Traffic between nodes has to be encrypted and can't be, so there is none.
+    #[error("nothing can be encrypted between the nodes: cannot {what}")]
+    Encryption {
+        /// What was tried, with what helps.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// Too many requests wait for the fabric.
     #[error("the network is busy; try again")]
     Busy,
@@ -159,15 +168,17 @@ impl Error {
 
 /// The errors with their causes, since a list has no single source.
 fn list(errors: &[Error]) -> String {
-    let texts = errors.iter().map(|error| {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(inner) = cause {
-            text.push_str(": ");
-            text.push_str(&inner.to_string());
-            cause = inner.source();
-        }
-        text
-    });
-    texts.collect::<Vec<_>>().join("; ")
+    errors.iter().map(chain).collect::<Vec<_>>().join("; ")
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
 }

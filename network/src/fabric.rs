@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::dns::{self, names::Names};
+use crate::encryption::{Encryption, Told};
 use crate::engine::{self, Event};
 use crate::error::Error;
 use crate::host;
@@ -30,6 +31,7 @@ pub struct Fabric {
 #[derive(Debug)]
 struct Inner {
     events: Arc<SyncSender<Event>>,
+    encryption: Told,
     /// The resolver: its tasks end with the last handle.
     resolver: Mutex<JoinSet<()>>,
 }
@@ -41,9 +43,10 @@ impl Fabric {
         options.validate()?;
         let names = Arc::new(Names::new(&options.own_names));
         let upstreams = options.dns_upstreams.clone();
-        let events = engine::spawn(options, Arc::clone(&names)).await?;
+        let encryption = Told::default();
+        let events = engine::spawn(options, Arc::clone(&names), Arc::clone(&encryption)).await?;
         let resolver = Mutex::new(dns::start(names, upstreams).await?);
-        Ok(Fabric { inner: Arc::new(Inner { events, resolver }) })
+        Ok(Fabric { inner: Arc::new(Inner { events, encryption, resolver }) })
     }
 
     /// Gives a container its namespace, address and ports. The same id again returns what it has, with its name,
@@ -80,6 +83,11 @@ impl Fabric {
     /// What the fabric knows of the node's network, and what is wrong with it.
     pub async fn survey(&self) -> Result<Survey, Error> {
         self.ask(Event::Survey).await
+    }
+
+    /// The node's public key, and how traffic to other nodes is encrypted.
+    pub fn encryption(&self) -> Encryption {
+        self.inner.encryption.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who holds this port of the node, if a process listens on it (in words for people). Asked in the network

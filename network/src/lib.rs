@@ -7,6 +7,7 @@
 //!  Fabric ──Event──▶ engine ──▶ container   a namespace, and a veth and a /32 per network of it
 //!  (handle)          (thread) ├─▶ routes     blocks of other nodes, reply paths of the routing mesh
 //!                             ├─▶ ruleset    VIPs, published ports, isolation: pure, as netlink or for `nft`
+//!                             ├─▶ encryption a WireGuard device under the tunnel, where the cluster wants that
 //!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
 //!                    pool (thread): network namespaces, prepared ahead of time
 //!                    watch (thread): wakes the engine when others changed something
@@ -17,7 +18,7 @@
 //! over as they are. Only [`Fabric::teardown`] removes them. What others change of it is put back (`engine/mend`).
 //!
 //! Everything happens in the network namespace of the thread that calls [`Fabric::start`].
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod check;
@@ -25,6 +26,7 @@ mod connections;
 mod container;
 mod desired;
 mod dns;
+mod encryption;
 mod engine;
 mod error;
 mod fabric;
@@ -42,9 +44,12 @@ mod reconcile;
 mod routes;
 mod ruleset;
 mod survey;
+#[allow(unsafe_code)]
+mod sys;
 mod watch;
 
 pub use connections::open_connections;
+pub use encryption::Encryption;
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};
 pub use host::{foreign_routes, own_addresses};

@@ -165,6 +165,10 @@ pub struct Peer {
     pub node: String,
     /// Its address on the network between the nodes.
     pub underlay: Ipv4Addr,
+    /// What goes to it has to be encrypted, as with all others then.
+    pub encrypted: bool,
+    /// Its public key. Without one nothing gets there that has to be encrypted.
+    pub key: Option<[u8; 32]>,
 }
 
 /// A range of a pool that belongs to one network on one node.

@@ -22,7 +22,7 @@ pub(crate) enum Object {
     /// A neighbour that needs no ARP.
     Neighbour { interface: u32, address: Ipv4Addr, mac: Mac },
     /// Which node has an Ethernet address of the tunnel.
-    Forwarding { tunnel: u32, mac: Mac, node: Ipv4Addr },
+    Forwarding { tunnel: u32, mac: Mac, node: Ipv4Addr, through: Option<u32> },
     /// A route with our protocol number.
     Route(Route),
     /// A routing rule with our protocol number.
@@ -37,7 +37,9 @@ impl Object {
             Object::Setting { interface, setting, value, .. } => link::set_conf(*interface, *setting, *value),
             Object::Address { interface, address } => route::add_address(*interface, *address, true),
             Object::Neighbour { interface, address, mac } => route::add_neighbour(*interface, *address, *mac),
-            Object::Forwarding { tunnel, mac, node } => route::add_forwarding(*tunnel, *mac, *node),
+            Object::Forwarding { tunnel, mac, node, through } => {
+                route::add_forwarding(*tunnel, *mac, *node, *through)
+            }
             Object::Route(route) => route.replace(),
             Object::Rule(rule) => rule.add(),
         }
@@ -101,7 +103,7 @@ pub(crate) fn seen(
     seen.extend(neighbours.map(|(interface, address, mac)| Object::Neighbour { interface, address, mac }));
     if let Some(tunnel) = tunnel {
         let known = route::list_forwardings(netlink, tunnel)?.into_iter();
-        seen.extend(known.map(|(mac, node)| Object::Forwarding { tunnel, mac, node }));
+        seen.extend(known.map(|(mac, node, through)| Object::Forwarding { tunnel, mac, node, through }));
     }
     seen.extend(route::list_routes(netlink)?.into_iter().map(Object::Route));
     seen.extend(route::list_rules(netlink)?.into_iter().map(Object::Rule));

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
+use crate::encryption;
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::model::{Block, Peer};
@@ -46,6 +47,34 @@ enum Way {
     Tunnel { interface: u32 },
 }
 
+/// Whether peers are reached through an interface that encrypts, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seal {
+    Off,
+    On {
+        device: u32,
+    },
+    /// They should be, and there is no such interface.
+    Broken,
+}
+
+impl Seal {
+    fn lets_through(self, peer: &Peer) -> bool {
+        match self {
+            Seal::Off => true,
+            Seal::On { .. } => peer.key.is_some(),
+            Seal::Broken => false,
+        }
+    }
+
+    fn device(self) -> Option<u32> {
+        match self {
+            Seal::On { device } => Some(device),
+            Seal::Off | Seal::Broken => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     underlay: Ipv4Addr,
@@ -67,6 +96,7 @@ pub(crate) struct Routes {
     /// The node's address towards containers.
     source: Ipv4Addr,
     underlay_mtu: u32,
+    seal: Seal,
     numbers_file: PathBuf,
     numbers: BTreeMap<String, u16>,
     peers: BTreeMap<String, Known>,
@@ -93,7 +123,7 @@ impl Routes {
         // A tunnel begins at one address: with another it is another tunnel.
         if let Some(link) = link::find(&mut netlink, &settings.tunnel)?
             && (link.local != Some(settings.underlay)
-                || link.mtu != settings.underlay_mtu.saturating_sub(TUNNEL_BYTES))
+                || link.mtu != tunnel_mtu(settings.underlay_mtu, link.lower))
         {
             netlink.run(vec![link::delete(&settings.tunnel)])?;
         }
@@ -122,6 +152,7 @@ impl Routes {
             subnets,
             source: settings.source,
             underlay_mtu: settings.underlay_mtu,
+            seal: Seal::Off,
             numbers_file,
             numbers,
             peers: BTreeMap::new(),
@@ -146,6 +177,14 @@ impl Routes {
         self.netlink.run(new)?;
         self.subnets = wanted;
         Ok(gone)
+    }
+
+    /// From now on peers are reached so. All ways are found anew where that changes something.
+    pub(crate) fn set_seal(&mut self, seal: Seal) {
+        if self.seal != seal {
+            self.seal = seal;
+            self.peers.clear();
+        }
     }
 
     /// Sets what is new. What is old goes with the returned requests, once the ruleset no longer leads there.
@@ -177,9 +216,14 @@ impl Routes {
 
     /// Finds out how peers are reached. Those that are known are asked about `again` only where that is said.
     fn meet(&mut self, peers: &BTreeMap<String, Peer>, again: bool, errors: &mut Vec<Error>) -> Vec<Request> {
-        self.peers.retain(|node, known| peers.get(node).is_some_and(|p| p.underlay == known.underlay));
+        let seal = self.seal;
+        // What can't be encrypted goes nowhere.
+        let open = |peer: &&Peer| seal.lets_through(peer);
+        self.peers.retain(|node, known| {
+            peers.get(node).filter(open).is_some_and(|peer| peer.underlay == known.underlay)
+        });
         let mut requests = Vec::new();
-        for peer in peers.values() {
+        for peer in peers.values().filter(open) {
             if peer.node == self.node {
                 continue;
             }
@@ -233,7 +277,8 @@ impl Routes {
         for known in self.peers.values().filter(|known| known.way == Way::Tunnel { interface }) {
             let (address, mac) = (known.underlay, tunnel_mac(known.underlay));
             wanted.push(Object::Neighbour { interface, address, mac });
-            wanted.push(Object::Forwarding { tunnel: interface, mac, node: address });
+            let through = self.seal.device();
+            wanted.push(Object::Forwarding { tunnel: interface, mac, node: address, through });
         }
         wanted
     }
@@ -348,29 +393,37 @@ impl Routes {
             source: std::io::ErrorKind::NetworkUnreachable.into(),
         };
         let (interface, router) = route::lookup(&mut self.netlink, underlay)?.ok_or_else(unreachable)?;
-        if router.is_none() {
+        if router.is_none() && self.seal == Seal::Off {
             let way = Way::Segment { interface };
             let resolve = route::resolve_neighbour(interface, underlay);
             return Ok((Known { underlay, number, way, mac: None }, vec![resolve]));
         }
         let tunnel = self.open_tunnel()?;
         let mac = tunnel_mac(underlay);
-        let setup =
-            vec![route::add_neighbour(tunnel, underlay, mac), route::add_forwarding(tunnel, mac, underlay)];
+        let setup = vec![
+            route::add_neighbour(tunnel, underlay, mac),
+            route::add_forwarding(tunnel, mac, underlay, self.seal.device()),
+        ];
         Ok((Known { underlay, number, way: Way::Tunnel { interface: tunnel }, mac: Some(mac) }, setup))
     }
 
     fn open_tunnel(&mut self) -> Result<u32, Error> {
+        let lower = self.seal.device();
+        let mtu = tunnel_mtu(self.underlay_mtu, lower);
         if let Some(link) = link::find(&mut self.netlink, &self.tunnel)? {
-            return Ok(link.index);
+            if link.lower == lower && link.mtu == mtu {
+                return Ok(link.index);
+            }
+            self.netlink.run(vec![link::delete(&self.tunnel)])?;
         }
         let tunnel = link::Tunnel {
             name: &self.tunnel,
             mac: tunnel_mac(self.underlay),
             local: self.underlay,
+            lower,
             id: TUNNEL_ID,
             port: TUNNEL_PORT,
-            mtu: self.underlay_mtu.saturating_sub(TUNNEL_BYTES),
+            mtu,
         };
         self.netlink.run(vec![link::add_tunnel(&tunnel)])?;
         let link = link::find(&mut self.netlink, &self.tunnel)?.ok_or_else(|| Error::Netlink {
@@ -441,6 +494,12 @@ impl Routes {
         }
         Error::all(errors)
     }
+}
+
+/// What the tunnel takes at most: what encrypts takes its part as well.
+fn tunnel_mtu(underlay_mtu: u32, lower: Option<u32>) -> u32 {
+    let seal = if lower.is_some() { encryption::BYTES } else { 0 };
+    underlay_mtu.saturating_sub(TUNNEL_BYTES + seal)
 }
 
 /// The tunnel's Ethernet address of a node follows from its underlay address, so nobody has to be asked.

@@ -13,8 +13,13 @@ use crate::error::Error;
 use crate::host;
 use crate::netlink::link::{self, Link};
 use crate::reconcile;
+use crate::routes::Seal;
 use crate::ruleset::Item;
 use crate::watch::Kinds;
+
+/// How often the kernel is asked for its WireGuard peers, of which it tells no changes, and how often what failed is tried
+/// again.
+const LOOK_AT_PEERS: Duration = Duration::from_secs(5);
 
 /// How often an address of a peer that nobody answers for is asked for.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -61,6 +66,7 @@ impl Engine {
         let mut later = None;
         let mut errors = Vec::new();
         errors.extend(self.mend_settings(now, quiet, &mut later).err());
+        errors.extend(self.mend_sealing(now, &mut later).err());
         if self.told {
             errors.extend(self.routes.find_ways(&self.desired.peers, &self.desired.blocks));
         }
@@ -71,6 +77,9 @@ impl Engine {
         }
         if suspect.has(Kinds::TABLE) {
             errors.extend(self.mend_table(now, &mut later).err());
+        }
+        if self.sealing.is_quiet() {
+            later = earlier(later, now + LOOK_AT_PEERS);
         }
         self.rounds.done(now, later);
         Error::all(errors)
@@ -85,6 +94,36 @@ impl Engine {
             }
         }
         Error::all(errors)
+    }
+
+    /// What encrypts, and the ways over it.
+    fn mend_sealing(&mut self, now: Instant, later: &mut Option<Instant>) -> Result<(), Error> {
+        let links = self.links()?;
+        let mut any = false;
+        for what in self.sealing.wrong(&links)? {
+            any |= self.may_put(&what, now, later);
+        }
+        if any { self.seal() } else { Ok(()) }
+    }
+
+    /// Brings what encrypts up to date, and what depends on it. What can't be encrypted goes nowhere, which is told by
+    /// [`crate::Fabric::encryption`] and tried again from time to time. An error is one of the table.
+    pub(super) fn seal(&mut self) -> Result<(), Error> {
+        let device = self.sealing.set(&self.options.node, &self.desired.peers);
+        let device_name = self.sealing.device().map(str::to_owned);
+        let before = self.ruleset.set_sealed(device_name.clone());
+        self.routes.set_seal(match device {
+            Some(device) => Seal::On { device },
+            None if self.sealing.is_on() => Seal::Broken,
+            None => Seal::Off,
+        });
+        // Before its first full change the table is not known: that makes it anew.
+        if before != device_name && self.ruleset.is_exact() {
+            let transaction = self.ruleset.replace(BTreeMap::new());
+            // Not in effect: the next time tries again.
+            self.commit(transaction).inspect_err(|_| drop(self.ruleset.set_sealed(before)))?;
+        }
+        Ok(())
     }
 
     /// Links of containers that are gone are made anew.
@@ -126,7 +165,7 @@ impl Engine {
         let what = format!("nftables table {}", self.ruleset.table());
         if let Err(at) = self.patience.check(&what, now) {
             self.suspect |= Kinds::TABLE;
-            *later = Some(later.map_or(at, |other| other.min(at)));
+            *later = earlier(*later, at);
             return Ok(());
         }
         let transaction = self.ruleset.replace(BTreeMap::new());
@@ -144,7 +183,7 @@ impl Engine {
                 true
             }
             Err(at) => {
-                *later = Some(later.map_or(at, |other| other.min(at)));
+                *later = earlier(*later, at);
                 false
             }
         }
@@ -163,4 +202,8 @@ impl Engine {
     pub(super) fn links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
         Ok(link::list(&mut self.netlink)?.into_iter().map(|link| (link.name.clone(), link)).collect())
     }
+}
+
+fn earlier(one: Option<Instant>, other: Instant) -> Option<Instant> {
+    Some(one.map_or(other, |one| one.min(other)))
 }

@@ -18,6 +18,7 @@ impl Engine {
         let plan = reconcile::plan(&self.wanted(&links)?, &self.seen(&links)?);
         let mut wrong: Vec<String> = plan.put.iter().map(ToString::to_string).collect();
         wrong.extend(host::wrong_settings()?);
+        wrong.extend(self.sealing.wrong(&links)?);
         let missing = self.containers.missing(&links).into_iter();
         wrong.extend(
             missing.map(|(id, interface)| {
@@ -38,6 +39,7 @@ impl Engine {
         wanted.extend(host::wanted(&mut self.netlink, links, self.options.underlay)?);
         wanted.extend(self.containers.wanted(links));
         wanted.extend(self.routes.wanted(links));
+        wanted.extend(self.sealing.wanted(links));
         // The node's own switch turns that of every interface.
         if !host::wrong_settings()?.is_empty() {
             wanted.retain(|object| !matches!(object, Object::Setting { setting: Conf::Forwarding, .. }));

@@ -25,6 +25,7 @@ const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_LINK: u16 = 3;
 const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
@@ -69,6 +70,10 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// The node's own address, of a tunnel.
     pub(crate) local: Option<Ipv4Addr>,
+    /// The interface that a tunnel's packets leave through, whatever routes say.
+    pub(crate) lower: Option<u32>,
+    /// A WireGuard device of the kernel.
+    pub(crate) wireguard: bool,
     /// Values of the settings, from number 1 on.
     conf: Vec<u32>,
 }
@@ -187,7 +192,7 @@ pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
 fn parse(answer: &Answer) -> Option<Link> {
     let index = u32_at(&answer.payload, 4)?;
     let up = u32_at(&answer.payload, 8)? & IFF_UP != 0;
-    let mut link = Link { index, name: String::new(), mtu: 0, up, local: None, conf: Vec::new() };
+    let mut link = Link { index, name: String::new(), mtu: 0, up, local: None, lower: None, wireguard: false, conf: Vec::new() };
     for (kind, value) in attributes(&answer.payload, HEADER) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
@@ -196,6 +201,10 @@ fn parse(answer: &Answer) -> Option<Link> {
                 let data = attribute(value, 0, IFLA_INFO_DATA).unwrap_or_default();
                 let tunnel =
                     attribute(value, 0, IFLA_INFO_KIND).is_some_and(|kind| kind.starts_with(b"vxlan"));
+                let kind = attribute(value, 0, IFLA_INFO_KIND);
+                link.wireguard = kind.is_some_and(|kind| kind.starts_with(b"wireguard"));
+                let lower = attribute(data, 0, IFLA_VXLAN_LINK).and_then(|index| u32_at(index, 0));
+                link.lower = lower.filter(|index| tunnel && *index != 0);
                 link.local = tunnel.then(|| attribute(data, 0, IFLA_VXLAN_LOCAL).and_then(ipv4)).flatten();
             }
             IFLA_AF_SPEC => {
@@ -215,6 +224,8 @@ pub(crate) struct Tunnel<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: Mac,
     pub(crate) local: Ipv4Addr,
+    /// The interface that its packets leave through; `None`: as routes say.
+    pub(crate) lower: Option<u32>,
     pub(crate) id: u32,
     pub(crate) port: u16,
     pub(crate) mtu: u32,
@@ -233,12 +244,31 @@ pub(crate) fn add_tunnel(tunnel: &Tunnel) -> Request {
         .attr_u32(IFLA_MTU, tunnel.mtu)
         .nest(IFLA_LINKINFO, |r| {
             r.attr_str(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |r| {
+                let r = match tunnel.lower {
+                    Some(lower) => r.attr_u32(IFLA_VXLAN_LINK, lower),
+                    None => r,
+                };
                 r.attr_u32(ID, tunnel.id)
                     .attr(IFLA_VXLAN_LOCAL, &tunnel.local.octets())
                     .attr(LEARNING, &[0])
                     .attr(PORT, &tunnel.port.to_be_bytes())
             })
         })
+}
+
+/// Makes a WireGuard device of the kernel.
+pub(crate) fn add_wireguard(name: &str) -> Request {
+    Request::new(RTM_NEWLINK, EXCLUSIVE, format!("add WireGuard interface {name}"))
+        .put(&header(0, 0, 0))
+        .attr_str(IFLA_IFNAME, name)
+        .nest(IFLA_LINKINFO, |r| r.attr_str(IFLA_INFO_KIND, "wireguard"))
+}
+
+/// Changes the largest packet of an interface.
+pub(crate) fn set_mtu(index: u32, mtu: u32) -> Request {
+    Request::new(RTM_SETLINK, 0, format!("set the MTU of interface {index} to {mtu}"))
+        .put(&header(index, 0, 0))
+        .attr_u32(IFLA_MTU, mtu)
 }
 
 /// Brings the tunnel up. Clients of the routing mesh come through it with addresses that are routed elsewhere, so

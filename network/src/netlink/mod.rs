@@ -10,6 +10,7 @@ pub(crate) mod link;
 pub(crate) mod news;
 pub(crate) mod nftables;
 pub(crate) mod route;
+pub(crate) mod wireguard;
 
 use std::io;
 use std::net::Ipv4Addr;

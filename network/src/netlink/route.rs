@@ -194,17 +194,24 @@ pub(crate) fn add_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> Request 
         .attr(2, &mac)
 }
 
-/// Tells a tunnel which node has an Ethernet address.
-pub(crate) fn add_forwarding(tunnel: u32, mac: Mac, node: Ipv4Addr) -> Request {
+/// linux/neighbour.h: of a tunnel's entry, the interface that its packets leave through.
+const NDA_IFINDEX: u16 = 8;
+
+/// Tells a tunnel which node has an Ethernet address, and through which interface alone it is reached.
+pub(crate) fn add_forwarding(tunnel: u32, mac: Mac, node: Ipv4Addr, through: Option<u32>) -> Request {
     const PERMANENT_NO_ARP: u16 = PERMANENT | 0x40;
     const SELF: u8 = 0x02;
     let mut header = neighbour_header(tunnel, PERMANENT_NO_ARP);
     header[0] = nix::libc::AF_BRIDGE as u8;
     header[10] = SELF;
-    Request::new(RTM_NEWNEIGH, REPLACE, format!("set tunnel to {node}"))
+    let request = Request::new(RTM_NEWNEIGH, REPLACE, format!("set tunnel to {node}"))
         .put(&header)
         .attr(2, &mac)
-        .attr(1, &node.octets())
+        .attr(1, &node.octets());
+    match through {
+        Some(interface) => request.attr_u32(NDA_IFINDEX, interface),
+        None => request,
+    }
 }
 
 /// Makes the kernel find a neighbour's Ethernet address, as if a packet were on its way.
@@ -246,15 +253,19 @@ pub(crate) fn list_permanent(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr
     Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }
 
+/// An Ethernet address, its node, and the interface that alone leads there.
+pub(crate) type Forwarding = (Mac, Ipv4Addr, Option<u32>);
+
 /// What a tunnel knows of who has which Ethernet address.
-pub(crate) fn list_forwardings(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<(Mac, Ipv4Addr)>, Error> {
+pub(crate) fn list_forwardings(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<Forwarding>, Error> {
     let mut header = neighbour_header(0, 0);
     header[0] = nix::libc::AF_BRIDGE as u8;
     let request = Request::new(RTM_GETNEIGH, 0, "list what tunnels know").put(&header);
     let parse = |payload: &[u8]| {
         let mac = attribute(payload, 12, 2)?.try_into().ok()?;
         let node = attribute(payload, 12, 1).and_then(ipv4)?;
-        (u32_at(payload, 4)? == tunnel).then_some((mac, node))
+        let through = attribute(payload, 12, NDA_IFINDEX).and_then(|index| u32_at(index, 0));
+        (u32_at(payload, 4)? == tunnel).then_some((mac, node, through))
     };
     Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }

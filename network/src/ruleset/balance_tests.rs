@@ -64,6 +64,7 @@ fn inside(work: impl FnOnce(&mut dyn FnMut(ServiceView)) + Send + 'static) {
             veth_prefix: "rqcaaaaa".into(),
             tunnel: "rqxaaaaa".into(),
             tunnel_port: 7271,
+            sealed: None,
             guarded_ports: vec![],
             cluster_pool: "10.213.0.0/16".parse().unwrap(),
             vip_pool: "10.214.0.0/16".parse().unwrap(),

@@ -22,6 +22,8 @@ pub(crate) struct Fixed {
     pub(crate) tunnel: String,
     /// UDP port of the tunnel.
     pub(crate) tunnel_port: u16,
+    /// The interface that encrypts; `Some`: nothing else leads to other nodes' containers.
+    pub(crate) sealed: Option<String>,
     /// TCP ports of the node that containers may not reach.
     pub(crate) guarded_ports: Vec<u16>,
     pub(crate) cluster_pool: Ipv4Net,
@@ -30,6 +32,33 @@ pub(crate) struct Fixed {
 }
 
 impl Fixed {
+    /// Where traffic between nodes has to be encrypted, none of it comes or leaves by another way, whatever routes
+    /// say: as rules of packets that come in, a chain for those of the node itself, and rules of those that are passed
+    /// on and of those for the node.
+    fn sealed(&self) -> [String; 4] {
+        let Some(sealed) = &self.sealed else { return Default::default() };
+        let Fixed { veth_prefix, tunnel, tunnel_port, .. } = self;
+        [
+            format!(
+                r#"iifname != "lo" iifname != "{veth_prefix}*" iifname != "{tunnel}" ip daddr @pools drop"#
+            ),
+            format!(
+                r#"
+  chain sealed {{
+    type filter hook output priority filter; policy accept;
+    ip daddr @pools oifname != "lo" oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
+    udp dport {tunnel_port} oifname != "{sealed}" drop
+  }}
+"#
+            ),
+            format!(
+                r#"ip daddr @pools oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
+    meta mark and {MARK_MASK:#x} != 0 oifname != "{veth_prefix}*" oifname != "{tunnel}" drop"#
+            ),
+            format!(r#"udp dport {tunnel_port} iifname != "{sealed}" drop"#),
+        ]
+    }
+
     /// The table with its sets and hooks, and the local network, which always exists.
     pub(crate) fn script(&self) -> String {
         let Fixed { table, veth_prefix, tunnel, tunnel_port, cluster_pool, vip_pool, local_pool, .. } = self;
@@ -37,6 +66,7 @@ impl Fixed {
             [] => String::new(),
             ports => format!("tcp dport {{ {} }} reject with tcp reset", joined(ports)),
         };
+        let [sealed_raw, sealed_out, sealed_forward, sealed_in] = self.sealed();
         let others = !MARK_MASK;
         let (local_chain, local_set) =
             (parts::network_chain(LOCAL_NETWORK), parts::network_set(LOCAL_NETWORK));
@@ -98,7 +128,9 @@ impl Fixed {
     # route_localnet is on for our links, so the kernel no longer refuses these itself
     iifname != "lo" ip daddr 127.0.0.0/8 drop
     iifname != "lo" ip saddr 127.0.0.0/8 drop
+    {sealed_raw}
   }}
+{sealed_out}
 
   chain steer {{
     type filter hook prerouting priority mangle; policy accept;
@@ -154,6 +186,7 @@ impl Fixed {
     type filter hook forward priority filter; policy accept;
     # the pools lead to lo where there is no container: answer instead of letting the client wait
     oifname "lo" goto nobody
+    {sealed_forward}
     oifname "{tunnel}" tcp flags syn tcp option maxseg size set rt mtu
     ct state established,related accept
     # what lies around the node is not for containers: metadata of a cloud, other nodes beyond what they publish
@@ -175,6 +208,7 @@ impl Fixed {
     type filter hook input priority filter; policy accept;
     ip daddr {{ {DNS}, {GATEWAY} }} iifname != "lo" iifname != "{veth_prefix}*" drop
     udp dport {tunnel_port} ip saddr != @peer_addresses drop
+    {sealed_in}
     iifname "{veth_prefix}*" goto from_container
   }}
 

@@ -98,6 +98,11 @@ impl Ruleset {
         Ruleset { fixed, items: BTreeMap::new(), wanted: BTreeMap::new(), exact: false }
     }
 
+    /// The interface that encrypts from the next time on that the table is made anew. Returns what it was.
+    pub(crate) fn set_sealed(&mut self, sealed: Option<String>) -> Option<String> {
+        std::mem::replace(&mut self.fixed.sealed, sealed)
+    }
+
     pub(crate) fn table(&self) -> &str {
         &self.fixed.table
     }

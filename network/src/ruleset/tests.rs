@@ -14,6 +14,7 @@ fn ruleset() -> Ruleset {
         veth_prefix: "rqcaaaaa".into(),
         tunnel: "rqxaaaaa".into(),
         tunnel_port: 7271,
+        sealed: None,
         guarded_ports: vec![4780],
         cluster_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),

@@ -321,7 +321,7 @@ impl Node {
     }
 
     pub fn peer(&self) -> Peer {
-        Peer { node: self.name.clone(), underlay: self.underlay }
+        Peer { node: self.name.clone(), underlay: self.underlay, encrypted: false, key: None }
     }
 
     /// The node's address with a port.
