@@ -1,6 +1,6 @@
 //! What the node tells about its machine.
 
-use rorqual_proto::model::NodeDescription;
+use rorqual_proto::model::{NodeDescription, NodeEncryption};
 use rorqual_runtime::{CgroupVersion, HostFacts};
 
 use crate::options::AgentOptions;
@@ -23,6 +23,7 @@ pub(crate) fn description(facts: &HostFacts, options: &AgentOptions) -> NodeDesc
         .to_owned(),
         labels: options.labels.clone(),
         held_ports: Vec::new(),
+        encryption: NodeEncryption::default(),
         routes: Vec::new(),
         addresses: Vec::new(),
     }

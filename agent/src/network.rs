@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rorqual_edge::Edge;
 use rorqual_network::{Attach, Attachment, Error, Fabric, HostPort, Join, LOCAL_NETWORK, NetworkOptions};
-use rorqual_proto::model::HeldPort;
+use rorqual_proto::model::{HeldPort, NodeEncryption};
 use rorqual_proto::wire;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -174,6 +174,11 @@ impl Network {
         self.held.clone()
     }
 
+    /// How this node encrypts what goes to others.
+    pub(crate) async fn encryption(&self) -> NodeEncryption {
+        self.fabric().await.map(|fabric| encryption(&fabric)).unwrap_or_default()
+    }
+
     /// The number of the last set that is in effect here.
     pub(crate) fn in_effect(&self) -> watch::Receiver<u64> {
         self.in_effect.clone()
@@ -224,6 +229,7 @@ struct Outlets {
 async fn run(mut feeder: Feeder, mut dirty: Dirty, mut inbox: mpsc::Receiver<Event>, told: Outlets) {
     let mut pause = AGAIN;
     let mut look_at = Instant::now();
+    let mut sealed = feeder.encryption().await;
     loop {
         // Each arm is cancel-safe: the queue keeps what was not taken, a sleep starts anew or has a fixed end.
         tokio::select! {
@@ -255,13 +261,21 @@ async fn run(mut feeder: Feeder, mut dirty: Dirty, mut inbox: mpsc::Receiver<Eve
                 pause = (pause * 2).min(AGAIN_MOST);
             }
         }
+        let told_of = feeder.encryption().await;
         told.held.send_if_modified(|list| {
             let now = feeder.held.list();
-            let news = *list != now;
+            // Both stand in what the node tells of itself.
+            let news = *list != now || sealed != told_of;
             *list = now;
             news
         });
+        sealed = told_of;
     }
+}
+
+fn encryption(fabric: &Fabric) -> NodeEncryption {
+    let rorqual_network::Encryption { key, kind, problem } = fabric.encryption();
+    NodeEncryption { public_key: key, kind: kind.to_owned(), problem }
 }
 
 /// Ports of this node alone, for a plain container.

@@ -27,6 +27,8 @@ pub struct Founding {
     pub container_pool: Ipv4Net,
     /// Virtual addresses of services.
     pub vip_pool: Ipv4Net,
+    /// What goes between nodes is encrypted.
+    pub encrypt: bool,
 }
 
 /// Why a cluster can't be founded.
@@ -105,6 +107,7 @@ pub fn found(founding: &Founding, now_ms: i64) -> Result<Founded, FoundingError>
         vip_pool: founding.vip_pool,
         last_raft_id: FIRST_RAFT_ID,
         edge: Default::default(),
+        encrypt: founding.encrypt,
     };
     let (worker_token, controller_token) = (cluster.worker_token.clone(), cluster.controller_token.clone());
     let network = Network {
@@ -162,6 +165,7 @@ mod tests {
             address: "10.0.0.1:4780".parse().unwrap(),
             container_pool: containers.parse().unwrap(),
             vip_pool: vips.parse().unwrap(),
+            encrypt: false,
         }
     }
 

@@ -15,6 +15,8 @@ pub struct Survey {
     pub wrong: Vec<String>,
     /// What others change again and again, and how often it was put back lately.
     pub disputed: Vec<(String, u32)>,
+    /// Why nothing gets to other nodes though it should be encrypted.
+    pub encryption_problem: String,
     /// The nftables table of this node.
     pub table: String,
 }
@@ -34,6 +36,8 @@ pub struct Way {
     pub mtu: u32,
     /// Through the tunnel, which takes this many bytes of a packet; `None`: they are on one segment.
     pub tunnel_mtu: Option<u32>,
+    /// What goes through the tunnel is encrypted.
+    pub encrypted: bool,
     /// Packets with this mark go the way of containers' packets.
     pub mark: u32,
 }

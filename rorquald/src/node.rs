@@ -165,6 +165,7 @@ impl Node {
             address,
             container_pool: pool("container_pool", &request.container_pool, "10.213.0.0/16")?,
             vip_pool: pool("vip_pool", &request.vip_pool, "10.214.0.0/16")?,
+            encrypt: request.encrypt,
         };
         self.files.forget()?;
         let founded = rorqual_controller::found(&founding, now_ms())?;

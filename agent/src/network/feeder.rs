@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rorqual_edge::Edge;
 use rorqual_network::{Block, Change, Endpoint, Error, Fabric, Peer, Protocol, PublishedPort, ServiceView};
+use rorqual_proto::model::NodeEncryption;
 use rorqual_proto::wire::{self, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints};
 use tokio::sync::{RwLock, oneshot, watch};
 
@@ -214,6 +215,10 @@ impl Feeder {
         Ok(())
     }
 
+    pub(super) async fn encryption(&self) -> NodeEncryption {
+        self.fabric.read().await.as_ref().map(super::encryption).unwrap_or_default()
+    }
+
     /// Services whose ports were held when they were last looked at.
     pub(super) fn try_held_ports(&self, dirty: &mut Dirty) {
         for (id, service) in &self.services {
@@ -315,7 +320,12 @@ fn network_of(given: &NodeNetwork) -> Option<rorqual_network::Network> {
 
 fn peer(given: &NodePeer) -> Option<Peer> {
     let host = given.address.rsplit_once(':').map_or(given.address.as_str(), |(host, _)| host);
-    Some(Peer { node: given.node_id.clone(), underlay: readable::<Ipv4Addr>(host, "peer")? })
+    Some(Peer {
+        node: given.node_id.clone(),
+        underlay: readable::<Ipv4Addr>(host, "peer")?,
+        encrypted: given.encrypted,
+        key: given.public_key.as_slice().try_into().ok(),
+    })
 }
 
 /// One item that can't be read is left out, so that the others work.
@@ -460,11 +470,14 @@ mod tests {
             node_id: id.into(),
             hostname: String::new(),
             address: address.into(),
+            ..NodePeer::default()
         });
         let mut dirty = Dirty::default();
         let change = SetChange { full: true, peers: peers.to_vec(), ..SetChange::default() };
         feeder.take(Event::Set(Box::new(change)), &mut dirty);
         let change = feeder.change(&dirty);
-        assert_eq!(change.peers, [Peer { node: "id2".into(), underlay: Ipv4Addr::new(10, 0, 0, 2) }]);
+        let second = Ipv4Addr::new(10, 0, 0, 2);
+        let expected = Peer { node: "id2".into(), underlay: second, encrypted: false, key: None };
+        assert_eq!(change.peers, [expected]);
     }
 }

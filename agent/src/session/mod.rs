@@ -147,7 +147,7 @@ async fn run(parts: Parts, mut set: AssignmentSet) {
 
 impl Parts {
     /// The machine, and what is held of it just now.
-    fn description(&self) -> wire::NodeDescription {
+    async fn description(&self) -> wire::NodeDescription {
         let held_ports = self.network.held_ports().borrow().clone();
         let routes = rorqual_network::foreign_routes().unwrap_or_else(|error| {
             tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's routes");
@@ -157,7 +157,8 @@ impl Parts {
             tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's addresses");
             Vec::new()
         });
-        (&NodeDescription { held_ports, routes, addresses, ..self.description.clone() }).into()
+        let encryption = self.network.encryption().await;
+        (&NodeDescription { held_ports, routes, addresses, encryption, ..self.description.clone() }).into()
     }
 
     fn say(&self, state: &str, leader: &str) {

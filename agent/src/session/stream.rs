@@ -50,7 +50,7 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
     // The Hello names every status, so what waited until now needs not be sent again.
     parts.tasks.reports().clear();
     let hello = wire::Hello {
-        description: Some(parts.description()),
+        description: Some(parts.description().await),
         address: parts.address.clone(),
         set: set.number,
         statuses: parts.tasks.statuses(),
@@ -137,7 +137,7 @@ impl Open<'_> {
                     send(&self.outbox, from_agent::Message::AcknowledgedSet(set)).await
                 }
                 Ok(()) = self.held.changed() => {
-                    send(&self.outbox, from_agent::Message::Description(self.parts.description())).await
+                    send(&self.outbox, from_agent::Message::Description(self.parts.description().await)).await
                 }
             };
             if sent.is_err() {

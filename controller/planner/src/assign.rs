@@ -157,7 +157,7 @@ pub fn assignment_for(state: &State, node_id: &NodeId) -> NodeAssignment {
         auths: state.services().filter_map(|service| auths(state, service, node_id)).collect(),
         networks: state.networks().map(|network| network_view(network)).collect(),
         blocks: blocks(state),
-        peers: peers.map(|node| peer(node)).collect(),
+        peers: peers.map(|node| peer(state, node)).collect(),
         controllers: controllers(state),
         pools: pools(state),
         edge: edge(state),
@@ -169,9 +169,11 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
     let mut touched = Touched::default();
     for change in changes {
         match change {
+            // Rare, and it may be that all ways between nodes change.
             Change::Cluster => {
                 touched.everywhere.controllers = true;
                 touched.everywhere.edge = true;
+                touched.everywhere.peers.extend(state.nodes().map(|node| node.id.clone()));
             }
             Change::Node(id) => {
                 touched.everywhere.peers.insert(id.clone());
@@ -313,7 +315,7 @@ pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
     delta.blocks = parts.blocks.then(|| blocks(state));
     for id in parts.peers.iter().filter(|id| *id != node_id) {
         match state.node(id).filter(|node| node.status.state != NodeState::Left) {
-            Some(node) => delta.peers.push(peer(node)),
+            Some(node) => delta.peers.push(peer(state, node)),
             None => delta.removed_peers.push(id.clone()),
         }
     }
@@ -430,11 +432,13 @@ fn blocks(state: &State) -> Vec<BlockView> {
     blocks
 }
 
-fn peer(node: &Node) -> PeerView {
+fn peer(state: &State, node: &Node) -> PeerView {
     PeerView {
         node_id: node.id.clone(),
         hostname: node.description.hostname.clone(),
         address: node.address.clone(),
+        encrypted: state.cluster().is_some_and(|cluster| cluster.encrypt),
+        public_key: node.description.encryption.public_key.clone(),
     }
 }
 

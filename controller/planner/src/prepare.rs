@@ -5,6 +5,7 @@
 //! edge in `edge`. The actions carry the versions that were seen: a [`crate::Conflict::Version`] means that the wish is
 //! to be prepared again.
 
+pub mod cluster;
 pub mod edge;
 pub mod guest;
 pub mod network;

@@ -1,7 +1,9 @@
 //! The cluster itself: what it is, who leads, its join tokens.
 
-use rorqual_planner::prepare;
-use rorqual_proto::model::Role;
+use std::sync::Arc;
+
+use rorqual_planner::{State, prepare};
+use rorqual_proto::model::{Node, Role};
 use rorqual_proto::wire;
 use tonic::Status;
 
@@ -33,6 +35,10 @@ impl Control {
                 controllers: u32::try_from(controllers).unwrap_or(u32::MAX),
                 nodes: u32::try_from(state.nodes().count()).unwrap_or(u32::MAX),
                 edge: Some((&cluster.edge).into()),
+                encrypt: cluster.encrypt,
+                encrypting_kernel: count(state, "kernel"),
+                encrypting_userspace: count(state, "userspace"),
+                encryption_problems: encryption_problems(state),
             })
         })
     }
@@ -49,7 +55,7 @@ impl Control {
             edge.acme_directory = request.edge_acme_directory.unwrap_or(edge.acme_directory);
             edge.acme_contact = request.edge_acme_contact.unwrap_or(edge.acme_contact);
             edge.acme_ca = request.edge_acme_ca.unwrap_or(edge.acme_ca);
-            prepare::edge::set(state, edge).map_err(status::from_refusal)
+            prepare::cluster::set(state, edge, request.encrypt).map_err(status::from_refusal)
         })?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;
         let edge = self.store.read(|state| state.cluster().map(|cluster| (&cluster.edge).into()));
@@ -70,6 +76,20 @@ impl Control {
         self.membership.rotate(role).await?;
         self.cluster_view(wire::GetClusterRequest {}).await
     }
+}
+
+/// How many nodes encrypt in this way.
+fn count(state: &State, kind: &str) -> u32 {
+    let nodes = state.nodes().filter(|node| node.description.encryption.kind == kind);
+    u32::try_from(nodes.count()).unwrap_or(u32::MAX)
+}
+
+fn encryption_problems(state: &State) -> Vec<String> {
+    let tell = |node: &Arc<Node>| {
+        let problem = &node.description.encryption.problem;
+        (!problem.is_empty()).then(|| format!("{}: {problem}", node.description.hostname))
+    };
+    state.nodes().filter_map(tell).collect()
 }
 
 /// A port as it is from now on: what is absent stays, 0 closes.

@@ -393,6 +393,8 @@ fn peer(view: &PeerView) -> wire::NodePeer {
         node_id: view.node_id.to_string(),
         hostname: view.hostname.clone(),
         address: view.address.clone(),
+        encrypted: view.encrypted,
+        public_key: view.public_key.clone(),
     }
 }
 
@@ -410,6 +412,7 @@ pub(super) fn holder(node: &Arc<Node>) -> wire::NodePeer {
         node_id: node.id.to_string(),
         hostname: node.description.hostname.clone(),
         address: node.address.clone(),
+        ..wire::NodePeer::default()
     }
 }
 

@@ -17,6 +17,14 @@ pub fn settings(survey: &Survey) -> Vec<Finding> {
         )
     });
     findings.extend(disputed);
+    if !survey.encryption_problem.is_empty() {
+        findings.push(Finding::new(
+            "encryption",
+            survey.encryption_problem.clone(),
+            "a node tells its key as soon as it has a session with the leader (rctl node ls); a kernel without \
+             WireGuard needs TUN devices (modprobe tun), and UDP port 7272 has to be free",
+        ));
+    }
     for what in survey.wrong.iter().filter(|what| !survey.disputed.iter().any(|(known, _)| known == *what)) {
         findings.push(Finding::new(
             "settings",

@@ -14,6 +14,7 @@ use nix::sys::socket::{
 
 use super::Finding;
 use super::icmp::Prober;
+use crate::encryption;
 use crate::error::Error;
 use crate::routes::TUNNEL_PORT;
 use crate::survey::Way;
@@ -63,15 +64,14 @@ pub fn look(way: &Way, named: &str, port: u16) -> Result<Vec<Finding>, Error> {
 
 fn look_through_tunnel(way: &Way, named: &str, port: u16, mtu: u32) -> io::Result<Option<Finding>> {
     let mut prober = Prober::new(way.own, way.peer, way.mark)?;
+    let (name, tunnel_port) =
+        if way.encrypted { ("WireGuard", encryption::PORT) } else { ("VXLAN", TUNNEL_PORT) };
     if !prober.passes(SMALL, TRIES)? {
         return Ok(Some(Finding::new(
             "tunnel",
+            format!("nothing gets through the tunnel to {named}: {name}, UDP port {tunnel_port} of {}", way.peer),
             format!(
-                "nothing gets through the tunnel to {named}: VXLAN, UDP port {TUNNEL_PORT} of {}",
-                way.peer
-            ),
-            format!(
-                "open UDP port {TUNNEL_PORT} between the nodes, in firewalls of the machines and of the network"
+                "open UDP port {tunnel_port} between the nodes, in firewalls of the machines and of the network"
             ),
         )));
     }

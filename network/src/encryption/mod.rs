@@ -113,6 +113,11 @@ impl Sealing {
         self.peers.is_some()
     }
 
+    /// What the node tells of what is wrong; empty: nothing.
+    pub(crate) fn problem(&self) -> String {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()
+    }
+
     /// The device, where it has to be.
     pub(crate) fn device(&self) -> Option<&str> {
         self.is_on().then_some(self.device.as_str())

@@ -29,6 +29,7 @@ impl Engine {
             ways: self.ways(&links)?,
             ranges: self.ranges(),
             wrong,
+            encryption_problem: self.sealing.problem(),
             disputed: self.patience.disputed(Instant::now()),
             table: self.ruleset.table().to_owned(),
         })
@@ -66,6 +67,7 @@ impl Engine {
                 interface: link.name.clone(),
                 mtu: link.mtu,
                 tunnel_mtu,
+                encrypted: self.sealing.is_on(),
                 mark,
             });
         }

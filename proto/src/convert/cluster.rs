@@ -17,6 +17,7 @@ impl From<&model::Cluster> for wire::Cluster {
             vip_pool: cluster.vip_pool.to_string(),
             last_raft_id: cluster.last_raft_id,
             edge: Some((&cluster.edge).into()),
+            encrypt: cluster.encrypt,
         }
     }
 }
@@ -37,6 +38,7 @@ impl TryFrom<wire::Cluster> for model::Cluster {
             vip_pool: ipv4_net(&cluster.vip_pool, "vip_pool")?,
             last_raft_id: cluster.last_raft_id,
             edge: or_absent(cluster.edge, "edge")?,
+            encrypt: cluster.encrypt,
         })
     }
 }

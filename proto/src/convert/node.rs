@@ -41,6 +41,7 @@ impl From<&model::NodeDescription> for wire::NodeDescription {
             held_ports: description.held_ports.iter().map(Into::into).collect(),
             routes: description.routes.iter().map(ToString::to_string).collect(),
             addresses: description.addresses.iter().map(ToString::to_string).collect(),
+            encryption: Some((&description.encryption).into()),
         }
     }
 }
@@ -61,7 +62,24 @@ impl From<wire::NodeDescription> for model::NodeDescription {
             // As with held ports: a range that can't be read is one that is not checked.
             routes: description.routes.iter().filter_map(|net| net.parse().ok()).collect(),
             addresses: description.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
+            encryption: description.encryption.map(Into::into).unwrap_or_default(),
         }
+    }
+}
+
+impl From<&model::NodeEncryption> for wire::NodeEncryption {
+    fn from(encryption: &model::NodeEncryption) -> Self {
+        Self {
+            public_key: encryption.public_key.clone(),
+            kind: encryption.kind.clone(),
+            problem: encryption.problem.clone(),
+        }
+    }
+}
+
+impl From<wire::NodeEncryption> for model::NodeEncryption {
+    fn from(encryption: wire::NodeEncryption) -> Self {
+        Self { public_key: encryption.public_key, kind: encryption.kind, problem: encryption.problem }
     }
 }
 

@@ -218,6 +218,11 @@ fn description() -> NodeDescription {
         }],
         routes: vec!["10.0.0.0/24".parse().unwrap()],
         addresses: vec![[192, 0, 2, 7].into()],
+        encryption: NodeEncryption {
+            public_key: vec![7; 32],
+            kind: "kernel".into(),
+            problem: "none".into(),
+        },
     }
 }
 
@@ -272,6 +277,7 @@ fn cluster() -> Cluster {
             acme_contact: "me@example.com".into(),
             acme_ca: "PEM".into(),
         },
+        encrypt: true,
     }
 }
 

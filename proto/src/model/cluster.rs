@@ -31,6 +31,8 @@ pub struct Cluster {
     pub last_raft_id: u64,
     /// The HTTP edge.
     pub edge: EdgeSettings,
+    /// What goes between nodes is encrypted.
+    pub encrypt: bool,
 }
 
 impl fmt::Debug for Cluster {

@@ -63,6 +63,19 @@ pub struct NodeDescription {
     pub routes: Vec<ipnet::Ipv4Net>,
     /// The addresses that others reach it at.
     pub addresses: Vec<Ipv4Addr>,
+    /// How it encrypts what goes to other nodes.
+    pub encryption: NodeEncryption,
+}
+
+/// How a node encrypts what goes to other nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeEncryption {
+    /// Its Curve25519 key; empty: it has told none yet.
+    pub public_key: Vec<u8>,
+    /// `kernel`, `userspace`; empty: it does not.
+    pub kind: String,
+    /// Why nothing gets to other nodes though it should be encrypted.
+    pub problem: String,
 }
 
 /// A published port that something else has on a node.

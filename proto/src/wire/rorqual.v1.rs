@@ -698,6 +698,9 @@ pub struct Cluster {
     pub last_raft_id: u64,
     #[prost(message, optional, tag = "70")]
     pub edge: ::core::option::Option<EdgeSettings>,
+    /// What goes between nodes is encrypted.
+    #[prost(bool, tag = "110")]
+    pub encrypt: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeDescription {
@@ -731,6 +734,20 @@ pub struct NodeDescription {
     /// The addresses that others reach it at.
     #[prost(string, repeated, tag = "60")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "110")]
+    pub encryption: ::core::option::Option<NodeEncryption>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeEncryption {
+    /// The node's Curve25519 key.
+    #[prost(bytes = "vec", tag = "1")]
+    pub public_key: ::prost::alloc::vec::Vec<u8>,
+    /// kernel, userspace; empty: nothing is encrypted.
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// Why nothing gets to other nodes though it should be encrypted.
+    #[prost(string, tag = "3")]
+    pub problem: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeldPort {
@@ -1449,6 +1466,17 @@ pub struct GetClusterResponse {
     pub nodes: u32,
     #[prost(message, optional, tag = "70")]
     pub edge: ::core::option::Option<EdgeSettings>,
+    /// What goes between nodes is encrypted.
+    #[prost(bool, tag = "110")]
+    pub encrypt: bool,
+    /// How many nodes do that by the kernel, and by a process.
+    #[prost(uint32, tag = "111")]
+    pub encrypting_kernel: u32,
+    #[prost(uint32, tag = "112")]
+    pub encrypting_userspace: u32,
+    /// Nodes that can't, each with why.
+    #[prost(string, repeated, tag = "113")]
+    pub encryption_problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateClusterRequest {
@@ -1465,6 +1493,8 @@ pub struct UpdateClusterRequest {
     pub edge_acme_contact: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "6")]
     pub edge_acme_ca: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "110")]
+    pub encrypt: ::core::option::Option<bool>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateClusterResponse {
@@ -4521,6 +4551,12 @@ pub struct NodePeer {
     /// host:port of the node's TLS port; the host is its underlay address.
     #[prost(string, tag = "3")]
     pub address: ::prost::alloc::string::String,
+    /// What goes to it has to be encrypted.
+    #[prost(bool, tag = "110")]
+    pub encrypted: bool,
+    /// For that; empty: it has told none yet.
+    #[prost(bytes = "vec", tag = "111")]
+    pub public_key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocateImageRequest {
@@ -8578,6 +8614,8 @@ pub struct InitClusterRequest {
     pub container_pool: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub vip_pool: ::prost::alloc::string::String,
+    #[prost(bool, tag = "110")]
+    pub encrypt: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InitClusterResponse {

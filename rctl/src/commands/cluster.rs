@@ -50,6 +50,9 @@ pub(crate) struct InitArgs {
     /// Virtual addresses for services
     #[arg(long, value_name = "NET", default_value = "10.214.0.0/16")]
     vip_pool: String,
+    /// Encrypt what goes between nodes
+    #[arg(long)]
+    encrypt: bool,
     #[command(flatten)]
     ready: ReadyArgs,
 }
@@ -93,8 +96,11 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["edge_http", "edge_https", "edge_access_log", "edge_acme", "edge_acme_contact", "edge_acme_ca"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["encrypt", "edge_http", "edge_https", "edge_access_log", "edge_acme", "edge_acme_contact", "edge_acme_ca"]))]
 pub(crate) struct UpdateArgs {
+    /// Whether what goes between nodes is encrypted
+    #[arg(long, value_name = "on|off", value_parser = on_or_off)]
+    encrypt: Option<bool>,
     /// Port on which the HTTP edge of every node serves plain HTTP, or `off`
     #[arg(long, value_name = "PORT", value_parser = port_or_off)]
     edge_http: Option<u32>,
@@ -130,6 +136,14 @@ fn directory(word: &str) -> String {
         "off" => String::new(),
         "letsencrypt" => "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
         url => url.to_owned(),
+    }
+}
+
+fn on_or_off(text: &str) -> std::result::Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("`{text}` is neither on nor off")),
     }
 }
 
@@ -199,6 +213,7 @@ async fn init(args: InitArgs, connect: impl AsyncFnOnce() -> Result<Daemon>) -> 
         advertise: args.advertise.unwrap_or_default(),
         container_pool: args.container_pool,
         vip_pool: args.vip_pool,
+        encrypt: args.encrypt,
     };
     let answer = daemon.membership().init_cluster(within(LONG_CALL, request)).await?.into_inner();
     ready(&daemon, &args.ready).await?;
@@ -349,6 +364,7 @@ async fn status(args: &StatusArgs, daemon: &Daemon) -> Result<()> {
 
 async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<()> {
     let request = UpdateClusterRequest {
+        encrypt: args.encrypt,
         edge_http_port: args.edge_http,
         edge_https_port: args.edge_https,
         edge_access_log: args.edge_access_log,
@@ -413,6 +429,7 @@ mod tests {
             advertise: None,
             container_pool: "10.213.0.1/16".into(),
             vip_pool: "10.214.0.0/16".into(),
+            encrypt: false,
             ready: ready(),
         };
         let failure = init(args, never).await.unwrap_err();
@@ -421,6 +438,7 @@ mod tests {
             advertise: None,
             container_pool: "10.0.0.0/8".into(),
             vip_pool: "10.214.0.0/16".into(),
+            encrypt: false,
             ready: ready(),
         };
         let failure = init(args, never).await.unwrap_err();

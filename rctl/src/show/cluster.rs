@@ -39,6 +39,11 @@ struct Cluster {
     container_pool: String,
     #[serde(rename = "VIPPool")]
     vip_pool: String,
+    encrypt: bool,
+    /// Nodes that encrypt in the kernel, and in the daemon.
+    encrypting_kernel: u32,
+    encrypting_userspace: u32,
+    encryption_problems: Vec<String>,
     /// Ports of the HTTP edge; 0: closed.
     edge_http_port: u32,
     edge_https_port: u32,
@@ -68,6 +73,10 @@ pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) 
             raft_applied_index: cluster.raft_applied_index,
             container_pool: cluster.container_pool.clone(),
             vip_pool: cluster.vip_pool.clone(),
+            encrypt: cluster.encrypt,
+            encrypting_kernel: cluster.encrypting_kernel,
+            encrypting_userspace: cluster.encrypting_userspace,
+            encryption_problems: cluster.encryption_problems.clone(),
             edge_http_port: edge.http_port,
             edge_https_port: edge.https_port,
             edge_access_log: edge.access_log,
@@ -102,11 +111,26 @@ pub(crate) fn text(status: &Status) -> String {
             ("Raft", format!("term {}, applied up to {}", cluster.raft_term, cluster.raft_applied_index)),
             ("Containers", cluster.container_pool.clone()),
             ("Services", cluster.vip_pool.clone()),
+            ("Encryption", encryption(cluster)),
             ("HTTP edge", edge(cluster)),
         ]);
     }
     let told = lines.iter().filter(|(_, text)| !text.is_empty());
     told.map(|(name, text)| format!("{:<11} {text}\n", format!("{name}:"))).collect()
+}
+
+fn encryption(cluster: &Cluster) -> String {
+    if !cluster.encrypt {
+        return "off".to_owned();
+    }
+    let kinds = [("in the kernel", cluster.encrypting_kernel), ("in the daemon", cluster.encrypting_userspace)];
+    let mut parts: Vec<String> = vec!["on".to_owned()];
+    parts.extend(kinds.iter().filter(|(_, nodes)| *nodes > 0).map(|(kind, nodes)| {
+        let noun = if *nodes == 1 { "node" } else { "nodes" };
+        format!("{nodes} {noun} {kind}")
+    }));
+    parts.extend(cluster.encryption_problems.iter().cloned());
+    parts.join(", ")
 }
 
 fn edge(cluster: &Cluster) -> String {
@@ -148,6 +172,9 @@ mod tests {
             name: "main".into(),
             container_pool: "10.213.0.0/16".into(),
             vip_pool: "10.214.0.0/16".into(),
+            encrypt: true,
+            encrypting_kernel: 3,
+            encrypting_userspace: 1,
             controllers: 3,
             nodes: 4,
             raft_term: 2,
@@ -169,6 +196,7 @@ Nodes:      4, 3 of them controllers
 Raft:       term 2, applied up to 77
 Containers: 10.213.0.0/16
 Services:   10.214.0.0/16
+Encryption: on, 3 nodes in the kernel, 1 node in the daemon
 HTTP edge:  off
 ";
         assert_eq!(text(&shown), expected);

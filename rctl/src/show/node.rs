@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rorqual_proto::wire::{Availability, HeldPort, NodeState, NodeView, Protocol};
+use rorqual_proto::wire::{Availability, HeldPort, NodeEncryption, NodeState, NodeView, Protocol};
 use serde::Serialize;
 
 use super::service_inspect::Version;
@@ -132,6 +132,18 @@ struct Description {
     /// Published ports of services that something else has there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     held_ports: Vec<String>,
+    /// Of what goes to other nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<Encryption>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Encryption {
+    /// `kernel`, `userspace`; empty: nothing is encrypted.
+    kind: String,
+    problem: String,
+    public_key: String,
 }
 
 #[derive(Serialize)]
@@ -212,6 +224,7 @@ pub(crate) fn inspect(view: &NodeView) -> Inspect {
             resources: Resources { nano_cpus: description.nano_cpus, memory_bytes: description.memory_bytes },
             engine: Engine { engine_version: description.engine_version, labels: description.labels },
             held_ports: description.held_ports.iter().map(held_port).collect(),
+            encryption: description.encryption.map(encryption),
         },
         manager_status: view.controller.then_some(Manager {
             leader: view.leader,
@@ -220,6 +233,23 @@ pub(crate) fn inspect(view: &NodeView) -> Inspect {
         }),
         running_tasks: view.running_tasks,
     }
+}
+
+fn encryption(given: NodeEncryption) -> Encryption {
+    let NodeEncryption { public_key, kind, problem } = given;
+    Encryption { kind, problem, public_key: public_key.iter().map(|byte| format!("{byte:02x}")).collect() }
+}
+
+/// In words; empty where there is nothing to tell.
+fn encryption_words(encryption: Option<&Encryption>) -> String {
+    let Some(Encryption { kind, problem, .. }) = encryption else { return String::new() };
+    let kind = match kind.as_str() {
+        "kernel" => "in the kernel",
+        "userspace" => "in the daemon",
+        _ => "",
+    };
+    let told = [kind, problem].into_iter().filter(|text| !text.is_empty());
+    told.collect::<Vec<_>>().join("; ")
 }
 
 fn held_port(held: &HeldPort) -> String {
@@ -276,6 +306,7 @@ pub(crate) fn pretty(view: &NodeView, now_ms: i64) -> String {
         ("Version", description.engine.engine_version.clone()),
         ("Running tasks", view.running_tasks.to_string()),
         ("Held ports", description.held_ports.join(", ")),
+        ("Encryption", encryption_words(description.encryption.as_ref())),
     ];
     let told = lines.iter().filter(|(_, text)| !text.is_empty());
     told.map(|(name, text)| format!("{:<14} {}\n", format!("{name}:"), crate::table::printable(text)))

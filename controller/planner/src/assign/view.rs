@@ -156,6 +156,10 @@ pub struct PeerView {
     pub hostname: String,
     /// `host:port` of its TLS port.
     pub address: String,
+    /// What goes to it has to be encrypted.
+    pub encrypted: bool,
+    /// For that; empty: it has told none yet.
+    pub public_key: Vec<u8>,
 }
 
 /// A node that is a controller.
