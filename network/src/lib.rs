@@ -7,7 +7,7 @@
 //!  Fabric ──Event──▶ engine ──▶ container   a namespace, and a veth and a /32 per network of it
 //!  (handle)          (thread) ├─▶ routes     blocks of other nodes, reply paths of the routing mesh
 //!                             ├─▶ ruleset    VIPs, published ports, isolation: pure, as netlink or for `nft`
-//!                             ├─▶ encryption a WireGuard device under the tunnel, where the cluster wants that
+//!                             ├─▶ encryption  a WireGuard device under the tunnel
 //!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
 //!                    pool (thread): network namespaces, prepared ahead of time
 //!                    watch (thread): wakes the engine when others changed something
