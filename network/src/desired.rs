@@ -203,7 +203,8 @@ mod tests {
     #[test]
     fn a_full_change_drops_what_it_does_not_name() {
         let mut desired = Desired::default();
-        let peers = vec![Peer { node: "n2".into(), underlay: [10, 0, 0, 2].into(), encrypted: false, key: None }];
+        let peers =
+            vec![Peer { node: "n2".into(), underlay: [10, 0, 0, 2].into(), encrypted: false, key: None }];
         let blocks = vec![block("10.213.0.0/26", "a", "n2"), block("10.213.0.64/26", "b", "n1")];
         let services = vec![service("s", &["10.213.0.1", "10.213.0.2"])];
         desired.merge(Change { peers, blocks, services, ..Change::default() });
@@ -236,7 +237,12 @@ mod tests {
     fn a_lost_node_counts_more_than_a_left_endpoint_and_order_does_not_matter() {
         let mut desired = Desired::default();
         desired.merge(Change {
-            peers: vec![Peer { node: "n2".into(), underlay: [10, 0, 0, 2].into(), encrypted: false, key: None }],
+            peers: vec![Peer {
+                node: "n2".into(),
+                underlay: [10, 0, 0, 2].into(),
+                encrypted: false,
+                key: None,
+            }],
             blocks: vec![block("10.213.0.0/26", "a", "n2")],
             ..Change::default()
         });

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
-use crate::encryption;
+use crate::encryption::{self, Seal};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::model::{Block, Peer};
@@ -45,34 +45,6 @@ pub(crate) const TUNNEL_BYTES: u32 = 50;
 enum Way {
     Segment { interface: u32 },
     Tunnel { interface: u32 },
-}
-
-/// Whether peers are reached through an interface that encrypts, and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Seal {
-    Off,
-    On {
-        device: u32,
-    },
-    /// They should be, and there is no such interface.
-    Broken,
-}
-
-impl Seal {
-    fn lets_through(self, peer: &Peer) -> bool {
-        match self {
-            Seal::Off => true,
-            Seal::On { .. } => peer.key.is_some(),
-            Seal::Broken => false,
-        }
-    }
-
-    fn device(self) -> Option<u32> {
-        match self {
-            Seal::On { device } => Some(device),
-            Seal::Off | Seal::Broken => None,
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -496,10 +468,9 @@ impl Routes {
     }
 }
 
-/// What the tunnel takes at most: what encrypts takes its part as well.
+/// What encrypts takes its part as well.
 fn tunnel_mtu(underlay_mtu: u32, lower: Option<u32>) -> u32 {
-    let seal = if lower.is_some() { encryption::BYTES } else { 0 };
-    underlay_mtu.saturating_sub(TUNNEL_BYTES + seal)
+    underlay_mtu.saturating_sub(TUNNEL_BYTES + lower.map_or(0, |_| encryption::BYTES))
 }
 
 /// The tunnel's Ethernet address of a node follows from its underlay address, so nobody has to be asked.

@@ -46,8 +46,7 @@ impl Tap {
         let (ready, started) = std::sync::mpsc::channel();
         let thread = switch.spawn(move || {
             let flags = SockFlag::SOCK_CLOEXEC;
-            let all =
-                socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).unwrap();
+            let all = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll).unwrap();
             setsockopt(&all, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
             ready.send(()).unwrap();
             let said: Vec<u8> = (0..64).collect();

@@ -38,7 +38,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("RORQUAL_LOG").unwrap_or_else(|_| "info".into()),
+            // What WireGuard in the daemon calls an error is a peer that was idle or is away.
+            tracing_subscriber::EnvFilter::try_from_env("RORQUAL_LOG")
+                .unwrap_or_else(|_| "info,boringtun=off".into()),
         )
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

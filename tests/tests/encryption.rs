@@ -34,7 +34,8 @@ impl Tap {
         let thread = std::thread::spawn(move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
             let cable = nix::net::if_::if_nametoindex("eth0").unwrap();
-            let all = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
+            let all =
+                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
             let all = all.unwrap();
             setsockopt(&all, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).unwrap();
             ready.send(()).unwrap();
@@ -118,7 +119,8 @@ fn a_running_cluster_begins_to_encrypt_and_ends_it() {
     n1.load(&images::archive("nginx"));
     n1.load(&images::archive("busybox"));
     let spread = ["--replicas", "3", "--replicas-max-per-node", "1"];
-    let web = [&["service", "create", "--name", "web", "--publish", "8080:80"][..], &spread, &[images::NGINX]];
+    let web =
+        [&["service", "create", "--name", "web", "--publish", "8080:80"][..], &spread, &[images::NGINX]];
     n1.rctl(&web.concat()).ok();
     let sleep = [images::BUSYBOX, "sleep", "100000"];
     let beside = [&["service", "create", "--name", "box", "--stop-signal", "SIGKILL"][..], &spread, &sleep];

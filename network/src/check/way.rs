@@ -69,7 +69,10 @@ fn look_through_tunnel(way: &Way, named: &str, port: u16, mtu: u32) -> io::Resul
     if !prober.passes(SMALL, TRIES)? {
         return Ok(Some(Finding::new(
             "tunnel",
-            format!("nothing gets through the tunnel to {named}: {name}, UDP port {tunnel_port} of {}", way.peer),
+            format!(
+                "nothing gets through the tunnel to {named}: {name}, UDP port {tunnel_port} of {}",
+                way.peer
+            ),
             format!(
                 "open UDP port {tunnel_port} between the nodes, in firewalls of the machines and of the network"
             ),

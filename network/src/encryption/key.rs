@@ -27,8 +27,7 @@ impl std::fmt::Debug for KeyPair {
 impl KeyPair {
     /// Reads the file, or makes one where there is none that can be one.
     pub(crate) fn load_or_make(path: &Path) -> Result<KeyPair, Error> {
-        let failed =
-            |operation| move |source| Error::State { path: path.to_owned(), operation, source };
+        let failed = |operation| move |source| Error::State { path: path.to_owned(), operation, source };
         if let Ok(bytes) = fs::read(path)
             && let Ok(key) = Key::try_from(bytes.as_slice())
         {

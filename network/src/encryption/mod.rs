@@ -24,10 +24,10 @@ use nix::errno::Errno;
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::model::Peer;
+use crate::netlink::Netlink;
 use crate::netlink::link::{self, Conf, Link};
 use crate::netlink::route;
 use crate::netlink::wireguard::WireGuard;
-use crate::netlink::Netlink;
 use crate::object::Object;
 use key::KeyPair;
 use userspace::Userspace;
@@ -45,6 +45,34 @@ pub(crate) const BYTES: u32 = 60;
 enum Kind {
     Kernel,
     Userspace,
+}
+
+/// Whether peers are reached through an interface that encrypts, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seal {
+    Off,
+    On {
+        device: u32,
+    },
+    /// They should be, and there is no such interface.
+    Broken,
+}
+
+impl Seal {
+    pub(crate) fn lets_through(self, peer: &Peer) -> bool {
+        match self {
+            Seal::Off => true,
+            Seal::On { .. } => peer.key.is_some(),
+            Seal::Broken => false,
+        }
+    }
+
+    pub(crate) fn device(self) -> Option<u32> {
+        match self {
+            Seal::On { device } => Some(device),
+            Seal::Off | Seal::Broken => None,
+        }
+    }
 }
 
 /// What the node tells of its encryption.
@@ -208,9 +236,7 @@ impl Sealing {
         (self.kernel, self.userspace) = (None, None);
         match self.netlink.run(vec![link::add_wireguard(&self.device)]) {
             Ok(()) => Ok(Kind::Kernel),
-            Err(Error::Netlink { source, .. })
-                if source.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) =>
-            {
+            Err(Error::Netlink { source, .. }) if source.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
                 Ok(Kind::Userspace)
             }
             Err(error) => Err(error),

@@ -123,7 +123,11 @@ impl Userspace {
         Ok(running)
     }
 
-    fn spawn(&mut self, name: &str, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let run = move || {
             if let Err(error) = work() {
@@ -145,12 +149,8 @@ impl Userspace {
         let mut fresh = Vec::new();
         {
             let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
-            let gone: Vec<Arc<One>> = peers
-                .by_key
-                .values()
-                .filter(|one| wanted.get(&one.key) != Some(&one.at))
-                .cloned()
-                .collect();
+            let gone: Vec<Arc<One>> =
+                peers.by_key.values().filter(|one| wanted.get(&one.key) != Some(&one.at)).cloned().collect();
             for one in gone {
                 peers.by_key.remove(&one.key);
                 peers.by_index.remove(&one.index);
@@ -192,8 +192,7 @@ impl Drop for Userspace {
 impl Shared {
     fn peer(&self, key: Key, at: Ipv4Addr, index: u32) -> One {
         let limiter = Some(Arc::clone(&self.limiter));
-        let tunnel =
-            Tunn::new(self.keys.secret.clone(), PublicKey::from(key), None, None, index, limiter);
+        let tunnel = Tunn::new(self.keys.secret.clone(), PublicKey::from(key), None, None, index, limiter);
         One { at, key, index, tunnel: Mutex::new(tunnel), awake: AtomicBool::new(false) }
     }
 

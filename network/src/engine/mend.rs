@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use crate::encryption::Seal;
 use crate::error::Error;
 use crate::host;
 use crate::netlink::link::{self, Link};
 use crate::reconcile;
-use crate::routes::Seal;
 use crate::ruleset::Item;
 use crate::watch::Kinds;
 

@@ -192,7 +192,16 @@ pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
 fn parse(answer: &Answer) -> Option<Link> {
     let index = u32_at(&answer.payload, 4)?;
     let up = u32_at(&answer.payload, 8)? & IFF_UP != 0;
-    let mut link = Link { index, name: String::new(), mtu: 0, up, local: None, lower: None, wireguard: false, conf: Vec::new() };
+    let mut link = Link {
+        index,
+        name: String::new(),
+        mtu: 0,
+        up,
+        local: None,
+        lower: None,
+        wireguard: false,
+        conf: Vec::new(),
+    };
     for (kind, value) in attributes(&answer.payload, HEADER) {
         match kind {
             IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),

@@ -218,11 +218,7 @@ fn description() -> NodeDescription {
         }],
         routes: vec!["10.0.0.0/24".parse().unwrap()],
         addresses: vec![[192, 0, 2, 7].into()],
-        encryption: NodeEncryption {
-            public_key: vec![7; 32],
-            kind: "kernel".into(),
-            problem: "none".into(),
-        },
+        encryption: NodeEncryption { public_key: vec![7; 32], kind: "kernel".into(), problem: "none".into() },
     }
 }
 

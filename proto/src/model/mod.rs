@@ -22,7 +22,9 @@ pub use container::{ContainerSpec, DnsSpec, HealthCheck, Mount, MountKind, Probe
 pub use edge::{EdgeSettings, RouteBackend, RouteSpec};
 pub use id::{ClusterId, GuestId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Guest, Network, NetworkJoin, NetworkSpec};
-pub use node::{Availability, HeldPort, Node, NodeDescription, NodeEncryption, NodeSpec, NodeState, NodeStatus, Role};
+pub use node::{
+    Availability, HeldPort, Node, NodeDescription, NodeEncryption, NodeSpec, NodeState, NodeStatus, Role,
+};
 pub use order::UpdateOrder;
 pub use record::Record;
 pub use service::{

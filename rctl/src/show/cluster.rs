@@ -123,7 +123,8 @@ fn encryption(cluster: &Cluster) -> String {
     if !cluster.encrypt {
         return "off".to_owned();
     }
-    let kinds = [("in the kernel", cluster.encrypting_kernel), ("in the daemon", cluster.encrypting_userspace)];
+    let kinds =
+        [("in the kernel", cluster.encrypting_kernel), ("in the daemon", cluster.encrypting_userspace)];
     let mut parts: Vec<String> = vec!["on".to_owned()];
     parts.extend(kinds.iter().filter(|(_, nodes)| *nodes > 0).map(|(kind, nodes)| {
         let noun = if *nodes == 1 { "node" } else { "nodes" };

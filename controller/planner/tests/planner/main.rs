@@ -3,6 +3,7 @@
 
 mod assignments;
 mod edge;
+mod encryption;
 mod golden;
 mod guests;
 mod networks;

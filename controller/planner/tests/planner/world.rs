@@ -72,6 +72,7 @@ impl World {
             vip_pool: vips.parse().unwrap(),
             last_raft_id: 0,
             edge: Default::default(),
+            encrypt: false,
         };
         world.write(vec![Action::new(ActionKind::PutCluster(Box::new(cluster)))]);
         world.network("default");

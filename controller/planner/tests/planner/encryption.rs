@@ -1,0 +1,37 @@
+//! Encryption between the nodes: what they are told of each other's keys.
+
+use rorqual_planner::{Action, ActionKind, Change, assign, prepare};
+use rorqual_proto::model::{EdgeSettings, NodeEncryption};
+
+use crate::world::World;
+
+#[test]
+fn nodes_are_told_of_keys_and_that_all_ways_change() {
+    let mut world = World::new(3);
+    let nodes: Vec<_> = world.state.nodes().map(|node| node.id.clone()).collect();
+    for (at, id) in nodes.iter().enumerate() {
+        let mut node = (**world.state.node(id).unwrap()).clone();
+        let public_key = vec![at as u8 + 1; 32];
+        node.description.encryption = NodeEncryption { public_key, ..NodeEncryption::default() };
+        world.write(vec![Action::new(ActionKind::PutNode(Box::new(node)))]);
+    }
+    let told = assign::assignment_for(&world.state, &nodes[0]);
+    assert!(told.peers.iter().all(|peer| !peer.encrypted));
+
+    world.changes.clear();
+    let action = prepare::cluster::set(&world.state, EdgeSettings::default(), Some(true)).unwrap();
+    world.write(vec![action]);
+    assert_eq!(world.changes, [Change::Cluster]);
+    let parts = assign::touched(&world.state, &world.changes).for_node(&nodes[0]);
+    let delta = assign::delta_for(&world.state, &nodes[0], &parts);
+    assert_eq!(delta.peers, assign::assignment_for(&world.state, &nodes[0]).peers);
+    let keys: Vec<&[u8]> = delta.peers.iter().map(|peer| peer.public_key.as_slice()).collect();
+    assert_eq!(keys.len(), 2);
+    assert!(keys.contains(&&[2; 32][..]) && keys.contains(&&[3; 32][..]));
+    assert!(delta.peers.iter().all(|peer| peer.encrypted));
+
+    // What is not named stays.
+    let action = prepare::cluster::set(&world.state, EdgeSettings::default(), None).unwrap();
+    world.write(vec![action]);
+    assert!(world.state.cluster().unwrap().encrypt);
+}
