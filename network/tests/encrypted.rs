@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use rorqual_network::{Change, Peer};
+use rorqual_network::{Change, GATEWAY, Peer};
 
 /// For something to become true on a loaded machine.
 const SOON: Duration = Duration::from_secs(30);
@@ -157,9 +157,24 @@ fn packets_of_every_size_and_clients_from_outside_get_there() {
             talk.echo_bytes(100_000).unwrap();
         }
     }
+    let tap = Tap::on(&lab.switch);
     for one in &all {
+        // So is a container that calls a node's port.
+        for node in &lab.nodes {
+            let mut talk = one.ns.connect(node.at(8080)).unwrap();
+            let itself = talk.server == one.id;
+            assert_eq!(
+                talk.client,
+                if itself { GATEWAY } else { one.address },
+                "{} via {}",
+                one.id,
+                node.name
+            );
+            talk.echo_bytes(100_000).unwrap();
+        }
         one.ns.connect((VIP, 80)).unwrap().echo_bytes(100_000).unwrap();
     }
+    assert_eq!(tap.end().0, 0);
     // Datagrams as large as an interface takes, and larger: the sender is told what fits, and cuts them.
     let (to, at) = (all[1].ns.clone(), all[1].address);
     let listener = to.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 900)).unwrap());
