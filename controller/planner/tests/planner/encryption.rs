@@ -1,7 +1,7 @@
 //! Encryption between the nodes: what they are told of each other's keys.
 
 use rorqual_planner::{Action, ActionKind, Change, assign, prepare};
-use rorqual_proto::model::{EdgeSettings, NodeEncryption};
+use rorqual_proto::model::{EdgeSettings, Node, NodeEncryption};
 
 use crate::world::World;
 
@@ -10,10 +10,14 @@ fn nodes_are_told_of_keys_and_that_all_ways_change() {
     let mut world = World::new(3);
     let nodes: Vec<_> = world.state.nodes().map(|node| node.id.clone()).collect();
     for (at, id) in nodes.iter().enumerate() {
-        let mut node = (**world.state.node(id).unwrap()).clone();
-        let public_key = vec![at as u8 + 1; 32];
-        node.description.encryption = NodeEncryption { public_key, ..NodeEncryption::default() };
-        world.write(vec![Action::new(ActionKind::PutNode(Box::new(node)))]);
+        let mut described = Node::clone(world.state.node(id).unwrap()).description;
+        described.encryption = NodeEncryption { public_key: vec![at as u8 + 1; 32], ..Default::default() };
+        world.write(vec![Action::new(ActionKind::NodeStatus {
+            node_id: id.clone(),
+            status: None,
+            description: Some(Box::new(described)),
+            address: None,
+        })]);
     }
     let told = assign::assignment_for(&world.state, &nodes[0]);
     assert!(told.peers.iter().all(|peer| !peer.encrypted));
