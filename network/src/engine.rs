@@ -416,7 +416,10 @@ impl Engine {
                 continue;
             };
             let (owner, entries) = naming::of_service(service);
-            self.names.set(owner, entries);
+            self.names.set(owner.clone(), entries);
+            if let Some((called, offer)) = naming::offer_of(service) {
+                self.names.set_offer(&owner, &service.network, &called, offer);
+            }
         }
     }
 

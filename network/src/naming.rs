@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::container::Record;
 use crate::dns::names::{Entry, Names, Owner};
+use crate::dns::ports::Offer;
 use crate::model::{Attach, ServiceView};
 
 /// The names of a service in its network: its own and its aliases mean its virtual address (all endpoints where it
@@ -26,6 +27,18 @@ pub(crate) fn of_service(service: &ServiceView) -> (Owner, Vec<Entry>) {
     }
     entries.push(entry(format!("tasks.{}", service.name), all));
     (Owner::Service(service.id.clone()), entries)
+}
+
+/// What a service offers to those who ask for its ports, and under which names. A guest has said nothing of ports.
+pub(crate) fn offer_of(service: &ServiceView) -> Option<(Vec<&str>, Offer)> {
+    if service.guest {
+        return None;
+    }
+    let called = std::iter::once(&service.name).chain(&service.aliases).map(String::as_str).collect();
+    let ports = service.ports.iter().map(|port| (port.protocol, port.target)).collect();
+    let replicas =
+        service.endpoints.iter().map(|endpoint| (endpoint.name.clone(), endpoint.address)).collect();
+    Some((called, Offer { ports, replicas }))
 }
 
 /// Makes a container known to the resolver: its name and aliases, and in which networks it asks.

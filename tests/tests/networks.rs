@@ -1,11 +1,12 @@
 //! Networks of the users on three nodes: who reaches whom, by address and by name, and what is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::time::Duration;
 
 use rorqual_tests::wait::hold;
-use rorqual_tests::{Lab, Node, images, wait_until};
+use rorqual_tests::{Lab, Node, command, images, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -92,6 +93,7 @@ fn containers_reach_those_whose_network_they_share_and_nothing_else() {
     assert!(failures.is_empty(), "{failures:#?}");
 
     names_lead_where_networks_are_shared(&lab);
+    ports_lead_to_each_task(&lab);
     what_is_around_is_out_of_reach(&lab);
     a_service_changes_its_networks(&lab);
     what_is_used_stays_and_the_rest_goes(&lab);
@@ -108,6 +110,33 @@ fn names_lead_where_networks_are_shared(lab: &Lab) {
             assert_eq!(heard[to].starts_with(&format!("{to}-")), shared, "{from} → {to}: {heard:?}");
         }
     }
+}
+
+/// SRV, as a resolver that is not ours asks for it; the names that come lead to the addresses that come, and back.
+fn ports_lead_to_each_task(lab: &Lab) {
+    let node = lab.node(2);
+    let dig = |service: &str, words: &[&str]| {
+        let task = node.running(service).unwrap().into_iter().find(|task| task.node == "n2").unwrap();
+        let pid = node.task_pid(&task.id).unwrap().to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pid, "-n", "dig", "@169.254.53.53", "+tries=3", "+short"]).args(words);
+        let said = command::run(&mut command, SOON).ok();
+        said.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let tasks: BTreeMap<String, String> = (1..=3)
+        .map(|slot| format!("be.{slot}"))
+        .map(|name| (dig("both", &["A", &name]).pop_first().unwrap_or_default(), name))
+        .collect();
+    let known: BTreeSet<String> = addresses(node, "back", "be").into_values().collect();
+    assert_eq!(tasks.keys().cloned().collect::<BTreeSet<_>>(), known);
+    for (port, number) in [("_http", 80), ("_7000", 7000)] {
+        let expected: BTreeSet<String> = tasks.values().map(|name| format!("0 1 {number} {name}.")).collect();
+        assert_eq!(dig("both", &["SRV", &format!("{port}._tcp.be")]), expected);
+    }
+    for (address, name) in &tasks {
+        assert_eq!(dig("both", &["-x", address]), BTreeSet::from([format!("{name}.")]));
+    }
+    assert!(dig("in", &["SRV", "_http._tcp.be"]).is_empty(), "it shares no network with it");
 }
 
 /// A way out for those that are not in an internal network; the nodes' own services for none.

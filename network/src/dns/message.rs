@@ -2,10 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use simple_dns::rdata::{A, RData};
+use simple_dns::rdata::{A, RData, SRV};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use super::names::{Asker, Names};
+use super::ports::{self, Offer, Wanted};
 
 /// What a client without EDNS takes over UDP (RFC 1035, section 4.2.1).
 const SMALL_BYTES: usize = 512;
@@ -42,6 +43,16 @@ pub(crate) fn decide(names: &Names, asker: &Asker, message: &[u8], over_tcp: boo
             None => refuse(&query, RCODE::NameError),
         };
     }
+    let limit = match query.opt() {
+        _ if over_tcp => usize::from(u16::MAX),
+        Some(opt) => usize::from(opt.udp_packet_size).clamp(SMALL_BYTES, LARGE_BYTES),
+        None => SMALL_BYTES,
+    };
+    if let Some((wanted, service)) = ports::wanted(name)
+        && let Some(offer) = names.offer(asker, service)
+    {
+        return serve(&query, question, &offer, wanted, limit);
+    }
     let Some(addresses) = names.find(asker, name) else {
         let single_label = !name.contains('.');
         return if !asker.outside || (single_label && !name.is_empty()) {
@@ -52,11 +63,6 @@ pub(crate) fn decide(names: &Names, asker: &Asker, message: &[u8], over_tcp: boo
     };
     let wants_addresses = matches!(question.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY);
     let addresses = if wants_addresses { addresses } else { Vec::new() };
-    let limit = match query.opt() {
-        _ if over_tcp => usize::from(u16::MAX),
-        Some(opt) => usize::from(opt.udp_packet_size).clamp(SMALL_BYTES, LARGE_BYTES),
-        None => SMALL_BYTES,
-    };
     answer(&query, question.qname.clone(), &addresses, limit)
 }
 
@@ -92,15 +98,38 @@ fn answer(query: &Packet, name: Name, addresses: &[Ipv4Addr], limit: usize) -> V
         let data = RData::A(A { address: u32::from(*address) });
         reply.answers.push(ResourceRecord::new(name.clone(), CLASS::IN, 0, data));
     }
-    match reply.build_bytes_vec_compressed() {
-        Ok(bytes) if bytes.len() <= limit => Verdict::Answer(bytes),
-        Ok(_) => {
-            reply.answers.clear();
-            reply.set_flags(PacketFlag::TRUNCATION);
-            build(&reply)
+    fit(query, reply, limit)
+}
+
+/// Who serves a port: a record for each replica, all alike, with its address beside it (RFC 2782).
+fn serve(query: &Packet, question: &Question, offer: &Offer, wanted: Wanted<'_>, limit: usize) -> Verdict {
+    let Some(port) = offer.port(wanted) else { return refuse(query, RCODE::NameError) };
+    let mut reply = reply_to(query, RCODE::NoError);
+    if matches!(question.qtype, QTYPE::TYPE(TYPE::SRV) | QTYPE::ANY) {
+        for (name, address) in &offer.replicas {
+            let Ok(target) = Name::new(name) else { continue };
+            let data = RData::SRV(SRV { priority: 0, weight: 1, port, target: target.clone() });
+            reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 0, data));
+            let data = RData::A(A { address: u32::from(*address) });
+            reply.additional_records.push(ResourceRecord::new(target, CLASS::IN, 0, data));
         }
-        Err(_) => refuse(query, RCODE::ServerFailure),
     }
+    fit(query, reply, limit)
+}
+
+/// What does not fit is asked for once more over TCP. What stands beside an answer may be left out (RFC 2181, 9).
+fn fit(query: &Packet, mut reply: Packet, limit: usize) -> Verdict {
+    for attempt in 0..2 {
+        match reply.build_bytes_vec_compressed() {
+            Ok(bytes) if bytes.len() <= limit => return Verdict::Answer(bytes),
+            Ok(_) if attempt == 0 => reply.additional_records.clear(),
+            Ok(_) => break,
+            Err(_) => return refuse(query, RCODE::ServerFailure),
+        }
+    }
+    reply.answers.clear();
+    reply.set_flags(PacketFlag::TRUNCATION);
+    build(&reply)
 }
 
 fn refuse(query: &Packet, code: RCODE) -> Verdict {
@@ -197,6 +226,46 @@ mod tests {
         assert_eq!(target.0.to_string(), "web");
         assert_eq!(decide(&names, &asker("other", true), &message, false), Verdict::Forward);
         assert_eq!(ask(&names, "default", "1.0.213.10.in-addr.arpa", TYPE::A), (RCODE::NoError, 0));
+    }
+
+    #[test]
+    fn a_port_of_a_service_leads_to_each_replica_by_name() {
+        let names = names(0);
+        let replicas =
+            |count: u8| (1..=count).map(|i| (format!("web.{i}"), Ipv4Addr::new(10, 213, 0, i))).collect();
+        let offer = |count| Offer { ports: vec![], replicas: replicas(count) };
+        let owner = Owner::Service("s".into());
+        names.set_offer(&owner, "default", &["Web"], offer(2));
+        let message = question("_http._tcp.WEB", TYPE::SRV);
+        let Verdict::Answer(bytes) = decide(&names, &asker("default", true), &message, false) else {
+            panic!("no answer");
+        };
+        let packet = Packet::parse(&bytes).unwrap();
+        let found: Vec<_> = packet
+            .answers
+            .iter()
+            .map(|record| match &record.rdata {
+                RData::SRV(srv) => (srv.target.to_string(), srv.port, record.ttl),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(found, [("web.1".to_owned(), 80, 0), ("web.2".to_owned(), 80, 0)]);
+        assert_eq!(packet.additional_records.len(), 2);
+        assert_eq!(ask(&names, "default", "_http._tcp.web", TYPE::A), (RCODE::NoError, 0));
+        assert_eq!(ask(&names, "default", "_what._tcp.web", TYPE::SRV), (RCODE::NameError, 0));
+        let elsewhere = decide(&names, &asker("other", true), &message, false);
+        assert_eq!(elsewhere, Verdict::Forward, "another network's");
+
+        // Too long for a datagram with the addresses, then altogether.
+        names.set_offer(&owner, "default", &["web"], offer(12));
+        assert_eq!(ask(&names, "default", "_http._tcp.web", TYPE::SRV), (RCODE::NoError, 12));
+        names.set_offer(&owner, "default", &["web"], offer(100));
+        let Verdict::Answer(bytes) = decide(&names, &asker("default", true), &message, false) else {
+            panic!("no answer");
+        };
+        assert!(Packet::parse(&bytes).unwrap().has_flags(PacketFlag::TRUNCATION));
+        names.remove(&owner);
+        assert_eq!(decide(&names, &asker("default", true), &message, false), Verdict::Forward);
     }
 
     #[test]

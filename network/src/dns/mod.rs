@@ -7,6 +7,7 @@
 mod forward;
 mod message;
 pub(crate) mod names;
+pub(crate) mod ports;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem::discriminant;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
+use super::ports::Offer;
 use crate::fabric::DNS;
 
 /// Who brings a name. Where two bring the same, the first of this order is answered; of guests, and of containers that
@@ -36,6 +37,8 @@ pub(crate) struct Names {
 struct Tables {
     names: HashMap<Key, BTreeMap<Owner, Vec<Ipv4Addr>>>,
     owned: HashMap<Owner, Vec<Key>>,
+    /// What is offered under names of services.
+    offers: HashMap<Key, BTreeMap<Owner, Arc<Offer>>>,
     /// The name of an address, and in which network.
     reverse: HashMap<Ipv4Addr, BTreeMap<Owner, Key>>,
     /// The networks of a container, by each of its addresses.
@@ -90,6 +93,16 @@ impl Names {
             keys.push(key);
         }
         tables.owned.insert(owner, keys);
+    }
+
+    /// Notes what an owner offers under names of its own, until [`Names::set`] replaces these.
+    pub(crate) fn set_offer(&self, owner: &Owner, network: &str, called: &[&str], offer: Offer) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let offer = Arc::new(offer);
+        for name in called {
+            let key = Key { network: network.to_owned(), name: name.to_ascii_lowercase() };
+            tables.offers.entry(key).or_default().insert(owner.clone(), Arc::clone(&offer));
+        }
     }
 
     /// Removes all that an owner brings.
@@ -159,6 +172,16 @@ impl Names {
         })
     }
 
+    /// What is offered by whom [`Names::find`] finds.
+    pub(crate) fn offer(&self, asker: &Asker, name: &str) -> Option<Arc<Offer>> {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        asker.networks.iter().find_map(|network| {
+            let key = Key { network: network.clone(), name: name.to_owned() };
+            let (first, _) = tables.names.get(&key)?.first_key_value()?;
+            tables.offers.get(&key)?.get(first).cloned()
+        })
+    }
+
     /// The name of an address, where the asker shares its network.
     pub(crate) fn name_of(&self, asker: &Asker, address: Ipv4Addr) -> Option<String> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
@@ -177,6 +200,12 @@ impl Tables {
                     if holders.is_empty() {
                         self.reverse.remove(address);
                     }
+                }
+            }
+            if let Some(holders) = self.offers.get_mut(&key) {
+                holders.remove(owner);
+                if holders.is_empty() {
+                    self.offers.remove(&key);
                 }
             }
             if let Some(holders) = self.names.get_mut(&key) {
