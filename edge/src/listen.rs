@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::body::AnswerBody;
 use crate::error::EdgeError;
 use crate::proxy::{self, Shared};
 use crate::stream::is_http2;
@@ -220,7 +222,7 @@ async fn encrypted(
     }
 }
 
-async fn serve_1<S>(stream: S, visit: Visit, shared: Arc<Shared>, mut closing: watch::Receiver<bool>)
+async fn serve_1<S>(stream: S, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -232,26 +234,12 @@ where
         .max_headers(shared.limits.fields);
     let client = visit.client;
     let visit = Arc::new(visit);
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let (shared, visit) = (Arc::clone(&shared), Arc::clone(&visit));
-        async move { Ok::<_, Infallible>(proxy::answer(&shared, &visit, request).await) }
-    });
+    let service = service_fn(move |request| answer(Arc::clone(&shared), Arc::clone(&visit), request));
     let served = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::pin!(served);
-    // Cancel-safe: the connection is the same future after it was told to end.
-    let end = tokio::select! {
-        end = served.as_mut() => end,
-        () = closed(&mut closing) => {
-            served.as_mut().graceful_shutdown();
-            served.await
-        }
-    };
-    if let Err(error) = end {
-        tracing::debug!(%client, %error, "a client's connection broke");
-    }
+    to_the_end(served, |served| served.graceful_shutdown(), client, closing).await;
 }
 
-async fn serve_2<S>(stream: S, visit: Visit, shared: Arc<Shared>, mut closing: watch::Receiver<bool>)
+async fn serve_2<S>(stream: S, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -267,17 +255,32 @@ where
         .max_send_buf_size(SEND_BUFFER);
     let client = visit.client;
     let visit = Arc::new(visit);
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let (shared, visit) = (Arc::clone(&shared), Arc::clone(&visit));
-        async move { Ok::<_, Infallible>(proxy::answer(&shared, &visit, request).await) }
-    });
+    let service = service_fn(move |request| answer(Arc::clone(&shared), Arc::clone(&visit), request));
     let served = builder.serve_connection(TokioIo::new(stream), service);
+    to_the_end(served, |served| served.graceful_shutdown(), client, closing).await;
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    visit: Arc<Visit>,
+    request: http::Request<Incoming>,
+) -> Result<http::Response<AnswerBody>, Infallible> {
+    Ok(proxy::answer(&shared, &visit, request).await)
+}
+
+/// A connection, until it has ended; told to end, it answers what it has.
+async fn to_the_end<C: Future<Output = hyper::Result<()>>>(
+    served: C,
+    tell: impl FnOnce(Pin<&mut C>),
+    client: SocketAddr,
+    mut closing: watch::Receiver<bool>,
+) {
     tokio::pin!(served);
     // Cancel-safe: the connection is the same future after it was told to end.
     let end = tokio::select! {
         end = served.as_mut() => end,
         () = closed(&mut closing) => {
-            served.as_mut().graceful_shutdown();
+            tell(served.as_mut());
             served.await
         }
     };
