@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use lab::{CLIENT, Lab, VIP, assert_even};
+use lab::{CLIENT, Lab, VIP, assert_even, received};
 use rorqual_network::{Change, GATEWAY, Protocol, PublishedPort};
 
 /// An answer that takes longer was not given at once.
@@ -190,12 +190,12 @@ fn datagrams_show_the_client_and_leave_an_endpoint_that_left() {
         lab.apply_all(&service(&[&containers[alone]]));
         client.send(b"question").unwrap();
         let mut buffer = [0; 16];
-        let (length, from) = servers[alone].recv_from(&mut buffer).unwrap();
+        let (length, from) = received(&servers[alone], &mut buffer).unwrap();
         assert_eq!(from, client.local_addr().unwrap());
         servers[alone].send_to(&buffer[..length], from).unwrap();
-        assert_eq!(client.recv(&mut buffer).unwrap(), length);
+        assert_eq!(received(&client, &mut buffer).unwrap().0, length);
     }
     lab.apply_all(&service(&[]));
     client.send(b"question").unwrap();
-    assert_eq!(client.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(received(&client, &mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }

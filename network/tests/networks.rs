@@ -7,7 +7,7 @@ mod lab;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use lab::{CLIENT, Container, Lab, Node, PATIENCE, Server};
+use lab::{CLIENT, Container, Lab, Node, PATIENCE, Server, received};
 use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, ServiceView};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -87,7 +87,7 @@ fn ask(name: &str) -> Option<Ipv4Addr> {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.send_to(&message, (rorqual_network::DNS, 53)).unwrap();
     let mut answer = [0; 512];
-    let length = socket.recv(&mut answer).ok()?;
+    let (length, _) = received(&socket, &mut answer).ok()?;
     if answer[7] == 0 || length < 4 {
         return None;
     }
@@ -294,7 +294,7 @@ fn resolver(lab: &Lab, address: Ipv4Addr, questions: usize) -> std::thread::Join
     lab.client.spawn(move || {
         for _ in 0..questions {
             let mut buffer = [0; 512];
-            let (length, client) = socket.recv_from(&mut buffer).unwrap();
+            let (length, client) = received(&socket, &mut buffer).unwrap();
             let mut answer = buffer[..length].to_vec();
             (answer[2], answer[3], answer[7]) = (0x81, 0x80, 1);
             // The name of the question, type A, class IN, a TTL, four bytes.
@@ -411,11 +411,11 @@ fn an_address_of_another_network_or_version_cannot_be_forged() {
         both.ns.run(move || UdpSocket::bind((source, 0)).unwrap().send_to(b"x", (CLIENT, 9001)).unwrap());
     };
     send(in_back);
-    sink.recv(&mut [0; 8]).unwrap();
+    received(&sink, &mut [0; 8]).unwrap();
     // Its own address of one network at the interface of the other.
     both.ns.ip("rule del priority 101");
     send(in_back);
-    assert!(sink.recv(&mut [0; 8]).is_err());
+    assert!(received(&sink, &mut [0; 8]).is_err());
     let rules = lab.nodes[0].ns.command("nft", "list chain inet rorqual_n1 guard");
     assert!(rules.contains("meta nfproto ipv6 drop"), "{rules}");
 }

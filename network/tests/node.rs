@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::{CLIENT, Lab, Node, Ns, PATIENCE, VIP, eventually};
+use lab::{CLIENT, Lab, Node, Ns, PATIENCE, VIP, eventually, received};
 use rorqual_network::{
     Attach, Block, Change, DNS, Error, HostPort, Join, Protocol, PublishedPort, ServiceView,
 };
@@ -28,7 +28,7 @@ fn ask(from: &Ns, name: &str, kind: TYPE) -> (RCODE, Vec<Ipv4Addr>) {
         socket.connect((DNS, 53)).unwrap();
         socket.send(&query).unwrap();
         let mut buffer = vec![0; 4096];
-        let length = socket.recv(&mut buffer).unwrap();
+        let (length, _) = received(&socket, &mut buffer).unwrap();
         buffer.truncate(length);
         buffer
     });
@@ -80,7 +80,7 @@ fn other_names_are_forwarded_to_the_first_resolver_that_answers() {
         socket.set_read_timeout(Some(PATIENCE * 12)).unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 512];
-            let (length, client) = socket.recv_from(&mut buffer).unwrap();
+            let (length, client) = received(&socket, &mut buffer).unwrap();
             buffer[2] |= 0x80;
             buffer[3] = 5;
             socket.send_to(&buffer[..length], client).unwrap();
@@ -228,9 +228,10 @@ fn networks_are_apart_and_addresses_cannot_be_forged() {
     };
     a.ns.ip("addr add 10.213.0.77/32 dev eth0");
     send(Ipv4Addr::new(10, 213, 0, 77));
-    assert_eq!(sink.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert_eq!(received(&sink, &mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
     send(a.address);
-    sink.recv(&mut [0; 8]).unwrap();
+    sink.set_read_timeout(Some(PATIENCE)).unwrap();
+    received(&sink, &mut [0; 8]).unwrap();
     // An address has one owner.
     attach.id = "d".into();
     assert!(matches!(node.attach(attach), Err(Error::AddressTaken { .. })));
