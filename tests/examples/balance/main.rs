@@ -1,4 +1,4 @@
-//! The measuring half of `tests/bench/balance`.
+//! The measuring half of `tests/bench/balance` and `tests/bench/maps`.
 //!
 //! `balance ROUNDS SECONDS ENDPOINTS`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
@@ -60,28 +60,44 @@ fn balance(lab: &Lab, rounds: u32, seconds: u32) {
         }
     }
     let mut rates = Rates::new();
-    for _ in 0..rounds {
-        measure(&mut rates, seconds, node, &[("direct_with_our_table", &addresses[0], 80)]);
-        measure(&mut rates, seconds, node, &[("ours", "127.0.0.1", 8080)]);
-        measure(&mut rates, seconds, other, &[("ours_from_another_node", "127.0.0.1", 8080)]);
-        // Containers run on without daemon and table; both come back.
-        lab.kill(1);
-        let peers = Peers::start(node, &addresses);
-        let systems = [("direct", &*addresses[0], 80), ("nftables_by_hand", "127.0.0.1", peers::NFT)];
-        measure(&mut rates, seconds, node, &systems);
-        let systems =
-            [("haproxy_tcp", "127.0.0.1", peers::HAPROXY), ("nginx_stream", "127.0.0.1", peers::NGINX)];
-        measure(&mut rates, seconds, node, &systems);
-        peers.end();
-        lab.start(1);
-        lab.wait_ready(3);
-        wait_until("the published port leads to the replicas again", SOON, || {
-            let answer = rorqual_tests::http::get(node.port(8080), "/health");
-            answer.map(drop).map_err(|error| error.to_string())
-        });
+    let ours = |rates: &mut Rates| {
+        measure(rates, seconds, node, &[("direct_with_our_table", &addresses[0], 80)]);
+        measure(rates, seconds, node, &[("ours", "127.0.0.1", 8080)]);
+        measure(rates, seconds, other, &[("ours_from_another_node", "127.0.0.1", 8080)]);
+    };
+    // Who is measured first is measured on another machine than who comes last: they take turns.
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            ours(&mut rates);
+        }
+        others(lab, &mut rates, seconds, &addresses);
+        if round % 2 == 1 {
+            ours(&mut rates);
+        }
     }
     tell(&rates);
     node.rctl(&["service", "rm", "web"]).ok();
+}
+
+/// Containers run on without daemon and table; both come back.
+fn others(lab: &Lab, rates: &mut Rates, seconds: u32, addresses: &[String]) {
+    let node = lab.node(1);
+    lab.kill(1);
+    let peers = Peers::start(node, addresses);
+    let systems = [
+        ("direct", &*addresses[0], 80),
+        ("nftables_by_hand", "127.0.0.1", peers::NFT),
+        ("haproxy_tcp", "127.0.0.1", peers::HAPROXY),
+        ("nginx_stream", "127.0.0.1", peers::NGINX),
+    ];
+    measure(rates, seconds, node, &systems);
+    peers.end();
+    lab.start(1);
+    lab.wait_ready(3);
+    wait_until("the published port leads to the replicas again", SOON, || {
+        let answer = rorqual_tests::http::get(node.port(8080), "/health");
+        answer.map(drop).map_err(|error| error.to_string())
+    });
 }
 
 fn addresses(node: &Node) -> Vec<String> {
@@ -97,6 +113,8 @@ fn addresses(node: &Node) -> Vec<String> {
 fn measure(rates: &mut Rates, seconds: u32, node: &Node, systems: &[(&'static str, &str, u16)]) {
     for (name, address, port) in systems {
         for kind in ["kept", "new"] {
+            // The first second of a program, a path and a set of connections is not like those that follow.
+            wrk(node, 1, &format!("http://{address}:{port}/"), kind);
             let rate = wrk(node, seconds, &format!("http://{address}:{port}/"), kind);
             rates.entry((name, kind)).or_default().push(rate);
         }
@@ -138,15 +156,22 @@ fn tell(rates: &Rates) {
         all.sort_by(f64::total_cmp);
         all[all.len() / 2]
     };
+    // Of each round by itself: what slows a whole round down changes none of them.
+    let share = |name, kind, of| {
+        let pairs = rates[&(name, kind)].iter().zip(&rates[&(of, kind)]);
+        let mut all: Vec<f64> = pairs.map(|(own, other)| own.per_second / other.per_second).collect();
+        all.sort_by(f64::total_cmp);
+        (all[all.len() / 2], all[0], all[all.len() - 1])
+    };
     for (name, kind) in rates.keys() {
-        let own = median(*name, *kind, |rate| rate.per_second);
+        let (of_floor, least, most) = share(*name, *kind, "nftables_by_hand");
         println!(
-            "RESULT balance system={name} connections={kind} per_second={own:.0} p99_ms={:.2} of_direct={:.2} \
-             of_floor={:.2} of_haproxy={:.2}",
+            "RESULT balance system={name} connections={kind} per_second={:.0} p99_ms={:.2} of_direct={:.2} \
+             of_floor={of_floor:.2} of_floor_range={least:.2}-{most:.2} of_haproxy={:.2}",
+            median(*name, *kind, |rate| rate.per_second),
             median(*name, *kind, |rate| rate.p99_ms),
-            own / median("direct", *kind, |rate| rate.per_second),
-            own / median("nftables_by_hand", *kind, |rate| rate.per_second),
-            own / median("haproxy_tcp", *kind, |rate| rate.per_second),
+            share(*name, *kind, "direct").0,
+            share(*name, *kind, "haproxy_tcp").0,
         );
     }
 }
