@@ -13,10 +13,12 @@ mod shared;
 mod task;
 mod terminal;
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::ptr;
 
 pub(crate) use ahead::*;
@@ -61,6 +63,18 @@ pub(crate) fn rename_new(from: &CStr, to: &CStr) -> io::Result<()> {
     let (from, to) = (from.as_ptr(), to.as_ptr());
     // SAFETY: both paths live through the call.
     check(unsafe { libc::syscall(libc::SYS_renameat2, CWD, from, CWD, to, libc::RENAME_NOREPLACE) }).map(drop)
+}
+
+/// The absolute path without links, as [`std::fs::canonicalize`], which has libc allocate.
+pub(crate) fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut found = [0; libc::PATH_MAX as usize];
+    // SAFETY: the path lives through the call, and realpath writes at most PATH_MAX bytes, with the zero at the end.
+    if unsafe { libc::realpath(path.as_ptr(), found.as_mut_ptr().cast()) }.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let found = CStr::from_bytes_until_nul(&found).map_err(io::Error::other)?;
+    Ok(Path::new(OsStr::from_bytes(found.to_bytes())).to_owned())
 }
 
 /// Takes ownership of a descriptor that this process was given by number at exec.

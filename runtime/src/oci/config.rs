@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::{Error, Result};
 use crate::plan::amend;
+use crate::sys;
 
 /// No honest specification is larger.
 const LIMIT_BYTES: u64 = 16 << 20;
@@ -30,7 +31,7 @@ pub(super) struct Bundle {
 /// it is understood.
 pub(super) fn load(dir: &str, config: Option<&str>, seen: impl FnOnce(&[u8])) -> Result<Bundle> {
     let given = if dir.is_empty() { "." } else { dir };
-    let dir = fs::canonicalize(given).map_err(Error::file("chdir", Path::new(given)))?;
+    let dir = sys::real_path(Path::new(given)).map_err(Error::file("chdir", Path::new(given)))?;
     let name = config.unwrap_or("config.json");
     let path = dir.join(name);
     let text = match read_limited(&path) {
@@ -50,7 +51,7 @@ pub(super) fn load(dir: &str, config: Option<&str>, seen: impl FnOnce(&[u8])) ->
         return Err(Error::Invalid { path, reason });
     }
     let rootfs = dir.join(root.path());
-    let rootfs = fs::canonicalize(&rootfs).map_err(|source| Error::System {
+    let rootfs = sys::real_path(&rootfs).map_err(|source| Error::System {
         operation: format!("invalid rootfs: {}", rootfs.display()),
         source,
     })?;

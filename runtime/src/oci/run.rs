@@ -37,8 +37,11 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
         notify.map_or(Ok(()), |notify| notify.until_ready(&making.record))?;
         return Ok(0);
     };
+    // Without it the process would have to unmount what it has, before anybody sees that it has ended.
+    let mounts = File::open(format!("/proc/{}/ns/mnt", making.record.pid));
     let relay = terminal.map(Relay::new).transpose();
     let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay, notify));
+    mounts.map(OwnedFd::from).into_iter().for_each(sys::close);
     if code.is_err() || !matches.is_set("keep") {
         let gone = take_away(context, &making);
         // What went wrong first is what counts.

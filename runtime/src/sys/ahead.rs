@@ -1,8 +1,8 @@
 //! What is done for a container while the rest of it is still being thought about: on another processor, by a thread.
 //!
 //! A network namespace takes the kernel as long as all else of a process, and whether there is to be one is known early.
-//! So the thread makes it ([`begin_new_network`]), and sends it to the process that is going to live in it. While that is
-//! not known yet, it reads what is slow to read and always needed ([`mounts`]).
+//! So the thread makes it ([`begin_new_network`]), and sends it to the process that is going to live in it. Before that it
+//! reads what is slow to read and always needed ([`mounts`]). In the end it closes what takes long to close ([`close`]).
 //!
 //! The thread is no thread of std's: this program forks while it runs, and may then have no lock of an allocator in its
 //! hands. It does nothing but a few system calls, made without libc, whose `errno` belongs to the thread that made it.
@@ -55,10 +55,20 @@ pub(crate) fn take_network() -> Option<OwnedFd> {
     thread::take_network()
 }
 
-/// /proc/self/mountinfo, if it has been read already.
+/// /proc/self/mountinfo, if it has been read already, or is just being read.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn mounts() -> Option<&'static [u8]> {
     thread::mounts()
+}
+
+/// Closes a descriptor beside whatever else is done; the process does not end before that is through.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn close(fd: OwnedFd) {
+    use std::os::fd::IntoRawFd as _;
+
+    if thread::close(&fd) {
+        let _ = fd.into_raw_fd();
+    }
 }
 
 /// Elsewhere everything is done when it is needed.
@@ -83,6 +93,8 @@ mod none {
     pub(crate) fn mounts() -> Option<&'static [u8]> {
         None
     }
+
+    pub(crate) fn close(_fd: super::OwnedFd) {}
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -93,9 +105,9 @@ mod thread {
     use std::arch::asm;
     use std::cell::UnsafeCell;
     use std::mem;
-    use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
     use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::NETWORK;
     use crate::sys::processors;
@@ -113,8 +125,11 @@ mod thread {
 
     static STACK: Memory<STACK_BYTES> = Memory(UnsafeCell::new([0; STACK_BYTES]));
     static MOUNTS: Memory<MOUNTS_BYTES> = Memory(UnsafeCell::new([0; MOUNTS_BYTES]));
-    /// How much of it there is; 0: not yet, or not at all.
+    /// How much of it there is; 0: nothing, and nothing will be; [`READING`]: that is not known yet.
     static MOUNTS_READ: AtomicUsize = AtomicUsize::new(0);
+    const READING: usize = usize::MAX;
+    /// Whoever has waited so long for the thread reads by himself.
+    const READING_TIME: Duration = Duration::from_millis(1);
 
     static USED: AtomicBool = AtomicBool::new(false);
     /// What the thread waits for, as a futex: one of these, in this order, with the number of the socket added to the last.
@@ -127,6 +142,11 @@ mod thread {
     static NETWORK_FD: AtomicI32 = AtomicI32::new(NO_FD);
     const NO_FD: RawFd = -1;
     static SENDS: AtomicBool = AtomicBool::new(false);
+    /// The thread stays to the end of the process: begun before anything was known, not for a network alone.
+    static STAYS: AtomicBool = AtomicBool::new(false);
+    /// It has done its work with networks, and waits for [`CLOSE`], as a futex: a descriptor and 1.
+    static IDLE: AtomicBool = AtomicBool::new(false);
+    static CLOSE: AtomicU32 = AtomicU32::new(0);
 
     /// Makes the thread, with its first order; `false` if that had been done, or it cannot be.
     pub(super) fn start(word: u32) -> bool {
@@ -135,6 +155,8 @@ mod thread {
         }
         SENDS.store(word >= SOCKET, Ordering::Relaxed);
         ORDER.store(word, Ordering::Relaxed);
+        STAYS.store(word == UNKNOWN, Ordering::Relaxed);
+        MOUNTS_READ.store(if word == UNKNOWN { READING } else { 0 }, Ordering::Relaxed);
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
@@ -174,6 +196,7 @@ mod thread {
             return true;
         }
         SENDS.store(false, Ordering::Relaxed);
+        MOUNTS_READ.store(0, Ordering::Relaxed);
         ORDER.store(NOTHING, Ordering::Relaxed);
         false
     }
@@ -186,7 +209,7 @@ mod thread {
         }
         SENDS.store(word >= SOCKET, Ordering::Relaxed);
         ORDER.store(word, Ordering::Release);
-        futex(libc::FUTEX_WAKE, 1);
+        futex(&ORDER, libc::FUTEX_WAKE, 1);
         true
     }
 
@@ -204,26 +227,57 @@ mod thread {
     }
 
     pub(super) fn mounts() -> Option<&'static [u8]> {
-        let length = MOUNTS_READ.load(Ordering::Acquire);
+        let begun = Instant::now();
+        let length = loop {
+            match MOUNTS_READ.load(Ordering::Acquire) {
+                READING if begun.elapsed() < READING_TIME => std::thread::yield_now(),
+                READING => return None,
+                length => break length,
+            }
+        };
         // SAFETY: so much has been written, and is not written to again.
         (length > 0).then(|| unsafe { std::slice::from_raw_parts(MOUNTS.0.get().cast::<u8>(), length) })
     }
 
+    /// `false` if there is no thread that could.
+    pub(super) fn close(fd: &OwnedFd) -> bool {
+        if !IDLE.swap(false, Ordering::Acquire) {
+            return false;
+        }
+        CLOSE.store(fd.as_raw_fd() as u32 + 1, Ordering::Release);
+        futex(&CLOSE, libc::FUTEX_WAKE, 1);
+        true
+    }
+
     extern "C" fn run() {
-        if ORDER.load(Ordering::Relaxed) == UNKNOWN {
-            read_mounts();
+        let stays = STAYS.load(Ordering::Relaxed);
+        if stays {
+            MOUNTS_READ.store(read_mounts(), Ordering::Release);
         }
-        if wait_for_more_than(UNKNOWN) == NOTHING {
-            return;
+        if wait_for_more_than(UNKNOWN) != NOTHING {
+            let network = new_network();
+            let word = wait_for_more_than(MAKE);
+            if word >= SOCKET {
+                send((word - SOCKET) as usize, network);
+                NETWORK_FD.store(network.map_or(NO_FD, |fd| fd as RawFd), Ordering::Relaxed);
+                SENDS.store(false, Ordering::Release);
+            } else if let Some(network) = network {
+                call(libc::SYS_close, [network, 0, 0, 0]);
+            }
         }
-        let network = new_network();
-        let word = wait_for_more_than(MAKE);
-        if word >= SOCKET {
-            send((word - SOCKET) as usize, network);
-            NETWORK_FD.store(network.map_or(NO_FD, |fd| fd as RawFd), Ordering::Relaxed);
-            SENDS.store(false, Ordering::Release);
-        } else if let Some(network) = network {
-            call(libc::SYS_close, [network, 0, 0, 0]);
+        IDLE.store(stays, Ordering::Release);
+        if stays {
+            let fd = wait_for_descriptor();
+            call(libc::SYS_close, [fd as usize, 0, 0, 0]);
+        }
+    }
+
+    fn wait_for_descriptor() -> u32 {
+        loop {
+            match CLOSE.load(Ordering::Acquire) {
+                0 => futex(&CLOSE, libc::FUTEX_WAIT, 0),
+                fd => return fd - 1,
+            }
         }
     }
 
@@ -231,34 +285,33 @@ mod thread {
         loop {
             match ORDER.load(Ordering::Acquire) {
                 word if word > before => return word,
-                word => futex(libc::FUTEX_WAIT, word),
+                word => futex(&ORDER, libc::FUTEX_WAIT, word),
             }
         }
     }
 
-    fn futex(operation: libc::c_int, value: u32) {
+    fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
         let operation = operation | libc::FUTEX_PRIVATE_FLAG;
-        call(libc::SYS_futex, [ORDER.as_ptr() as usize, operation as usize, value as usize, 0]);
+        call(libc::SYS_futex, [word.as_ptr() as usize, operation as usize, value as usize, 0]);
     }
 
-    fn read_mounts() {
+    /// How much there is; 0: it does not fit, or cannot be read.
+    fn read_mounts() -> usize {
         let path = c"/proc/self/mountinfo".as_ptr() as usize;
         let flags = (libc::O_RDONLY | libc::O_CLOEXEC) as usize;
-        let Some(file) = call(libc::SYS_openat, [libc::AT_FDCWD as usize, path, flags, 0]) else { return };
+        let Some(file) = call(libc::SYS_openat, [libc::AT_FDCWD as usize, path, flags, 0]) else { return 0 };
         let mut length = 0;
-        while length < MOUNTS_BYTES {
+        let whole = loop {
             let rest = [file, MOUNTS.0.get() as usize + length, MOUNTS_BYTES - length, 0];
             match call(libc::SYS_read, rest) {
-                // The end; and there is a whole text.
-                Some(0) => {
-                    MOUNTS_READ.store(length, Ordering::Release);
-                    break;
-                }
+                // Of a full room it says the same.
+                Some(0) => break length < MOUNTS_BYTES,
                 Some(more) => length += more,
-                None => break,
+                None => break false,
             }
-        }
+        };
         call(libc::SYS_close, [file, 0, 0, 0]);
+        if whole { length } else { 0 }
     }
 
     fn new_network() -> Option<usize> {
