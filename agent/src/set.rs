@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use rorqual_proto::wire::{
-    Assignments, Controller, EdgeConfig, EndpointsChange, NetworkBlock, NodeNetwork, NodePeer,
-    ServiceEndpoint, ServiceEndpoints, Task,
+    Assignments, Controller, EdgeConfig, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints, Task,
 };
 
 use crate::store::SetWrite;
@@ -49,8 +48,6 @@ pub(crate) enum Refused {
     Older { own: u64, given: u64 },
     #[error("set {given} builds on set {base}, but set {own} is on disk")]
     OtherBase { own: u64, base: u64, given: u64 },
-    #[error("set {given} changes endpoints of {view}, which is unknown here")]
-    NoView { given: u64, view: String },
 }
 
 /// What a message changed.
@@ -120,12 +117,6 @@ impl AssignmentSet {
         if !given.full && given.base != self.number {
             return Err(Refused::OtherBase { own: self.number, base: given.base, given: given.set });
         }
-        let view_of = |change: &EndpointsChange| format!("{}/{}", change.service_id, change.network_id);
-        if let Some(change) =
-            given.endpoints.iter().find(|change| !self.services.contains_key(&view_of(change)))
-        {
-            return Err(Refused::NoView { given: given.set, view: view_of(change) });
-        }
         let mut change = SetChange { number: given.set, full: given.full, ..SetChange::default() };
         let full = given.full;
         self.number = given.set;
@@ -138,14 +129,6 @@ impl AssignmentSet {
         let services = given.services.into_iter().map(|service| (view_key(&service), service));
         let part = Part { prefix: "service", full, writes };
         (change.services, change.removed_services) = part.merge(&mut self.services, services, removed);
-        for endpoints in given.endpoints {
-            let key = view_of(&endpoints);
-            let Some(view) = self.services.get_mut(&key) else { continue };
-            if change_endpoints(view, endpoints) {
-                writes.push((format!("service/{key}"), Some(view.encode_to_vec())));
-                change.services.push(view.clone());
-            }
-        }
         let networks = given.networks.into_iter().map(|network| (network.network_id.clone(), network));
         let part = Part { prefix: "network", full, writes };
         (change.networks, change.removed_networks) =
@@ -197,28 +180,6 @@ impl AssignmentSet {
 /// A service stands in the set once for each of its networks.
 pub(crate) fn view_key(view: &ServiceEndpoints) -> String {
     format!("{}/{}", view.service_id, view.network_id)
-}
-
-/// Brings a view's endpoints, which are in the order of their tasks, up to date. True where that changes any.
-fn change_endpoints(view: &mut ServiceEndpoints, change: EndpointsChange) -> bool {
-    let mut changed = false;
-    let place =
-        |list: &[ServiceEndpoint], id: &str| list.binary_search_by(|known| known.task_id.as_str().cmp(id));
-    for id in change.removed_tasks {
-        if let Ok(at) = place(&view.endpoints, &id) {
-            view.endpoints.remove(at);
-            changed = true;
-        }
-    }
-    for endpoint in change.added {
-        match place(&view.endpoints, &endpoint.task_id) {
-            Ok(at) if view.endpoints[at] == endpoint => continue,
-            Ok(at) => view.endpoints[at] = endpoint,
-            Err(at) => view.endpoints.insert(at, endpoint),
-        }
-        changed = true;
-    }
-    changed
 }
 
 /// The views of services that a message removes, and of those that it names with others.
@@ -290,45 +251,6 @@ mod tests {
 
     fn full(set: u64, tasks: Vec<Task>) -> Assignments {
         Assignments { set, full: true, tasks, ..Assignments::default() }
-    }
-
-    #[test]
-    fn endpoints_come_and_go_in_a_view_that_is_known() {
-        let endpoint = |id: &str| ServiceEndpoint { task_id: id.into(), ..ServiceEndpoint::default() };
-        let endpoints = ["a", "c"].map(endpoint).to_vec();
-        let view = ServiceEndpoints {
-            service_id: "s".into(),
-            network_id: "n".into(),
-            endpoints,
-            ..ServiceEndpoints::default()
-        };
-        let mut set = AssignmentSet::default();
-        set.take(Assignments { services: vec![view], ..full(10, vec![]) }).unwrap();
-        let change = |number, network: &str, added: &[&str], removed: &[&str]| Assignments {
-            set: number,
-            base: 10,
-            endpoints: vec![EndpointsChange {
-                service_id: "s".into(),
-                network_id: network.into(),
-                added: added.iter().map(|id| endpoint(id)).collect(),
-                removed_tasks: removed.iter().map(|id| (*id).to_owned()).collect(),
-            }],
-            ..Assignments::default()
-        };
-        let before = set.clone();
-        let refused = set.take(change(11, "other", &["b"], &[])).unwrap_err();
-        assert_eq!(refused, Refused::NoView { given: 11, view: "s/other".into() });
-        assert_eq!(set, before);
-        let taken = set.take(change(11, "n", &["b", "c"], &["a", "x"])).unwrap();
-        let ids = |view: &ServiceEndpoints| {
-            view.endpoints.iter().map(|endpoint| endpoint.task_id.clone()).collect::<Vec<_>>()
-        };
-        assert_eq!(ids(&taken.services[0]), ["b", "c"]);
-        assert_eq!(ids(&set.services["s/n"]), ["b", "c"]);
-        let kept = taken.writes.into_iter().filter_map(|(key, value)| Some((key, value?)));
-        assert_eq!(AssignmentSet::load(kept.collect()).0.services, set.services);
-        let nothing = set.take(Assignments { base: 11, ..change(12, "n", &["b"], &["a"]) }).unwrap();
-        assert!(nothing.services.is_empty() && nothing.writes.len() == 1, "the number alone");
     }
 
     #[test]

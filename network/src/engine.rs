@@ -5,7 +5,7 @@ mod mend;
 mod survey;
 mod table;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -211,33 +211,41 @@ impl Engine {
     }
 
     fn run(mut self, queue: &Receiver<Event>) {
-        let mut waiting = VecDeque::new();
+        let mut waiting = None;
         while !self.torn_down {
             let look_in = self.make_rounds(Instant::now());
-            if waiting.is_empty() {
-                match queue.recv_timeout(look_in) {
-                    Ok(event) => waiting.push_back(event),
+            let event = match waiting.take() {
+                Some(event) => event,
+                None => match queue.recv_timeout(look_in) {
+                    Ok(event) => event,
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
-                }
-            }
-            waiting.extend(queue.try_iter().take(QUEUE - waiting.len().min(QUEUE)));
-            // What the cluster says goes first: an endpoint that has gone must not wait for the hundred containers
-            // that start.
-            let batch = changes_of(&mut waiting);
-            if !batch.is_empty() {
-                self.apply(batch);
-                continue;
-            }
+                },
+            };
             // Whoever does not wait for the answer any more does not need it: a closed reply is fine.
-            match waiting.pop_front() {
-                Some(Event::Attach(attach, reply)) => drop(reply.send(self.attach(attach))),
-                Some(Event::Detach(id, reply)) => drop(reply.send(self.detach(&id))),
-                Some(Event::Attached(reply)) => drop(reply.send(Ok(self.attached()))),
-                Some(Event::Teardown(reply)) => drop(reply.send(self.teardown())),
-                Some(Event::Survey(reply)) => drop(reply.send(self.survey())),
-                Some(Event::Apply(change, reply)) => self.apply(vec![(change, reply)]),
-                Some(Event::Changed) | None => {}
+            match event {
+                Event::Attach(attach, reply) => drop(reply.send(self.attach(attach))),
+                Event::Detach(id, reply) => drop(reply.send(self.detach(&id))),
+                Event::Attached(reply) => drop(reply.send(Ok(self.attached()))),
+                Event::Teardown(reply) => drop(reply.send(self.teardown())),
+                Event::Survey(reply) => drop(reply.send(self.survey())),
+                Event::Changed => {}
+                Event::Apply(change, reply) => {
+                    let mut batch = vec![(change, reply)];
+                    while batch.len() < BATCH
+                        && let Ok(event) = queue.try_recv()
+                    {
+                        match event {
+                            Event::Apply(change, reply) => batch.push((change, reply)),
+                            Event::Changed => {}
+                            other => {
+                                waiting = Some(other);
+                                break;
+                            }
+                        }
+                    }
+                    self.apply(batch);
+                }
             }
         }
     }
@@ -437,18 +445,6 @@ impl Engine {
         let requests = ours.map(|l| link::delete(&l.name)).collect();
         self.netlink.run(requests)
     }
-}
-
-/// Takes the changes out of what waits, as many as are put together.
-fn changes_of(waiting: &mut VecDeque<Event>) -> Vec<(Change, Reply<()>)> {
-    let mut changes = Vec::new();
-    for event in std::mem::take(waiting) {
-        match event {
-            Event::Apply(change, reply) if changes.len() < BATCH => changes.push((change, reply)),
-            other => waiting.push_back(other),
-        }
-    }
-    changes
 }
 
 /// An item in words for people.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire::{self, from_agent, to_agent};
 use tokio::sync::{mpsc, watch};
@@ -14,7 +13,6 @@ use super::{End, Parts};
 use crate::edge;
 use crate::error::one_line;
 use crate::set::AssignmentSet;
-use crate::store::SetWrite;
 
 /// How long a controller may take to answer a Hello.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -31,19 +29,7 @@ const OUTBOX: usize = 64;
 /// The largest assignment set: every task of a node that runs thousands.
 const MOST_BYTES: usize = 64 << 20;
 
-/// Sets that are kept together: as many as the leader lets wait.
-const TOGETHER: usize = 64;
-
 type Outbox = mpsc::Sender<wire::FromAgent>;
-
-/// What of a set is done once it is on disk.
-struct Order {
-    full: bool,
-    auths: Vec<wire::ServiceAuths>,
-    removed_auths: Vec<String>,
-    tasks: Vec<wire::Task>,
-    removed_tasks: Vec<String>,
-}
 
 /// Opens a session with the controller at `address` and stays in it.
 pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) -> End {
@@ -129,7 +115,7 @@ impl Open<'_> {
                 message = inbox.message() => {
                     heard = Instant::now();
                     match message {
-                        Ok(Some(message)) => match self.take(message, &mut inbox).await {
+                        Ok(Some(message)) => match self.take(message).await {
                             Ok(()) => Ok(()),
                             Err(end) => return end,
                         },
@@ -160,19 +146,9 @@ impl Open<'_> {
         }
     }
 
-    async fn take(
-        &mut self,
-        message: wire::ToAgent,
-        inbox: &mut Streaming<wire::ToAgent>,
-    ) -> Result<(), End> {
+    async fn take(&mut self, message: wire::ToAgent) -> Result<(), End> {
         match message.message {
-            Some(to_agent::Message::Assignments(assignments)) => self.assign(assignments, inbox).await,
-            message => self.take_other(wire::ToAgent { message }).await,
-        }
-    }
-
-    async fn take_other(&mut self, message: wire::ToAgent) -> Result<(), End> {
-        match message.message {
+            Some(to_agent::Message::Assignments(assignments)) => self.assign(assignments).await,
             Some(to_agent::Message::Redirect(redirect)) => Err(redirected(self.parts, redirect)),
             Some(to_agent::Message::Welcome(welcome)) => {
                 self.parts.link.set_controllers(welcome.controllers);
@@ -189,52 +165,12 @@ impl Open<'_> {
                 self.parts.images.keep_copy(&copy.digest);
                 Ok(())
             }
-            Some(to_agent::Message::Assignments(_)) | None => Ok(()),
-        }
-    }
-
-    /// One barrier of the disk for all sets that are there. What the balancers are to do takes effect while the disk
-    /// works: it is acknowledged after both. What is to run begins once it is on disk.
-    async fn assign(
-        &mut self,
-        first: wire::Assignments,
-        inbox: &mut Streaming<wire::ToAgent>,
-    ) -> Result<(), End> {
-        let (mut orders, mut writes) = (Vec::new(), Vec::new());
-        let (mut next, mut behind) = (Some(first), None);
-        while let Some(assignments) = next.take() {
-            orders.push(self.accept(assignments, &mut writes).await?);
-            if orders.len() == TOGETHER {
-                break;
-            }
-            // Cancel-safe: the stream keeps what is not there yet, and its end is found when it is read again.
-            match inbox.message().now_or_never() {
-                Some(Ok(Some(wire::ToAgent { message: Some(to_agent::Message::Assignments(more)) }))) => {
-                    next = Some(more);
-                }
-                Some(Ok(Some(other))) => behind = Some(other),
-                Some(Ok(None) | Err(_)) | None => {}
-            }
-        }
-        self.keep(writes).await?;
-        for order in orders {
-            self.parts.images.auths().take(order.full, order.auths, &order.removed_auths);
-            self.parts.tasks.apply(order.tasks, order.removed_tasks).await;
-            self.parts.tasks.release();
-        }
-        self.parts.link.set_controllers(self.set.controllers.clone());
-        match behind {
-            Some(message) => self.take_other(message).await,
             None => Ok(()),
         }
     }
 
-    /// Takes a set: what it changes goes to the network now, what of it has to be on disk to the writes.
-    async fn accept(
-        &mut self,
-        mut assignments: wire::Assignments,
-        writes: &mut Vec<SetWrite>,
-    ) -> Result<Order, End> {
+    /// On disk first, then in effect.
+    async fn assign(&mut self, mut assignments: wire::Assignments) -> Result<(), End> {
         let (full, auths) = (assignments.full, std::mem::take(&mut assignments.auths));
         let removed_auths = std::mem::take(&mut assignments.removed_auths);
         // Keys are never on disk. Here before the port that they are for is opened.
@@ -242,6 +178,18 @@ impl Open<'_> {
             edge::take_certificates(&self.parts.edge, config);
         }
         let mut change = self.set.take(assignments).map_err(|refused| End::Lost(refused.to_string()))?;
+        let writes = std::mem::take(&mut change.writes);
+        let store = self.parts.store.clone();
+        let written = tokio::task::spawn_blocking(move || store.write_set(writes)).await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(error = %one_line(&error), "can't keep the assignment set");
+                self.reload();
+                return Err(End::Lost("the set could not be kept".to_owned()));
+            }
+            Err(_) => return Err(End::Lost("the agent is shutting down".to_owned())),
+        }
         tracing::debug!(
             set = change.number,
             full = change.full,
@@ -249,24 +197,17 @@ impl Open<'_> {
             services = change.services.len(),
             "assignment set"
         );
-        writes.append(&mut change.writes);
-        let (tasks, removed_tasks) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
+        self.parts.link.set_controllers(self.set.controllers.clone());
+        // Never on disk, and there before the tasks that need it.
+        self.parts.images.auths().take(full, auths, &removed_auths);
+        let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
+        // In effect first, so that a slow connection delays nothing; it is on disk either way.
+        self.parts.tasks.apply(tasks, removed).await;
+        self.parts.tasks.release();
         self.parts.containers.note_set(&change);
+        // It is acknowledged when it is in effect.
         self.parts.network.apply(change).await;
-        Ok(Order { full, auths, removed_auths, tasks, removed_tasks })
-    }
-
-    async fn keep(&mut self, writes: Vec<SetWrite>) -> Result<(), End> {
-        let store = self.parts.store.clone();
-        match tokio::task::spawn_blocking(move || store.write_set(writes)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                tracing::error!(error = %one_line(&error), "can't keep the assignment set");
-                self.reload();
-                Err(End::Lost("the set could not be kept".to_owned()))
-            }
-            Err(_) => Err(End::Lost("the agent is shutting down".to_owned())),
-        }
+        Ok(())
     }
 
     async fn say(&self, message: from_agent::Message) -> Result<(), End> {

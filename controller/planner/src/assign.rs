@@ -9,8 +9,8 @@
 //! touched and sends each node [`delta_for`] of that. Both look at the state as it is *now*, so batches may
 //! be merged, and sending a delta again does no harm. What a delta calls removed may never have been sent.
 //!
-//! Architecture invariant: a delta costs the size of what was touched: of a service of which an endpoint came or went,
-//! only that is told.
+//! Architecture invariant: a delta costs the size of what was touched. A service's endpoints are the same
+//! for all nodes: [`service_views`] is computed once and shared.
 
 mod guest;
 
@@ -26,7 +26,7 @@ use rorqual_proto::model::{
 
 use crate::State;
 use crate::action::Change;
-use crate::orchestrate::is_gone;
+use crate::orchestrate::{is_gone, is_lost};
 pub use view::*;
 
 /// What changes touched, by whom it has to be told.
@@ -45,8 +45,6 @@ pub struct Parts {
     pub tasks: BTreeSet<TaskId>,
     /// Services whose views may differ.
     pub services: BTreeSet<ServiceId>,
-    /// Tasks that became endpoints of their service, or are none any more.
-    pub endpoints: BTreeMap<ServiceId, BTreeSet<TaskId>>,
     /// Guests whose views may differ.
     pub guests: BTreeSet<GuestId>,
     /// Services whose sealed auths may differ, or be needed or not any more.
@@ -75,8 +73,6 @@ pub struct NodeDelta {
     pub services: Vec<ServiceView>,
     /// Gone, or of no concern to the node any more.
     pub removed_services: Vec<ServiceId>,
-    /// Of services that concern the node and have no other view in this delta.
-    pub endpoints: Vec<EndpointsChange>,
     /// As with services.
     pub guests: Vec<GuestView>,
     /// Gone, or of no concern to the node any more.
@@ -111,9 +107,6 @@ impl Parts {
     pub fn merge(&mut self, other: &Self) {
         self.tasks.extend(other.tasks.iter().cloned());
         self.services.extend(other.services.iter().cloned());
-        for (service, tasks) in &other.endpoints {
-            self.endpoints.entry(service.clone()).or_default().extend(tasks.iter().cloned());
-        }
         self.guests.extend(other.guests.iter().cloned());
         self.auths.extend(other.auths.iter().cloned());
         self.networks.extend(other.networks.iter().cloned());
@@ -234,7 +227,7 @@ fn touch_task(
     if let Some(task) = after.or(before)
         && is_endpoint(before) != is_endpoint(after)
     {
-        touched.everywhere.endpoints.entry(task.service_id.clone()).or_default().insert(id.clone());
+        touched.everywhere.services.insert(task.service_id.clone());
     }
     let Some(node_id) = node_id else { return };
     // The agent is the writer of the status: it need not be told.
@@ -299,12 +292,6 @@ pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
             delta.removed_services.push(id.clone());
         }
         delta.services.extend(views);
-    }
-    // A service that is named whole has them already.
-    for (id, tasks) in parts.endpoints.iter().filter(|(id, _)| !parts.services.contains(*id)) {
-        if let Some(service) = state.service(id).filter(|service| concerns(state, service, node_id)) {
-            delta.endpoints.extend(view::endpoint_changes(state, service, tasks));
-        }
     }
     for id in &parts.guests {
         let views = guest::views_for(state, id, node_id);
@@ -382,6 +369,8 @@ fn members(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {
 }
 
 fn views(state: &State, service: &Service) -> Vec<ServiceView> {
+    let names = crate::allocate::network_names(&service.spec);
+    let networks = names.into_iter().filter_map(|name| state.network_by_name(name));
     let aliases = |network: &Network| {
         let join = service.spec.networks.iter().find(|join| join.network == network.spec.name);
         join.map(|join| join.aliases.clone()).unwrap_or_default()
@@ -392,8 +381,18 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
         vips.find(|vip| vip.network_id == network.id).map(|vip| vip.address)
     };
     let view = |(place, network): (usize, &Arc<Network>)| {
-        let tasks = state.endpoints_of_service(&service.id);
-        let endpoints = tasks.filter_map(|task| view::endpoint(state, task, network));
+        let address_in = |task: &Task| {
+            task.addresses.iter().find(|given| given.network_id == network.id).map(|given| given.address)
+        };
+        let endpoints = state.endpoints_of_service(&service.id).filter_map(|task| {
+            let node_id = task.node_id.clone().filter(|id| !is_lost(state, id))?;
+            Some(EndpointView {
+                task_id: task.id.clone(),
+                name: task.name(),
+                address: address_in(task)?,
+                node_id,
+            })
+        });
         ServiceView {
             service_id: service.id.clone(),
             name: service.spec.name.clone(),
@@ -407,7 +406,7 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
             endpoints: endpoints.collect(),
         }
     };
-    view::networks(state, service).enumerate().map(view).collect()
+    networks.enumerate().map(view).collect()
 }
 
 fn network_view(network: &Network) -> NetworkView {

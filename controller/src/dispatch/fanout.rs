@@ -2,18 +2,17 @@
 //!
 //! What changes touch is decided by [`rorqual_planner::assign`]; it is read from the present state, and each
 //! session gets what concerns its node. A set's number is the log index that was applied when it was read,
-//! so it grows across leaders. A set names whole objects, so sending one twice is harmless. Of services that a node
-//! knows, single endpoints are told (`adr/0061`), which is harmless as well.
+//! so it grows across leaders. A set names whole objects, so sending one twice is harmless.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rorqual_planner::State;
 use rorqual_planner::assign::{
-    self, AuthsView, BlockView, ControllerView, EndpointView, EndpointsChange, GuestView, NetworkView,
-    NodeDelta, PeerView, ServiceView, Touched,
+    self, AuthsView, BlockView, ControllerView, GuestView, NetworkView, NodeDelta, PeerView, ServiceView,
+    Touched,
 };
-use rorqual_proto::model::{Node, NodeId, ServiceId};
+use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -97,8 +96,6 @@ struct Session {
     outbox: Outbox,
     /// Dropped with the session, which tells it.
     _evict: oneshot::Sender<Evicted>,
-    /// The services that it has been told of.
-    services: BTreeSet<ServiceId>,
     /// The number of the last set that it was given.
     set: u64,
     /// The number of the last set that it has in effect.
@@ -173,10 +170,8 @@ impl Fanout {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Register { node, session, outbox, evict } => {
-                let services = BTreeSet::new();
-                let (set, acknowledged, told) = (0, 0, 0);
                 let mut session =
-                    Session { number: session, outbox, _evict: evict, services, set, acknowledged, told };
+                    Session { number: session, outbox, _evict: evict, set: 0, acknowledged: 0, told: 0 };
                 if self.give_all(&node, &mut session) {
                     self.sessions.insert(node, session);
                 }
@@ -249,7 +244,6 @@ impl Fanout {
     fn give_all(&mut self, node: &NodeId, session: &mut Session) -> bool {
         let (set, assignment) = self.store.read(|state| (state.index(), assign::assignment_for(state, node)));
         self.blocks.extend(assignment.blocks.iter().map(|view| view.block.to_string()));
-        session.services = assignment.services.iter().map(|view| view.service_id.clone()).collect();
         let (container_pool, vip_pool) = assignment
             .pools
             .map(|pools| (pools.container_pool.to_string(), pools.vip_pool.to_string()))
@@ -278,13 +272,8 @@ impl Fanout {
 
     /// Sends one node what was touched and concerns it; false when the session is too slow or gone.
     fn give(&self, node: &NodeId, session: &mut Session, touched: &Touched, blocks_gone: &[String]) -> bool {
-        let mut parts = touched.for_node(node);
-        let (set, delta) = self.store.read(|state| {
-            assign::tell_whole(state, node, &mut parts, &session.services);
-            (state.index(), assign::delta_for(state, node, &parts))
-        });
-        session.services.extend(delta.services.iter().map(|view| view.service_id.clone()));
-        session.services.retain(|id| !delta.removed_services.contains(id));
+        let parts = touched.for_node(node);
+        let (set, delta) = self.store.read(|state| (state.index(), assign::delta_for(state, node, &parts)));
         if delta.is_empty() && blocks_gone.is_empty() {
             return true;
         }
@@ -327,7 +316,6 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
             .chain(delta.removed_guests.iter().map(ToString::to_string))
             .collect(),
         services: delta.services.iter().map(service).chain(delta.guests.iter().map(guest)).collect(),
-        endpoints: delta.endpoints.iter().map(endpoints_change).collect(),
         removed_auths: delta.removed_auths.iter().map(ToString::to_string).collect(),
         networks: delta.networks.iter().map(network).collect(),
         removed_networks: delta.removed_networks.iter().map(ToString::to_string).collect(),
@@ -341,6 +329,12 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
 }
 
 fn service(view: &ServiceView) -> wire::ServiceEndpoints {
+    let endpoints = view.endpoints.iter().map(|endpoint| wire::ServiceEndpoint {
+        task_id: endpoint.task_id.to_string(),
+        name: endpoint.name.clone(),
+        address: endpoint.address.to_string(),
+        node_id: endpoint.node_id.to_string(),
+    });
     wire::ServiceEndpoints {
         service_id: view.service_id.to_string(),
         name: view.name.clone(),
@@ -348,29 +342,11 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         network_name: view.network_name.clone(),
         vip: view.vip.map(|vip| vip.to_string()).unwrap_or_default(),
         ports: view.ports.iter().map(wire::PortSpec::from).collect(),
-        endpoints: view.endpoints.iter().map(endpoint).collect(),
+        endpoints: endpoints.collect(),
         aliases: view.aliases.clone(),
         client_affinity: view.client_affinity,
         routes: view.routes.iter().map(Into::into).collect(),
         guest_node_id: String::new(),
-    }
-}
-
-fn endpoint(view: &EndpointView) -> wire::ServiceEndpoint {
-    wire::ServiceEndpoint {
-        task_id: view.task_id.to_string(),
-        name: view.name.clone(),
-        address: view.address.to_string(),
-        node_id: view.node_id.to_string(),
-    }
-}
-
-fn endpoints_change(change: &EndpointsChange) -> wire::EndpointsChange {
-    wire::EndpointsChange {
-        service_id: change.service_id.to_string(),
-        network_id: change.network_id.to_string(),
-        added: change.added.iter().map(endpoint).collect(),
-        removed_tasks: change.removed.iter().map(ToString::to_string).collect(),
     }
 }
 

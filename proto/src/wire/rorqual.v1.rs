@@ -4439,21 +4439,6 @@ pub struct Assignments {
     /// In place of what it was before, where it is set.
     #[prost(message, optional, tag = "70")]
     pub edge: ::core::option::Option<EdgeConfig>,
-    /// Of services that are not named above: endpoints that came and went. The rest of the view stays as it is.
-    #[prost(message, repeated, tag = "80")]
-    pub endpoints: ::prost::alloc::vec::Vec<EndpointsChange>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct EndpointsChange {
-    #[prost(string, tag = "1")]
-    pub service_id: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub network_id: ::prost::alloc::string::String,
-    /// They take the place of those of the same task.
-    #[prost(message, repeated, tag = "3")]
-    pub added: ::prost::alloc::vec::Vec<ServiceEndpoint>,
-    #[prost(string, repeated, tag = "4")]
-    pub removed_tasks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// How the node's HTTP edge has to be, besides the services' routes.
 #[derive(Clone, PartialEq, ::prost::Message)]

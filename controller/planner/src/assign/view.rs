@@ -1,18 +1,12 @@
 //! What nodes are told, as they have to know it.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    EdgeSettings, GuestId, Network, NetworkId, NodeId, PortSpec, Record, RouteSpec, Service, ServiceId, Task,
-    TaskId,
+    EdgeSettings, GuestId, NetworkId, NodeId, PortSpec, Record, RouteSpec, ServiceId, Task, TaskId,
 };
-
-use super::{Parts, concerns};
-use crate::State;
-use crate::orchestrate::is_lost;
 
 /// Everything that a node has to do and to know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,71 +106,6 @@ pub struct EndpointView {
     pub address: Ipv4Addr,
     /// Where it runs.
     pub node_id: NodeId,
-}
-
-/// What came to a view and what left it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndpointsChange {
-    /// Which service.
-    pub service_id: ServiceId,
-    /// In which network.
-    pub network_id: NetworkId,
-    /// New ones, by task id.
-    pub added: Vec<EndpointView>,
-    /// Gone, or never been there.
-    pub removed: Vec<TaskId>,
-}
-
-/// Of services whose endpoints were touched, those that the node has to be told whole, or has to forget: it knows them
-/// and they don't concern it any more, or the other way round.
-pub fn tell_whole(state: &State, node_id: &NodeId, parts: &mut Parts, known: &BTreeSet<ServiceId>) {
-    for id in parts.endpoints.keys() {
-        let concerned = state.service(id).is_some_and(|service| concerns(state, service, node_id));
-        if concerned != known.contains(id) {
-            parts.services.insert(id.clone());
-        }
-    }
-}
-
-/// The networks of a service, in their order.
-pub(super) fn networks<'a>(
-    state: &'a State,
-    service: &'a Service,
-) -> impl Iterator<Item = &'a Arc<Network>> + use<'a> {
-    let names = crate::allocate::network_names(&service.spec);
-    names.into_iter().filter_map(|name| state.network_by_name(name))
-}
-
-/// A task as an endpoint in a network; none where its node is lost or it has no address there.
-pub(super) fn endpoint(state: &State, task: &Task, network: &Network) -> Option<EndpointView> {
-    let node_id = task.node_id.clone().filter(|id| !is_lost(state, id))?;
-    let given = task.addresses.iter().find(|given| given.network_id == network.id)?;
-    Some(EndpointView { task_id: task.id.clone(), name: task.name(), address: given.address, node_id })
-}
-
-/// Of these tasks, which are endpoints of the service now and which are not, in each of its networks.
-pub(super) fn endpoint_changes(
-    state: &State,
-    service: &Service,
-    tasks: &BTreeSet<TaskId>,
-) -> Vec<EndpointsChange> {
-    let change = |network: &Arc<Network>| {
-        let mut change = EndpointsChange {
-            service_id: service.id.clone(),
-            network_id: network.id.clone(),
-            added: Vec::new(),
-            removed: Vec::new(),
-        };
-        for id in tasks {
-            let task = state.task(id).filter(|task| task.is_endpoint());
-            match task.and_then(|task| endpoint(state, task, network)) {
-                Some(endpoint) => change.added.push(endpoint),
-                None => change.removed.push(id.clone()),
-            }
-        }
-        change
-    };
-    networks(state, service).map(change).collect()
 }
 
 /// A plain container as seen in one of its networks.

@@ -1,9 +1,9 @@
 //! What nodes are told: after every change what a node has taken in is all that it should know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rorqual_planner::{State, assign};
-use rorqual_proto::model::{DesiredState, NodeId, NodeState, ServiceId, Task};
+use rorqual_proto::model::{DesiredState, NodeState, Task};
 
 use crate::world::{World, port, spec};
 
@@ -43,39 +43,11 @@ fn assignments_follow_what_changes_touch() {
         let changes = std::mem::take(&mut world.changes);
         let touched = assign::touched(&world.state, &changes);
         for (id, known) in &mut known {
-            known.follow(&world.state, id, &touched);
+            known.take(assign::delta_for(&world.state, id, &touched.for_node(id)));
             assert_eq!(*known, Known::full(&world.state, id), "round {round}");
         }
     }
     assert!(world.state.service(&inner).is_none());
-}
-
-#[test]
-fn a_node_that_gets_several_tasks_at_once_is_told_the_service_whole() {
-    let mut world = World::new(1);
-    let node = world.state.nodes().next().unwrap().id.clone();
-    let mut known = Known::full(&world.state, &node);
-    let inner = world.create(spec("inner", 4));
-    for round in 0..30 {
-        match round {
-            10 => world.scale(&inner, 0),
-            20 => world.scale(&inner, 3),
-            _ => {}
-        }
-        let plan = world.plan();
-        world.write(plan.actions);
-        world.agents();
-        world.now_ms += 100;
-        // A dispatcher that is slow looks at several changes at once.
-        if round % 3 == 2 {
-            let changes = std::mem::take(&mut world.changes);
-            known.follow(&world.state, &node, &assign::touched(&world.state, &changes));
-            let views: Vec<_> = assign::service_views(&world.state, &inner);
-            let serves = views.iter().any(|view| !view.endpoints.is_empty());
-            assert!(!serves || known.services.values().eq(&views), "round {round}");
-        }
-    }
-    assert_eq!(known.services.len(), 1);
 }
 
 #[test]
@@ -176,28 +148,11 @@ impl Known {
         self.auths.extend(auths.into_iter().map(|view| (view.service_id.to_string(), view.sealed)));
     }
 
-    /// As a dispatcher does.
-    fn follow(&mut self, state: &State, id: &NodeId, touched: &assign::Touched) {
-        let mut parts = touched.for_node(id);
-        let services: BTreeSet<ServiceId> =
-            self.services.values().map(|view| view.service_id.clone()).collect();
-        assign::tell_whole(state, id, &mut parts, &services);
-        self.take(assign::delta_for(state, id, &parts));
-    }
-
     fn take(&mut self, delta: assign::NodeDelta) {
         self.tasks.retain(|id, _| !delta.removed_tasks.iter().any(|gone| gone.as_str() == id));
         self.services.retain(|id, _| !delta.removed_services.iter().any(|gone| gone.as_str() == id));
         self.peers.retain(|id, _| !delta.removed_peers.iter().any(|gone| gone.as_str() == id));
         self.put(&delta.tasks, delta.services, delta.peers);
-        for change in delta.endpoints {
-            let view = self.services.get_mut(change.service_id.as_str()).expect("a view that is known");
-            let ids: Vec<_> = change.added.iter().map(|endpoint| &endpoint.task_id).collect();
-            view.endpoints
-                .retain(|known| !ids.contains(&&known.task_id) && !change.removed.contains(&known.task_id));
-            view.endpoints.extend(change.added);
-            view.endpoints.sort_by(|one, other| one.task_id.cmp(&other.task_id));
-        }
         self.auths.retain(|id, _| !delta.removed_auths.iter().any(|gone| gone.as_str() == id));
         self.put_auths(delta.auths);
         self.blocks = delta.blocks.unwrap_or_else(|| std::mem::take(&mut self.blocks));
