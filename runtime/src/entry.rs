@@ -102,7 +102,7 @@ rorqual_entry:
     "#
 );
 
-#[cfg(not(test))]
+#[cfg(all(target_env = "gnu", not(test)))]
 core::arch::global_asm!(
     ".pushsection .text.rorqual_main, \"ax\", @progbits",
     ".globl main",
@@ -114,8 +114,7 @@ core::arch::global_asm!(
     main = sym main,
 );
 
-#[cfg(not(test))]
-extern "C" fn main(argc: std::ffi::c_int, argv: *const *const std::ffi::c_char) -> std::ffi::c_int {
-    // SAFETY: libc calls this, with what the program was called with.
-    unsafe { rorqual_runtime::begin(argc, argv, super::run) }.into()
+#[cfg(all(target_env = "gnu", not(test)))]
+extern "C" fn main() -> std::ffi::c_int {
+    rorqual_runtime::begin(super::run).into()
 }

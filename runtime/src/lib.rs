@@ -46,7 +46,8 @@ pub use api::{
     Started, Stats,
 };
 #[doc(hidden)]
-pub use begin::{args, begin};
+pub use begin::begin;
 pub use error::{Error, LaunchError, Result};
 pub use oci_spec;
 pub use runtime::Runtime;
+pub use sys::Arena;

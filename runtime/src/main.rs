@@ -1,30 +1,26 @@
 //! `rorqual-runtime`: an OCI runtime on the command line, and the program that is a container's monitor.
-#![cfg_attr(all(target_os = "linux", target_arch = "x86_64", not(test)), no_main)]
+#![cfg_attr(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64", not(test)), no_main)]
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod entry;
 
-#[cfg(any(target_env = "musl", test))]
-mod arena;
-
 #[cfg(all(target_env = "musl", not(test)))]
 #[global_allocator]
-static MEMORY: arena::Arena = arena::Arena;
+static MEMORY: rorqual_runtime::Arena = rorqual_runtime::Arena;
 
 fn run() -> u8 {
     let args: Vec<String> =
-        rorqual_runtime::args().iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     match args.split_first() {
         Some((word, rest)) if word == "monitor" => {
-            #[cfg(all(target_env = "musl", not(test)))]
-            arena::leave();
+            rorqual_runtime::Arena::leave();
             rorqual_runtime::monitor::main(rest)
         }
         _ => rorqual_runtime::oci::main(&args),
     }
 }
 
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64", not(test))))]
+#[cfg(not(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64", not(test))))]
 fn main() -> std::process::ExitCode {
     run().into()
 }

@@ -5,6 +5,7 @@
 //! descriptor: nobody can put a link between the check of a target and its use.
 
 mod ahead;
+mod arena;
 mod bpf;
 mod mount;
 mod process;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 pub(crate) use ahead::*;
+pub use arena::Arena;
 pub(crate) use bpf::*;
 pub(crate) use mount::*;
 pub(crate) use process::*;

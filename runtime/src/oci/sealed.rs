@@ -43,14 +43,13 @@ const TEST: &str = "RQT_";
 /// executed from.
 pub(super) fn seal(preserved: u32, named: Option<&str>, seen: bool) -> Result<Option<OwnedFd>> {
     let failed = |what: &'static str| Error::system(format!("protecting the runtime's program: {what}"));
-    let called = crate::args();
-    if called.first().is_some_and(|name| name == NAME) {
+    if std::env::args_os().next().is_some_and(|name| name == NAME) {
         let first = 3u32.saturating_add(preserved);
         return close_others(first, named).map_err(failed("closing what was inherited"));
     }
     let program = clone().or_else(|_| copy()).map_err(failed("making a private copy"))?;
     let mut args = vec![CString::new(NAME).map_err(io::Error::other).map_err(failed("its name"))?];
-    for arg in called.into_iter().skip(1) {
+    for arg in std::env::args_os().skip(1) {
         args.push(CString::new(arg.into_vec()).map_err(io::Error::other).map_err(failed("its arguments"))?);
     }
     let mut env = Vec::new();

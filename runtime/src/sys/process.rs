@@ -1,25 +1,12 @@
 //! Processes: what they may do, what they execute, their signals and their ends.
 
-use std::ffi::{CStr, CString, OsStr, OsString};
+use std::ffi::CString;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::ptr;
 
 use super::{check, check_fd, since};
-
-/// The strings that a program is called with.
-///
-/// # Safety
-///
-/// `argv` are `argc` strings.
-pub(crate) unsafe fn strings(argc: libc::c_int, argv: *const *const libc::c_char) -> Vec<OsString> {
-    let count = usize::try_from(argc).unwrap_or(0);
-    // SAFETY: the caller's promise.
-    let string = |index| unsafe { CStr::from_ptr(*argv.add(index)) };
-    (0..count).map(|index| OsStr::from_bytes(string(index).to_bytes()).to_owned()).collect()
-}
 
 /// A prctl with integer arguments.
 pub(crate) fn prctl(option: i32, a: u64, b: u64) -> io::Result<i64> {

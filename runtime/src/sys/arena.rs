@@ -3,7 +3,7 @@
 //! musl's allocator asks the kernel for its pages one by one, and gives them back as soon as it can: some thirty calls for
 //! a container, and while a thread runs on another processor, each page that goes has to be made known there. A command
 //! needs little and is soon over, so here memory is handed out in a row and hardly ever taken back; what does not fit any
-//! more comes from musl. A monitor stays, and says [`leave`] first.
+//! more comes from musl. A monitor stays, and says [`Arena::leave`] first.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
@@ -23,12 +23,16 @@ static ROOM: Room = Room(UnsafeCell::new([0; ROOM_BYTES]));
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 static LEFT: AtomicBool = AtomicBool::new(false);
 
-/// From here on all memory comes from musl.
-pub(crate) fn leave() {
-    LEFT.store(true, Ordering::Relaxed);
-}
+/// The allocator of a program that is built with musl.
+#[derive(Debug)]
+pub struct Arena;
 
-pub(crate) struct Arena;
+impl Arena {
+    /// From here on all memory comes from musl.
+    pub fn leave() {
+        LEFT.store(true, Ordering::Relaxed);
+    }
+}
 
 fn base() -> *mut u8 {
     ROOM.0.get().cast()
@@ -144,7 +148,7 @@ mod tests {
             assert!(place(large).is_none() && place(aligned).is_some());
             let larger = Arena.realloc(large, layout(ROOM_BYTES), 2 * ROOM_BYTES);
             Arena.dealloc(larger, layout(2 * ROOM_BYTES));
-            leave();
+            Arena::leave();
             let outside = Arena.alloc(layout(16));
             assert!(place(outside).is_none());
             Arena.dealloc(outside, layout(16));
