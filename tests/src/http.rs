@@ -1,11 +1,14 @@
 //! Requests from the machine to the nodes, each on a connection of its own; and a file that nodes fetch from it.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::wait::patient;
+
+use crate::Lab;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -96,4 +99,26 @@ pub fn serve(address: IpAddr, file: Vec<u8>, requests: usize) -> SocketAddr {
         }
     });
     own
+}
+
+/// The published port of every node leads to every replica, which sees the client as who it is.
+///
+/// # Errors
+///
+/// Says which node answered what.
+pub fn all_are_reached(lab: &Lab, port: u16, replicas: usize) -> std::result::Result<(), String> {
+    for node in lab.nodes() {
+        let mut found = BTreeSet::new();
+        for _ in 0..2 * replicas {
+            let hello = hello(node.port(port)).map_err(|e| format!("n{}: {e}", node.number))?;
+            if hello.client != node.machine().to_string() {
+                return Err(format!("n{}: {hello:?}", node.number));
+            }
+            found.insert(hello.replica);
+        }
+        if found.len() != replicas {
+            return Err(format!("n{}: {found:?}", node.number));
+        }
+    }
+    Ok(())
 }

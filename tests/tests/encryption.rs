@@ -80,24 +80,6 @@ fn all_encrypt(lab: &Lab) -> Result<(), String> {
     Err(format!("{kinds:?}"))
 }
 
-/// Every node's port leads to every replica, which sees the client as who it is.
-fn all_are_reached(lab: &Lab) -> Result<(), String> {
-    for node in lab.nodes() {
-        let mut replicas = std::collections::BTreeSet::new();
-        for _ in 0..6 {
-            let hello = http::hello(node.port(8080)).map_err(|e| format!("n{}: {e}", node.number))?;
-            if hello.client != node.machine().to_string() {
-                return Err(format!("n{}: {hello:?}", node.number));
-            }
-            replicas.insert(hello.replica);
-        }
-        if replicas.len() != 3 {
-            return Err(format!("n{}: {replicas:?}", node.number));
-        }
-    }
-    Ok(())
-}
-
 /// A container of each node asks the service by name, so often that every replica was asked.
 fn containers_ask(lab: &Lab) -> Result<(), String> {
     for node in lab.nodes() {
@@ -125,7 +107,7 @@ fn a_running_cluster_begins_to_encrypt_and_ends_it() {
     let sleep = [images::BUSYBOX, "sleep", "100000"];
     let beside = [&["service", "create", "--name", "box", "--stop-signal", "SIGKILL"][..], &spread, &sleep];
     n1.rctl(&beside.concat()).ok();
-    wait_until("all are reached", SOON, || all_are_reached(&lab));
+    wait_until("all are reached", SOON, || http::all_are_reached(&lab, 8080, 3));
     wait_until("containers ask", SOON, || containers_ask(&lab));
     let tap = Tap::on(lab.node(2), "GET / HTTP/1.1");
     containers_ask(&lab).unwrap();
@@ -134,7 +116,7 @@ fn a_running_cluster_begins_to_encrypt_and_ends_it() {
 
     n1.rctl(&["cluster", "update", "--encrypt", "on"]).ok();
     wait_until("all encrypt", SOON, || all_encrypt(&lab));
-    wait_until("all are reached", SOON, || all_are_reached(&lab));
+    wait_until("all are reached", SOON, || http::all_are_reached(&lab, 8080, 3));
     wait_until("containers ask", SOON, || containers_ask(&lab));
     let tap = Tap::on(lab.node(2), "GET / HTTP/1.1");
     containers_ask(&lab).unwrap();
@@ -146,7 +128,7 @@ fn a_running_cluster_begins_to_encrypt_and_ends_it() {
     lab.kill(2);
     lab.start(2);
     lab.wait_ready(3);
-    wait_until("all are reached", SOON, || all_are_reached(&lab));
+    wait_until("all are reached", SOON, || http::all_are_reached(&lab, 8080, 3));
     assert_eq!(n1.rctl(&["doctor"]).code, 0);
 
     n1.rctl(&["cluster", "update", "--encrypt", "off"]).ok();
@@ -154,6 +136,6 @@ fn a_running_cluster_begins_to_encrypt_and_ends_it() {
         let kinds = kinds(n1)?;
         if kinds.iter().all(String::is_empty) { Ok(()) } else { Err(format!("{kinds:?}")) }
     });
-    wait_until("all are reached", SOON, || all_are_reached(&lab));
+    wait_until("all are reached", SOON, || http::all_are_reached(&lab, 8080, 3));
     lab.finish();
 }

@@ -68,24 +68,6 @@ fn containers_meet(lab: &Lab) -> Result<(), String> {
     Ok(())
 }
 
-/// The published port of every node leads to every replica, which sees the client as who it is.
-fn clients_are_seen(lab: &Lab) -> Result<(), String> {
-    for node in lab.nodes() {
-        let mut replicas = BTreeSet::new();
-        for _ in 0..6 {
-            let hello = http::hello(node.port(8080)).map_err(|e| format!("n{}: {e}", node.number))?;
-            if hello.client != node.machine().to_string() {
-                return Err(format!("n{}: {hello:?}", node.number));
-            }
-            replicas.insert(hello.replica);
-        }
-        if replicas.len() != 3 {
-            return Err(format!("n{}: {replicas:?}", node.number));
-        }
-    }
-    Ok(())
-}
-
 /// All nodes are known where they are.
 fn addresses_are_known(lab: &Lab) -> Result<(), String> {
     for node in lab.nodes() {
@@ -108,7 +90,7 @@ fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
     serve(&n1, "box", &["--stop-signal", "SIGKILL", images::BUSYBOX, "sh", "-c", SERVER]);
     serve(&n1, "web", &["--publish", "8080:80", images::NGINX]);
     wait_until("containers meet", SOON, || containers_meet(&lab));
-    wait_until("clients are seen", SOON, || clients_are_seen(&lab));
+    wait_until("clients are seen", SOON, || http::all_are_reached(&lab, 8080, 3));
     let tunnel = lab.node(3).exec("ip", &["-o", "link", "show", "type", "vxlan"]).ok();
     assert!(tunnel.contains("mtu 1450"), "{tunnel}");
 
@@ -118,7 +100,7 @@ fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
     wait_until("n3 is known where it is", SOON, || addresses_are_known(&lab));
     lab.wait_ready(3);
     wait_until("containers meet", SOON, || containers_meet(&lab));
-    wait_until("clients are seen", SOON, || clients_are_seen(&lab));
+    wait_until("clients are seen", SOON, || http::all_are_reached(&lab, 8080, 3));
     assert_eq!(lab.node(3).daemon_pid(), pid, "the daemon starts anew in its own process");
 
     // One that others reach on its segment, while its daemon is away.
@@ -128,6 +110,6 @@ fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
     wait_until("n2 is known where it is", SOON, || addresses_are_known(&lab));
     lab.wait_ready(3);
     wait_until("containers meet", SOON, || containers_meet(&lab));
-    wait_until("clients are seen", SOON, || clients_are_seen(&lab));
+    wait_until("clients are seen", SOON, || http::all_are_reached(&lab, 8080, 3));
     lab.finish();
 }
