@@ -423,6 +423,9 @@ fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnN
         cluster_pool: parsed(membership.map(|member| &member.container_pool), DEFAULT_CONTAINER_POOL),
         vip_pool: parsed(membership.map(|member| &member.vip_pool), DEFAULT_VIP_POOL),
         local_pool: options.local_pool,
+        ipv6: membership
+            .and_then(|member| member.cluster_id.parse::<ClusterId>().ok())
+            .map(|cluster| cluster.ipv6_range()),
         dns_upstreams: None,
         guarded_ports: port.into_iter().collect(),
         own_names: vec![rorqual_proto::tls::REGISTRY_NAME.to_owned()],

@@ -26,5 +26,6 @@ pub(crate) fn description(facts: &HostFacts, options: &AgentOptions) -> NodeDesc
         encryption: NodeEncryption::default(),
         routes: Vec::new(),
         addresses: Vec::new(),
+        ipv6_addresses: Vec::new(),
     }
 }

@@ -12,7 +12,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rorqual_edge::Edge;
-use rorqual_network::{Attach, Attachment, Error, Fabric, HostPort, Join, LOCAL_NETWORK, NetworkOptions};
+use rorqual_network::{
+    Attach, Attachment, Error, Fabric, HostPort, Interface, Join, LOCAL_NETWORK, NetworkOptions,
+};
 use rorqual_proto::model::{HeldPort, NodeEncryption};
 use rorqual_proto::wire;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
@@ -208,7 +210,7 @@ impl Network {
         let attached = self.attached().await;
         let own = attached.iter().find(|attachment| attachment.id == id);
         let addresses: Vec<_> =
-            own.iter().flat_map(|own| &own.interfaces).map(|interface| interface.address).collect();
+            own.iter().flat_map(|own| &own.interfaces).flat_map(Interface::addresses).collect();
         let counted = tokio::task::spawn_blocking(move || rorqual_network::open_connections(&addresses));
         counted.await.map_err(|_| Error::Stopped)?
     }

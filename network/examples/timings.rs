@@ -24,6 +24,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         cluster_pool: "10.213.0.0/16".parse()?,
         vip_pool: "10.214.0.0/16".parse()?,
         local_pool: "10.215.0.0/24".parse()?,
+        ipv6: None,
         dns_upstreams: Some(Vec::new()),
         guarded_ports: Vec::new(),
         own_names: Vec::new(),

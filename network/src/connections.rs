@@ -1,13 +1,13 @@
 //! What a container that is to go still has to do.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::error::Error;
 use crate::netlink::conntrack;
 
 /// How many TCP connections to these addresses are open, of those that go through the calling thread's network
 /// namespace: all that a container of this node has, but those that it has opened itself.
-pub fn open_connections(addresses: &[Ipv4Addr]) -> Result<usize, Error> {
+pub fn open_connections(addresses: &[IpAddr]) -> Result<usize, Error> {
     let mut netlink = conntrack::open()?;
     addresses.iter().map(|address| conntrack::count_open(&mut netlink, *address)).sum()
 }
@@ -34,7 +34,7 @@ mod tests {
                 "add table inet t\nadd chain inet t c { type filter hook output priority 0; }\nadd rule inet t c ct state new accept\n",
             )
             .unwrap();
-            let [client, server] = [Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2)];
+            let [client, server] = ["127.0.0.1", "127.0.0.2"].map(|text| text.parse::<IpAddr>().unwrap());
             let listener = TcpListener::bind((server, 0)).unwrap();
             assert_eq!(open_connections(&[client, server]).unwrap(), 0);
             let connect = || {

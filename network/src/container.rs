@@ -21,12 +21,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
-use crate::interface::{self, Inside, Interface, Pair};
+use crate::interface::{self, Inside, Interface, Pair, Source};
 use crate::model::{self, Attach, Attachment, HostPort, Join, Protocol};
 use crate::netlink::Netlink;
 use crate::netlink::link::{self, Link};
-use crate::pool::{self, Pool};
+use crate::netlink::route::Route;
+use crate::pool::Pool;
 use crate::random;
+use crate::twins::Twins;
 
 /// linux/magic.h
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -40,11 +42,6 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The address of its own connections.
-    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
-        self.interfaces.first().map(|interface| interface.address)
-    }
-
     fn in_network(&self, network: &str) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.network == network)
     }
@@ -57,8 +54,9 @@ pub(crate) struct Containers {
     pool: Pool,
     folder: PathBuf,
     local_pool: Ipv4Net,
-    /// The node's address towards its containers.
-    source: Ipv4Addr,
+    /// The node's addresses towards its containers.
+    source: Source,
+    twins: Twins,
     prefix: String,
     pair: Pair,
     records: BTreeMap<String, Record>,
@@ -72,6 +70,7 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     pub(crate) local_pool: Ipv4Net,
     pub(crate) source: Ipv4Addr,
+    pub(crate) twins: Twins,
     /// First characters of the names of the node's veths.
     pub(crate) prefix: String,
     pub(crate) mtu: u32,
@@ -90,12 +89,13 @@ impl Containers {
         let links = link::list(&mut netlink)?;
         let mut containers = Containers {
             netlink,
-            pool: Pool::start(settings.prefix.clone(), settings.mtu)?,
+            pool: Pool::start(settings.prefix.clone(), settings.mtu, settings.twins.on())?,
             folder,
             local_pool: settings.local_pool,
-            source: settings.source,
+            source: Source { v4: settings.source, v6: settings.twins.source(settings.source) },
+            twins: settings.twins,
             prefix: settings.prefix.clone(),
-            pair: Pair { mtu: settings.mtu, ipv6: pool::has_ipv6() },
+            pair: Pair { mtu: settings.mtu, ipv6: settings.twins.on() },
             records: BTreeMap::new(),
             by_address: HashMap::new(),
             last: settings.local_pool.network(),
@@ -164,6 +164,7 @@ impl Containers {
             name: interface.name(),
             network: interface.network.clone(),
             address: interface.address,
+            address6: interface.address6,
         });
         Attachment {
             id: record.attach.id.clone(),
@@ -309,6 +310,7 @@ impl Containers {
         Interface {
             network: join.network.clone(),
             address,
+            address6: self.twins.of(address),
             number,
             outside: interface::outside_name(&self.prefix),
             mac: random::mac(),
@@ -342,7 +344,8 @@ impl Containers {
         // The route first: from here on the address is answered by the node, with a reset.
         for interface in &record.interfaces {
             if let Some(link) = link::find(&mut self.netlink, &interface.outside)? {
-                self.netlink.run(vec![interface.route(link.index, self.source).delete()])?;
+                let routes = interface.routes(link.index, self.source);
+                self.netlink.run(routes.iter().map(Route::delete).collect())?;
             }
         }
         self.drop_files(id)?;

@@ -74,6 +74,13 @@ impl Desired {
         removed_blocks.into_iter().for_each(|block| self.remove_block(block.trunc()));
         for peer in peers {
             self.dirty.peers.insert(peer.node.clone());
+            let known = self.peers.get(&peer.node);
+            if known.is_none_or(|known| known.ipv6 != peer.ipv6) {
+                // Its endpoints may have IPv6 now, or no longer.
+                let there = |s: &&ServiceView| s.endpoints.iter().any(|e| e.node == peer.node);
+                let concerned = self.services.values().filter(there).map(|s| s.id.clone());
+                self.dirty.services.extend(concerned);
+            }
             self.peers.insert(peer.node.clone(), peer);
         }
         removed_networks.iter().for_each(|id| self.remove_network(id));
@@ -203,8 +210,13 @@ mod tests {
     #[test]
     fn a_full_change_drops_what_it_does_not_name() {
         let mut desired = Desired::default();
-        let peers =
-            vec![Peer { node: "n2".into(), underlay: [10, 0, 0, 2].into(), encrypted: false, key: None }];
+        let peers = vec![Peer {
+            node: "n2".into(),
+            underlay: [10, 0, 0, 2].into(),
+            ipv6: vec![],
+            encrypted: false,
+            key: None,
+        }];
         let blocks = vec![block("10.213.0.0/26", "a", "n2"), block("10.213.0.64/26", "b", "n1")];
         let services = vec![service("s", &["10.213.0.1", "10.213.0.2"])];
         desired.merge(Change { peers, blocks, services, ..Change::default() });
@@ -240,6 +252,7 @@ mod tests {
             peers: vec![Peer {
                 node: "n2".into(),
                 underlay: [10, 0, 0, 2].into(),
+                ipv6: vec![],
                 encrypted: false,
                 key: None,
             }],

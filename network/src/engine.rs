@@ -6,7 +6,6 @@ mod survey;
 mod table;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
@@ -21,6 +20,7 @@ use crate::encryption::{Sealing, Told};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::host;
+use crate::interface::Interface;
 use crate::model::{Attach, Attachment, Change, HostPort, NetworkOptions, PublishedPort};
 use crate::naming;
 use crate::netlink::{Netlink, conntrack, link, nftables};
@@ -31,6 +31,7 @@ use crate::reconcile::{Patience, Rounds};
 use crate::routes::{self, Routes};
 use crate::ruleset::{Fixed, Item, Ruleset, parts};
 use crate::survey::Survey;
+use crate::twins::Twins;
 use crate::watch::{self, Changes, Kinds, Watch};
 
 /// How many requests may wait. More than that is a caller gone wild.
@@ -93,6 +94,7 @@ struct Engine {
     ruleset: Ruleset,
     desired: Desired,
     names: Arc<Names>,
+    twins: Twins,
     veth_prefix: String,
     /// The first full change has come: what is not wanted is not only not known yet.
     told: bool,
@@ -118,6 +120,8 @@ impl Engine {
         let mut netlink = Netlink::route()?;
         let underlay = host::prepare(&mut netlink, options.underlay)?;
         let source = underlay.address.unwrap_or(GATEWAY);
+        let twins = Twins::new(host::uses_ipv6(&underlay), options.ipv6, options.local_pool);
+        host::give_addresses(&mut netlink, options.underlay, &twins)?;
         let state_dir: PathBuf = options.state_dir.clone();
         let short = random::digest(&options.node, 5);
         let [veth_prefix, tunnel, sealed] = ["rqc", "rqx", "rqw"].map(|kind| format!("{kind}{short}"));
@@ -125,6 +129,7 @@ impl Engine {
             state_dir: state_dir.clone(),
             local_pool: options.local_pool,
             source,
+            twins,
             prefix: veth_prefix.clone(),
             mtu: options.mtu.unwrap_or(underlay.mtu),
         })?;
@@ -134,6 +139,7 @@ impl Engine {
             underlay: options.underlay,
             underlay_mtu: underlay.mtu,
             source,
+            twins,
             pools: vec![options.cluster_pool, options.vip_pool, options.local_pool],
             state_dir: &state_dir,
         })?;
@@ -148,6 +154,7 @@ impl Engine {
             cluster_pool: options.cluster_pool,
             vip_pool: options.vip_pool,
             local_pool: options.local_pool,
+            twins,
         });
         let nftables = nftables::open()?;
         let changes = Arc::new(Changes::default());
@@ -177,6 +184,7 @@ impl Engine {
             sealing,
             ruleset,
             names,
+            twins,
             veth_prefix,
             told: false,
             changes,
@@ -282,12 +290,11 @@ impl Engine {
 
     /// Addresses that a container had and has no more: who asks from them, and connections that are left.
     fn withdraw(&mut self, before: &Record, now: &Record) -> Result<(), Error> {
-        let stays = |address: &Ipv4Addr| now.interfaces.iter().any(|i| i.address == *address);
-        let gone: Vec<Ipv4Addr> =
-            before.interfaces.iter().map(|i| i.address).filter(|address| !stays(address)).collect();
-        self.names.remove_client(&gone);
+        let stays = |one: &&Interface| now.interfaces.iter().any(|i| i.address == one.address);
+        let gone: Vec<&Interface> = before.interfaces.iter().filter(|one| !stays(one)).collect();
+        self.names.remove_client(&gone.iter().map(|one| one.address).collect::<Vec<_>>());
         let mut errors = Vec::new();
-        for address in gone {
+        for address in gone.into_iter().flat_map(Interface::addresses) {
             errors.extend(conntrack::forget(&mut self.conntrack, address.into(), conntrack::Kind::All).err());
         }
         Error::all(errors)
@@ -319,7 +326,7 @@ impl Engine {
         let items = [Item::Ports(id.to_owned()), Item::Several(id.to_owned())];
         self.transact(items.into_iter().map(|item| (item, None)).collect(), false)?;
         self.names.remove(&Owner::Container(id.to_owned()));
-        let addresses: Vec<Ipv4Addr> = record.interfaces.iter().map(|i| i.address).collect();
+        let addresses: Vec<_> = record.interfaces.iter().map(|i| i.address).collect();
         self.names.remove_client(&addresses);
         self.containers.detach(id)?;
         let left = self.network_changes(record.interfaces.iter().map(|i| i.network.as_str()));
@@ -385,7 +392,11 @@ impl Engine {
         for id in &dirty.services {
             let ports = ports.get(id).map(Vec::as_slice).unwrap_or_default();
             let service = self.desired.services.get(id);
-            let parts = service.map(|service| parts::service(service, ports, &self.options.node));
+            let parts = service.map(|service| {
+                parts::service(service, ports, &self.options.node, &self.twins, |endpoint| {
+                    self.twin(endpoint)
+                })
+            });
             changes.insert(Item::Service(id.clone()), parts);
         }
         if dirty.full {
@@ -400,7 +411,9 @@ impl Engine {
         self.rename(dirty);
         errors.extend(self.routes.remove(removals).err());
         for (range, kind) in &dirty.forget {
-            errors.extend(conntrack::forget(&mut self.conntrack, *range, *kind).err());
+            for range in self.twins.both_ranges(*range) {
+                errors.extend(conntrack::forget(&mut self.conntrack, range, *kind).err());
+            }
         }
         Error::all(errors)
     }
@@ -408,6 +421,8 @@ impl Engine {
     fn rename(&self, dirty: &Dirty) {
         for network in &dirty.networks {
             self.names.set_internal(network, self.desired.is_internal(network));
+            let known = self.desired.networks.get(network);
+            self.names.set_ipv6(network, known.is_some_and(|network| network.ipv6_names));
         }
         for id in &dirty.services {
             let Some(service) = self.desired.services.get(id) else {
@@ -415,7 +430,7 @@ impl Engine {
                 self.names.remove(&Owner::Guest(id.clone()));
                 continue;
             };
-            let (owner, entries) = naming::of_service(service);
+            let (owner, entries) = naming::of_service(service, &self.twins, |endpoint| self.twin(endpoint));
             self.names.set(owner.clone(), entries);
             if let Some((called, offer)) = naming::offer_of(service) {
                 self.names.set_offer(&owner, &service.network, &called, offer);
@@ -433,7 +448,7 @@ impl Engine {
         errors.extend(self.routes.teardown().err());
         errors.extend(self.sealing.teardown(&self.options.state_dir).err());
         errors.extend(self.remove_links().err());
-        errors.extend(host::release(&mut self.netlink).err());
+        errors.extend(host::release(&mut self.netlink, self.options.underlay, &self.twins).err());
         Error::all(errors)
     }
 

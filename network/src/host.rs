@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
@@ -12,8 +12,11 @@ use crate::netlink::diag::Listeners;
 use crate::netlink::link::{self, Conf, Link};
 use crate::netlink::{Netlink, route};
 use crate::object::Object;
+use crate::twins::{GATEWAY6, Twins};
 
 const LOOPBACK: u32 = 1;
+/// As many IPv6 addresses of a machine are told to others.
+const MOST_ADDRESSES: usize = 64;
 /// What interfaces have where nothing else is known.
 const USUAL_MTU: u32 = 1500;
 
@@ -35,18 +38,54 @@ pub(crate) fn prepare(netlink: &mut Netlink, underlay: Ipv4Addr) -> Result<Under
         value: underlay.to_string(),
         expected: "expected an address that an interface of this node has",
     };
-    let index = route::interface_of(netlink, underlay)?.ok_or_else(missing)?;
+    let index = route::interface_of(netlink, underlay.into())?.ok_or_else(missing)?;
     let links = link::list(netlink)?;
     let link = links.into_iter().find(|link| link.index == index).ok_or_else(missing)?;
     Ok(Underlay { address: Some(underlay), mtu: link.mtu, name: Some(link.name) })
 }
 
+/// Whether the kernel has IPv6.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6/conf").exists()
+}
+
+/// Whether containers can have it: the kernel does, and nobody has turned it off where it is needed.
+pub(crate) fn uses_ipv6(underlay: &Underlay) -> bool {
+    let names = ["all", "lo"].into_iter().chain(underlay.name.as_deref());
+    has_ipv6()
+        && names
+            .into_iter()
+            .all(|name| get(&format!("net/ipv6/conf/{name}/disable_ipv6")).is_ok_and(|off| off == 0))
+}
+
 /// The settings of the whole node that routing needs.
-const SETTINGS: [(&str, u32); 2] = [
+const SETTINGS: [(&str, u32); 3] = [
     ("net/ipv4/ip_forward", 1),
     // Peers and clients on the same segment would be told to go around the balancer.
     ("net/ipv4/conf/all/send_redirects", 0),
+    (FORWARDING6, 1),
 ];
+
+const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
+
+/// A kernel without IPv6, or where it is turned off, needs not all of them.
+fn settings() -> impl Iterator<Item = (&'static str, u32)> {
+    let off = get("net/ipv6/conf/all/disable_ipv6").map_or(true, |off| off != 0);
+    SETTINGS.into_iter().filter(move |(name, _)| *name != FORWARDING6 || !off)
+}
+
+/// A router does not listen to routers, unless it is told to: a machine that has its default route by their
+/// advertisements has to keep it.
+fn keep_advertised_routes() {
+    for interface in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+        let path = interface.path().join("accept_ra");
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1")
+            && let Err(error) = fs::write(&path, "2")
+        {
+            tracing::warn!(%error, path = %path.display(), "routes that routers advertise may be lost");
+        }
+    }
+}
 
 fn in_words((name, value): (&str, u32)) -> String {
     format!("{} = {value}", name.replace('/', "."))
@@ -55,7 +94,7 @@ fn in_words((name, value): (&str, u32)) -> String {
 /// Those that are not right, in words.
 pub(crate) fn wrong_settings() -> Result<Vec<String>, Error> {
     let mut wrong = Vec::new();
-    for (name, value) in SETTINGS {
+    for (name, value) in settings() {
         if get(name)? != value {
             wrong.push(in_words((name, value)));
         }
@@ -68,6 +107,9 @@ pub(crate) fn mend_setting(words: &str) -> Result<(), Error> {
     let Some((name, value)) = SETTINGS.into_iter().find(|setting| in_words(*setting) == words) else {
         return Ok(());
     };
+    if name == FORWARDING6 {
+        keep_advertised_routes();
+    }
     let path = PathBuf::from("/proc/sys").join(name);
     fs::write(&path, value.to_string()).map_err(|source| Error::Sysctl {
         path,
@@ -79,17 +121,23 @@ pub(crate) fn mend_setting(words: &str) -> Result<(), Error> {
 /// Folders of settings of whose changes netlink says nothing.
 pub(crate) fn setting_folders(underlay: &Underlay) -> Vec<String> {
     let names = std::iter::once("all").chain(underlay.name.as_deref());
-    names.map(|name| format!("/proc/sys/net/ipv4/conf/{name}")).collect()
+    let mut folders: Vec<String> = names.map(|name| format!("/proc/sys/net/ipv4/conf/{name}")).collect();
+    if has_ipv6() {
+        folders.push("/proc/sys/net/ipv6/conf/all".to_owned());
+    }
+    folders
 }
 
-/// The node's two addresses, and settings of the interface that leads to the other nodes.
+/// The node's own addresses, and settings of the interface that leads to the other nodes.
 pub(crate) fn wanted(
     netlink: &mut Netlink,
     links: &BTreeMap<String, Link>,
     underlay: Ipv4Addr,
+    twins: &Twins,
 ) -> Result<Vec<Object>, Error> {
+    let own = own(underlay, twins).into_iter();
     let mut wanted: Vec<Object> =
-        [GATEWAY, DNS].map(|address| Object::Address { interface: LOOPBACK, address }).into();
+        own.map(|address| Object::Address { interface: LOOPBACK, address }).collect();
     if let Some(lo) = links.values().find(|link| link.index == LOOPBACK) {
         wanted.push(Object::Up { interface: LOOPBACK, name: lo.name.clone() });
     }
@@ -97,7 +145,7 @@ pub(crate) fn wanted(
         return Ok(wanted);
     }
     // An address that is away is not ours to put back.
-    let Some(interface) = route::interface_of(netlink, underlay)? else { return Ok(wanted) };
+    let Some(interface) = route::interface_of(netlink, underlay.into())? else { return Ok(wanted) };
     let Some(link) = links.values().find(|link| link.index == interface) else { return Ok(wanted) };
     let mut settings = vec![
         (Conf::Forwarding, 1),
@@ -117,6 +165,21 @@ pub(crate) fn wanted(
     Ok(wanted)
 }
 
+/// The addresses that we give the node.
+fn own(underlay: Ipv4Addr, twins: &Twins) -> Vec<IpAddr> {
+    let twin = (!underlay.is_unspecified()).then(|| twins.of(underlay)).flatten();
+    let v6 = twins.on().then_some(GATEWAY6).into_iter().chain(twin);
+    [GATEWAY, DNS].map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from)).collect()
+}
+
+/// Gives the node its IPv6 addresses, where it has them not: routes name them as their source.
+pub(crate) fn give_addresses(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &Twins) -> Result<(), Error> {
+    let has = route::list_addresses(netlink)?;
+    let own = own(underlay, twins).into_iter().filter(IpAddr::is_ipv6);
+    let missing = own.filter(|address| !has.contains(&(LOOPBACK, *address)));
+    netlink.run(missing.map(|address| route::add_address(LOOPBACK, address, true)).collect())
+}
+
 /// The ranges that this machine reaches by routes of its own: no network of containers may have them. Asked in the
 /// network namespace of the calling thread.
 pub fn foreign_routes() -> Result<Vec<ipnet::Ipv4Net>, Error> {
@@ -126,21 +189,36 @@ pub fn foreign_routes() -> Result<Vec<ipnet::Ipv4Net>, Error> {
 /// The IPv4 addresses at which others reach this machine. Asked in the network namespace of the calling thread.
 pub fn own_addresses() -> Result<Vec<Ipv4Addr>, Error> {
     let all = route::list_addresses(&mut Netlink::route()?)?;
-    let mut addresses: Vec<Ipv4Addr> = all.into_iter().map(|(_, address)| address).collect();
+    let v4 = |(_, address)| if let IpAddr::V4(address) = address { Some(address) } else { None };
+    let mut addresses: Vec<Ipv4Addr> = all.into_iter().filter_map(v4).collect();
     addresses.retain(|address| !address.is_loopback() && ![GATEWAY, DNS].contains(address));
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
 }
 
-/// Whether this machine has an address.
-pub(crate) fn has_address(address: Ipv4Addr) -> Result<bool, Error> {
-    Ok(address.is_loopback() || route::interface_of(&mut Netlink::route()?, address)?.is_some())
+/// The IPv6 addresses at which others reach this machine, also the one that it has for that from the fabric.
+pub fn own_ipv6_addresses() -> Result<Vec<Ipv6Addr>, Error> {
+    let all = route::list_addresses(&mut Netlink::route()?)?;
+    let v6 = |(_, address)| if let IpAddr::V6(address) = address { Some(address) } else { None };
+    let mut addresses: Vec<Ipv6Addr> = all.into_iter().filter_map(v6).collect();
+    addresses.retain(|a| !a.is_loopback() && !a.is_unicast_link_local() && *a != GATEWAY6);
+    // Those of private ranges first: the fabric's is one of them.
+    addresses.sort_unstable_by_key(|address| (!address.is_unique_local(), *address));
+    addresses.dedup();
+    addresses.truncate(MOST_ADDRESSES);
+    Ok(addresses)
 }
 
-/// Takes the link-local addresses away. Kernel settings stay: others may rely on them by now.
-pub(crate) fn release(netlink: &mut Netlink) -> Result<(), Error> {
-    netlink.run(vec![route::delete_address(LOOPBACK, GATEWAY), route::delete_address(LOOPBACK, DNS)])
+/// Whether this machine has an address.
+pub(crate) fn has_address(address: Ipv4Addr) -> Result<bool, Error> {
+    Ok(address.is_loopback() || route::interface_of(&mut Netlink::route()?, address.into())?.is_some())
+}
+
+/// Takes those that we gave it away. Kernel settings stay: others may rely on them by now.
+pub(crate) fn release(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &Twins) -> Result<(), Error> {
+    let own = own(underlay, twins).into_iter();
+    netlink.run(own.map(|address| route::delete_address(LOOPBACK, address)).collect())
 }
 
 /// Who listens on a port of the node: any address, or one.

@@ -11,20 +11,23 @@
 //! ```
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use ipnet::{Ipv4Net, Ipv6Net};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::fabric::GATEWAY;
+use crate::host;
 use crate::netlink::link::{self, Mac, VethEnd};
 use crate::netlink::route::{self, Route, Rule, RuleAction};
 use crate::netlink::{Netlink, Request};
 use crate::pool::GATEWAY_MAC;
 use crate::random;
+use crate::twins::GATEWAY_LINK;
 
 /// Routing tables and rules of further interfaces, inside: this plus the interface's number.
 const TABLES: u32 = 100;
@@ -34,6 +37,8 @@ const TABLES: u32 = 100;
 pub(crate) struct Interface {
     pub(crate) network: String,
     pub(crate) address: Ipv4Addr,
+    /// The one beside it, where there is IPv6.
+    pub(crate) address6: Option<Ipv6Addr>,
     /// `eth` and this inside.
     pub(crate) number: u32,
     /// The node's end.
@@ -48,20 +53,42 @@ impl Interface {
         format!("eth{}", self.number)
     }
 
-    /// Route and neighbour on the node's side; `index` is that of the node's end.
-    pub(crate) fn node_side(&self, index: u32, source: Ipv4Addr) -> Vec<Request> {
-        vec![route::add_neighbour(index, self.address, self.mac), self.route(index, source).replace()]
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))
     }
 
-    /// The node's route to it.
-    pub(crate) fn route(&self, index: u32, source: Ipv4Addr) -> Route {
-        Route {
-            to: self.address.into(),
+    /// Routes and neighbours on the node's side; `index` is that of the node's end.
+    pub(crate) fn node_side(&self, index: u32, source: Source) -> Vec<Request> {
+        let neighbours = self.addresses().map(|address| route::add_neighbour(index, address, self.mac));
+        neighbours.chain(self.routes(index, source).iter().map(Route::replace)).collect()
+    }
+
+    /// The node's routes to it.
+    pub(crate) fn routes(&self, index: u32, source: Source) -> Vec<Route> {
+        let route = |address: IpAddr| Route {
+            to: address.into(),
             table: route::MAIN_TABLE,
             interface: index,
             via: None,
-            source: Some(source),
-        }
+            source: source.towards(address),
+        };
+        self.addresses().map(route).collect()
+    }
+
+    /// Inside: what carries its addresses is answered by its own table.
+    fn rules(&self) -> Vec<Rule> {
+        let table = TABLES + self.number;
+        let action = RuleAction::Table(table);
+        let rule = |from: IpAddr| Rule {
+            priority: table,
+            v6: from.is_ipv6(),
+            from: Some(from),
+            mark: 0,
+            mask: 0,
+            action,
+        };
+        self.addresses().map(rule).collect()
     }
 }
 
@@ -103,50 +130,35 @@ impl Inside {
         let there = VethEnd { name: &interface.name(), mac: interface.mac };
         node.run(vec![link::add_veth(&here, &there, self.netns.as_fd(), settings.mtu)])?;
         let outer = find(node, &interface.outside)?;
-        node.run(vec![link::up_veth(outer, true, settings.ipv6)])?;
+        node.run(vec![link::up_veth(outer, true, host::has_ipv6())])?;
         let inner = find(&mut self.netlink, &interface.name())?;
-        self.netlink.run(vec![
-            link::up_veth(inner, false, settings.ipv6),
-            route::add_neighbour(inner, GATEWAY, GATEWAY_MAC),
-        ])
+        let up = std::iter::once(link::up_veth(inner, false, host::has_ipv6()));
+        self.netlink.run(up.chain(meet_gateway(inner, settings.ipv6)).collect())
     }
 
     /// Gives an interface its address, and a table of its own to answer by.
     pub(crate) fn set_address(&mut self, interface: &Interface, own_table: bool) -> Result<(), Error> {
         let index = find(&mut self.netlink, &interface.name())?;
-        let mut requests = vec![route::add_address(index, interface.address, false)];
+        let address = |address| route::add_address(index, address, false);
+        let mut requests: Vec<Request> = interface.addresses().map(address).collect();
         if own_table {
-            let table = TABLES + interface.number;
-            requests.extend(to_gateway(index, table).iter().map(Route::replace));
-            let rule = Rule {
-                priority: table,
-                from: Some(interface.address),
-                mark: 0,
-                mask: 0,
-                action: RuleAction::Table(table),
-            };
-            requests.push(rule.add());
+            let routes = to_gateway(index, TABLES + interface.number, interface.address6.is_some());
+            requests.extend(routes.iter().map(Route::replace));
+            requests.extend(interface.rules().iter().map(Rule::add));
         }
         self.netlink.run(requests)
     }
 
     /// Forgets the table of an interface that is gone. Its routes went with it.
     pub(crate) fn drop_table(&mut self, interface: &Interface) -> Result<(), Error> {
-        let table = TABLES + interface.number;
-        let rule = Rule {
-            priority: table,
-            from: Some(interface.address),
-            mark: 0,
-            mask: 0,
-            action: RuleAction::Table(table),
-        };
-        self.netlink.run(vec![rule.delete()])
+        self.netlink.run(interface.rules().iter().map(Rule::delete).collect())
     }
 
     /// Everything that has no better way leaves here from now on.
     pub(crate) fn set_default(&mut self, interface: &Interface) -> Result<(), Error> {
         let index = find(&mut self.netlink, &interface.name())?;
-        self.netlink.run(to_gateway(index, route::MAIN_TABLE).iter().map(Route::replace).collect())
+        let routes = to_gateway(index, route::MAIN_TABLE, interface.address6.is_some());
+        self.netlink.run(routes.iter().map(Route::replace).collect())
     }
 }
 
@@ -157,11 +169,33 @@ pub(crate) struct Pair {
     pub(crate) ipv6: bool,
 }
 
+/// What the node is called towards its containers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Option<Ipv6Addr>,
+}
+
+impl Source {
+    /// The one of the family of `address`.
+    pub(crate) fn towards(&self, address: IpAddr) -> Option<IpAddr> {
+        if address.is_ipv4() { Some(self.v4.into()) } else { self.v6.map(IpAddr::from) }
+    }
+}
+
 /// The routes by which an interface reaches everything.
-pub(crate) fn to_gateway(index: u32, table: u32) -> [Route; 2] {
-    let gateway = Route { to: GATEWAY.into(), table, interface: index, via: None, source: None };
-    let default = Route { to: ipnet::Ipv4Net::default(), via: Some(GATEWAY), ..gateway.clone() };
-    [gateway, default]
+pub(crate) fn to_gateway(index: u32, table: u32, ipv6: bool) -> Vec<Route> {
+    let gateway =
+        Route { to: IpAddr::from(GATEWAY).into(), table, interface: index, via: None, source: None };
+    let default = Route { to: Ipv4Net::default().into(), via: Some(GATEWAY.into()), ..gateway.clone() };
+    let default6 = Route { to: Ipv6Net::default().into(), via: Some(GATEWAY_LINK.into()), ..gateway.clone() };
+    [gateway, default].into_iter().chain(ipv6.then_some(default6)).collect()
+}
+
+/// The gateway's Ethernet address, under its addresses.
+pub(crate) fn meet_gateway(index: u32, ipv6: bool) -> Vec<Request> {
+    let v6 = ipv6.then(|| route::add_neighbour(index, GATEWAY_LINK.into(), GATEWAY_MAC));
+    std::iter::once(route::add_neighbour(index, GATEWAY.into(), GATEWAY_MAC)).chain(v6).collect()
 }
 
 /// A name for the node's end of a new pair.

@@ -46,13 +46,14 @@ mod ruleset;
 mod survey;
 #[allow(unsafe_code)]
 mod sys;
+mod twins;
 mod watch;
 
 pub use connections::open_connections;
 pub use encryption::Encryption;
 pub use error::Error;
 pub use fabric::{DNS, Fabric, GATEWAY};
-pub use host::{foreign_routes, own_addresses};
+pub use host::{foreign_routes, own_addresses, own_ipv6_addresses};
 pub use model::{
     Attach, Attachment, Block, Change, Endpoint, HostPort, Interface, Join, LOCAL_NETWORK, Network,
     NetworkOptions, Peer, Protocol, PublishedPort, ServiceView,

@@ -1,9 +1,9 @@
 //! What the caller tells the fabric: options, attachments and changes of the desired state.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -26,6 +26,9 @@ pub struct NetworkOptions {
     pub vip_pool: Ipv4Net,
     /// Addresses of containers that only this node knows, for example 10.215.0.0/24.
     pub local_pool: Ipv4Net,
+    /// Addresses beside those of the cluster's containers, services and nodes: a /96 or larger. The IPv4 address is the
+    /// last 32 bits. `None`: containers in networks of the cluster have none.
+    pub ipv6: Option<Ipv6Net>,
     /// Resolvers for names that are not ours. `None`: those of the host's `/etc/resolv.conf`.
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     /// Names that mean this node in every network: containers reach its own services at [`crate::DNS`].
@@ -142,6 +145,15 @@ pub struct Interface {
     pub network: String,
     /// Its address, a /32.
     pub address: Ipv4Addr,
+    /// The one beside it, a /128; `None` where the machine has no IPv6.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl Interface {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(self.address.into()).chain(self.address6.map(IpAddr::from))
+    }
 }
 
 /// A network, as far as a node treats it otherwise than another. A network that only blocks name is one of the
@@ -156,6 +168,8 @@ pub struct Network {
     pub internal: bool,
     /// Its containers reach link-local addresses of the node's surroundings.
     pub link_local: bool,
+    /// Its names mean IPv6 addresses as well. The addresses are there either way.
+    pub ipv6_names: bool,
 }
 
 /// Another node.
@@ -169,6 +183,8 @@ pub struct Peer {
     pub encrypted: bool,
     /// Its public key. Without one nothing gets there that has to be encrypted.
     pub key: Option<[u8; 32]>,
+    /// IPv6 addresses of its machine. Only with the one beside `underlay` its containers have such, too.
+    pub ipv6: Vec<Ipv6Addr>,
 }
 
 /// A range of a pool that belongs to one network on one node.
@@ -293,6 +309,14 @@ impl NetworkOptions {
                 field: "options.local_pool",
                 value: self.local_pool.to_string(),
                 expected: "expected at least a /30",
+            });
+        }
+        let unfit = |range: &Ipv6Net| range.prefix_len() > 96 || !range.network().is_unique_local();
+        if let Some(range) = self.ipv6.filter(unfit) {
+            return Err(Error::Invalid {
+                field: "options.ipv6",
+                value: range.to_string(),
+                expected: "expected a range of fc00::/7, of /96 or larger",
             });
         }
         if let Some(mtu) = self.mtu.filter(|mtu| !(576..=65535).contains(mtu)) {

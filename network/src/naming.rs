@@ -1,27 +1,36 @@
 //! Which names services and containers have.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::container::Record;
 use crate::dns::names::{Entry, Names, Owner};
 use crate::dns::ports::Offer;
-use crate::model::{Attach, ServiceView};
+use crate::model::{Attach, Endpoint, ServiceView};
+use crate::twins::Twins;
 
 /// The names of a service in its network: its own and its aliases mean its virtual address (all endpoints where it
 /// has none), `tasks.<name>` all endpoints, and each endpoint has one. Those come first: an address is called after
 /// them. A guest has its name and its aliases.
-pub(crate) fn of_service(service: &ServiceView) -> (Owner, Vec<Entry>) {
+///
+/// `twin` tells the IPv6 address of an endpoint.
+pub(crate) fn of_service(
+    service: &ServiceView,
+    twins: &Twins,
+    twin: impl Fn(&Endpoint) -> Option<Ipv6Addr>,
+) -> (Owner, Vec<Entry>) {
     let entry =
-        |name: String, addresses: Vec<Ipv4Addr>| Entry { network: service.network.clone(), name, addresses };
-    let all: Vec<Ipv4Addr> = service.endpoints.iter().map(|e| e.address).collect();
+        |name: String, addresses: Vec<IpAddr>| Entry { network: service.network.clone(), name, addresses };
+    let both = |endpoint: &Endpoint| -> Vec<IpAddr> {
+        std::iter::once(endpoint.address.into()).chain(twin(endpoint).map(IpAddr::from)).collect()
+    };
+    let all: Vec<IpAddr> = service.endpoints.iter().flat_map(both).collect();
     if service.guest {
         let names = std::iter::once(&service.name).chain(&service.aliases);
         let entries = names.map(|name| entry(name.clone(), all.clone()));
         return (Owner::Guest(service.id.clone()), entries.collect());
     }
-    let mut entries: Vec<Entry> =
-        service.endpoints.iter().map(|e| entry(e.name.clone(), vec![e.address])).collect();
-    let addresses = service.vip.map_or_else(|| all.clone(), |vip| vec![vip]);
+    let mut entries: Vec<Entry> = service.endpoints.iter().map(|e| entry(e.name.clone(), both(e))).collect();
+    let addresses = service.vip.map_or_else(|| all.clone(), |vip| twins.both(vip).collect());
     for name in std::iter::once(&service.name).chain(&service.aliases) {
         entries.push(entry(name.clone(), addresses.clone()));
     }
@@ -48,7 +57,7 @@ pub(crate) fn announce(names: &Names, record: &Record) {
     for (join, interface) in networks.iter().zip(&record.interfaces) {
         for name in std::iter::once(name).chain(&join.aliases) {
             let (network, name) = (join.network.clone(), name.clone());
-            entries.push(Entry { network, name, addresses: vec![interface.address] });
+            entries.push(Entry { network, name, addresses: interface.addresses().collect() });
         }
     }
     names.set(Owner::Container(id.clone()), entries);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::error::Error;
 use crate::netlink::link::{self, Conf, Link, Mac};
@@ -18,9 +18,9 @@ pub(crate) enum Object {
     /// A kernel setting of one interface.
     Setting { interface: u32, name: String, setting: Conf, value: u32 },
     /// An address of the node's own.
-    Address { interface: u32, address: Ipv4Addr },
+    Address { interface: u32, address: IpAddr },
     /// A neighbour that needs no ARP.
-    Neighbour { interface: u32, address: Ipv4Addr, mac: Mac },
+    Neighbour { interface: u32, address: IpAddr, mac: Mac },
     /// Which node has an Ethernet address of the tunnel.
     Forwarding { tunnel: u32, mac: Mac, node: Ipv4Addr, through: Option<u32> },
     /// A route with our protocol number.

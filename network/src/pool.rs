@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::error::Error;
-use crate::fabric::GATEWAY;
+use crate::host;
 use crate::interface::{self, Inside};
 use crate::netlink::link::{self, Mac, VethEnd};
 use crate::netlink::route;
@@ -77,10 +77,9 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Starts the pool in this thread's network namespace.
-    pub(crate) fn start(prefix: String, mtu: u32) -> Result<Pool, Error> {
+    pub(crate) fn start(prefix: String, mtu: u32, ipv6: bool) -> Result<Pool, Error> {
         let shared = Arc::new(Shared::default());
-        let maker =
-            Maker { home: open_own_namespace()?, outside: Netlink::route()?, prefix, mtu, ipv6: has_ipv6() };
+        let maker = Maker { home: open_own_namespace()?, outside: Netlink::route()?, prefix, mtu, ipv6 };
         let port = maker.outside.port()?;
         let work = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -212,13 +211,10 @@ impl Maker {
         };
         let inner = link::find(&mut inside, "eth0")?.ok_or_else(|| missing("eth0"))?;
         let outer = link::find(&mut self.outside, &interface)?.ok_or_else(|| missing(&interface))?;
-        self.outside.run(vec![link::up_veth(outer.index, true, self.ipv6)])?;
-        let mut requests = vec![
-            link::up(1),
-            link::up_veth(inner.index, false, self.ipv6),
-            route::add_neighbour(inner.index, GATEWAY, GATEWAY_MAC),
-        ];
-        let routes = interface::to_gateway(inner.index, route::MAIN_TABLE);
+        self.outside.run(vec![link::up_veth(outer.index, true, host::has_ipv6())])?;
+        let mut requests = vec![link::up(1), link::up_veth(inner.index, false, host::has_ipv6())];
+        requests.extend(interface::meet_gateway(inner.index, self.ipv6));
+        let routes = interface::to_gateway(inner.index, route::MAIN_TABLE, self.ipv6);
         requests.extend(routes.iter().map(|route| route.set(EXCLUSIVE)));
         inside.run(requests)?;
         Ok(Prepared { inside: Inside { netns, netlink: inside }, interface, mac })
@@ -231,10 +227,27 @@ impl Maker {
             source: e.into(),
         };
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("make a namespace", e))?;
-        let inside = open_own_namespace().and_then(|file| Ok((file, Netlink::route()?)));
+        let inside = self.quieten().and_then(|()| Ok((open_own_namespace()?, Netlink::route()?)));
         setns(self.home.as_fd(), CloneFlags::CLONE_NEWNET)
             .map_err(|e| failed("return to the node's namespace", e))?;
         inside
+    }
+
+    /// In the new namespace: what its interfaces are to do by themselves in IPv6 is nothing, whatever the machine's
+    /// defaults are.
+    fn quieten(&self) -> Result<(), Error> {
+        if !self.ipv6 {
+            return Ok(());
+        }
+        for (name, value) in [("disable_ipv6", "0"), ("accept_ra", "0")] {
+            let path = Path::new("/proc/sys/net/ipv6/conf/default").join(name);
+            std::fs::write(&path, value).map_err(|source| Error::Sysctl {
+                path,
+                value: value.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -267,11 +280,6 @@ fn next_job(shared: &Shared) -> Option<Job> {
             state.failed = None;
         }
     }
-}
-
-/// Whether the kernel has it.
-pub(crate) fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// The network namespace of this thread.

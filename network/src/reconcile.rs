@@ -118,11 +118,11 @@ mod tests {
     }
 
     fn rule(priority: u32) -> Object {
-        Object::Rule(Rule { priority, from: None, mark: 0, mask: 0, action: RuleAction::Nothing })
+        Object::Rule(Rule { priority, v6: false, from: None, mark: 0, mask: 0, action: RuleAction::Nothing })
     }
 
     fn neighbour(mac: u8) -> Object {
-        Object::Neighbour { interface: 7, address: Ipv4Addr::new(10, 0, 0, 1), mac: [mac; 6] }
+        Object::Neighbour { interface: 7, address: Ipv4Addr::new(10, 0, 0, 1).into(), mac: [mac; 6] }
     }
 
     fn set(objects: &[Object]) -> BTreeSet<Object> {

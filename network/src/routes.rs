@@ -10,20 +10,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::encryption::{self, Seal};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
+use crate::interface::Source;
 use crate::model::{Block, Peer};
 use crate::netlink::link::{self, Conf, Link, Mac};
 use crate::netlink::route::{self, Route, Rule, RuleAction};
 use crate::netlink::{Netlink, Request};
 use crate::object::Object;
 use crate::ruleset::{MARK_MASK, MARK_SHIFT};
+use crate::twins::{Twins, next_hop};
 
 const LOOPBACK: u32 = 1;
 
@@ -53,6 +55,25 @@ struct Known {
     number: u16,
     way: Way,
     mac: Option<Mac>,
+    /// Its containers have IPv6.
+    v6: bool,
+}
+
+impl Known {
+    fn interface(&self) -> u32 {
+        let (Way::Segment { interface } | Way::Tunnel { interface }) = self.way;
+        interface
+    }
+
+    /// The next hop of IPv6 routes, which needs no IPv6 address of the node and no neighbour discovery.
+    fn next_hop(&self) -> Option<Object> {
+        let address = next_hop(self.underlay).into();
+        self.mac.filter(|_| self.v6).map(|mac| Object::Neighbour {
+            interface: self.interface(),
+            address,
+            mac,
+        })
+    }
 }
 
 /// Routes and rules of this node.
@@ -62,18 +83,19 @@ pub(crate) struct Routes {
     node: String,
     tunnel: String,
     underlay: Ipv4Addr,
-    pools: Vec<Ipv4Net>,
+    pools: Vec<IpNet>,
     /// Own ranges of networks: routed as the pools are.
-    subnets: BTreeSet<Ipv4Net>,
-    /// The node's address towards containers.
-    source: Ipv4Addr,
+    subnets: BTreeSet<IpNet>,
+    /// The node's addresses towards containers.
+    source: Source,
+    twins: Twins,
     underlay_mtu: u32,
     seal: Seal,
     numbers_file: PathBuf,
     numbers: BTreeMap<String, u16>,
     peers: BTreeMap<String, Known>,
-    routes: BTreeMap<(u32, Ipv4Net), Route>,
-    rules: BTreeMap<u32, Rule>,
+    routes: BTreeMap<(u32, IpNet), Route>,
+    rules: BTreeSet<Rule>,
 }
 
 /// What [`Routes`] depends on.
@@ -83,6 +105,7 @@ pub(crate) struct Settings<'a> {
     pub(crate) underlay: Ipv4Addr,
     pub(crate) underlay_mtu: u32,
     pub(crate) source: Ipv4Addr,
+    pub(crate) twins: Twins,
     pub(crate) pools: Vec<Ipv4Net>,
     pub(crate) state_dir: &'a Path,
 }
@@ -104,25 +127,28 @@ impl Routes {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
             Err(_) => BTreeMap::new(),
         };
+        let pools: Vec<IpNet> =
+            settings.pools.iter().flat_map(|pool| settings.twins.both_ranges(*pool)).collect();
         let mut routes = BTreeMap::new();
         let mut subnets = BTreeSet::new();
         for route in route::list_routes(&mut netlink)? {
             // Routes to containers have no gateway: `container` looks after them.
             if route.via.is_some() {
                 routes.insert((route.table, route.to), route);
-            } else if route.interface == LOOPBACK && !settings.pools.contains(&route.to) {
+            } else if route.interface == LOOPBACK && !pools.contains(&route.to) {
                 subnets.insert(route.to);
             }
         }
-        let rules = route::list_rules(&mut netlink)?.into_iter().map(|rule| (rule.priority, rule)).collect();
+        let rules = route::list_rules(&mut netlink)?.into_iter().collect();
         Ok(Routes {
             netlink,
             node: settings.node,
             tunnel: settings.tunnel,
             underlay: settings.underlay,
-            pools: settings.pools,
+            pools,
             subnets,
-            source: settings.source,
+            source: Source { v4: settings.source, v6: settings.twins.source(settings.source) },
+            twins: settings.twins,
             underlay_mtu: settings.underlay_mtu,
             seal: Seal::Off,
             numbers_file,
@@ -138,12 +164,15 @@ impl Routes {
         self.pools.iter().chain(&self.subnets).map(|to| self.dead_end(*to)).collect()
     }
 
-    fn dead_end(&self, to: Ipv4Net) -> Route {
-        Route { to, table: route::MAIN_TABLE, interface: LOOPBACK, via: None, source: Some(self.source) }
+    fn dead_end(&self, to: IpNet) -> Route {
+        let source = self.source.towards(to.addr());
+        Route { to, table: route::MAIN_TABLE, interface: LOOPBACK, via: None, source }
     }
 
     /// Brings the networks' own ranges up to date; what is not wanted any more goes with the returned requests.
     pub(crate) fn set_subnets(&mut self, wanted: BTreeSet<Ipv4Net>) -> Result<Vec<Request>, Error> {
+        let wanted: BTreeSet<IpNet> =
+            wanted.into_iter().flat_map(|range| self.twins.both_ranges(range)).collect();
         let new = wanted.difference(&self.subnets).map(|to| self.dead_end(*to).replace()).collect();
         let gone = self.subnets.difference(&wanted).map(|to| self.dead_end(*to).delete()).collect();
         self.netlink.run(new)?;
@@ -171,12 +200,10 @@ impl Routes {
         }
         let mut requests = self.meet(peers, false, &mut errors);
         let (routes, rules) = self.desired(blocks);
-        let is_new = |(key, route): &(&(u32, Ipv4Net), &Route)| self.routes.get(*key) != Some(*route);
+        let is_new = |(key, route): &(&(u32, IpNet), &Route)| self.routes.get(*key) != Some(*route);
         requests.extend(routes.iter().filter(is_new).map(|(_, route)| route.replace()));
-        let old_rules = self.rules.iter().filter(|(at, rule)| rules.get(at) != Some(*rule));
-        let mut removals: Vec<Request> = old_rules.map(|(_, rule)| rule.delete()).collect();
-        let new_rules = rules.iter().filter(|(at, rule)| self.rules.get(at) != Some(*rule));
-        requests.extend(new_rules.map(|(_, rule)| rule.add()));
+        let mut removals: Vec<Request> = self.rules.difference(&rules).map(Rule::delete).collect();
+        requests.extend(rules.difference(&self.rules).map(Rule::add));
         let gone = self.routes.iter().filter(|(key, _)| !routes.contains_key(*key));
         removals.extend(gone.map(|(_, route)| route.delete()));
         match self.netlink.run(requests) {
@@ -191,10 +218,14 @@ impl Routes {
         let seal = self.seal;
         // What can't be encrypted goes nowhere.
         let open = |peer: &&Peer| seal.lets_through(peer);
-        self.peers.retain(|node, known| {
-            peers.get(node).filter(open).is_some_and(|peer| peer.underlay == known.underlay)
-        });
         let mut requests = Vec::new();
+        self.peers.retain(|node, known| {
+            let stays = peers.get(node).filter(open).is_some_and(|peer| peer.underlay == known.underlay);
+            if !stays && known.v6 {
+                requests.push(route::delete_neighbour(known.interface(), next_hop(known.underlay).into()));
+            }
+            stays
+        });
         for peer in peers.values().filter(open) {
             if peer.node == self.node {
                 continue;
@@ -211,6 +242,14 @@ impl Routes {
                 }
                 Err(error) => errors.push(error),
             }
+        }
+        for (node, known) in &mut self.peers {
+            let twin = self.twins.of(known.underlay);
+            let before = std::mem::replace(
+                &mut known.v6,
+                twin.is_some_and(|twin| peers.get(node).is_some_and(|peer| peer.ipv6.contains(&twin))),
+            );
+            requests.extend(known.next_hop().filter(|_| !before).map(|object| object.put()));
         }
         requests
     }
@@ -233,11 +272,12 @@ impl Routes {
     pub(crate) fn wanted(&self, links: &BTreeMap<String, Link>) -> Vec<Object> {
         let routes = self.routes.values().cloned().chain(self.pool_routes());
         let mut wanted: Vec<Object> = routes.map(Object::Route).collect();
-        wanted.extend(self.rules.values().copied().map(Object::Rule));
+        wanted.extend(self.rules.iter().copied().map(Object::Rule));
+        wanted.extend(self.peers.values().filter_map(Known::next_hop));
         let Some(link) = links.get(&self.tunnel) else { return wanted };
         let (interface, name) = (link.index, &link.name);
         wanted.push(Object::Up { interface, name: name.clone() });
-        wanted.push(Object::Address { interface, address: GATEWAY });
+        wanted.push(Object::Address { interface, address: GATEWAY.into() });
         let settings = [
             (Conf::Forwarding, 1),
             (Conf::SendRedirects, 0),
@@ -247,10 +287,10 @@ impl Routes {
         let object = |(setting, value)| Object::Setting { interface, name: name.clone(), setting, value };
         wanted.extend(settings.map(object));
         for known in self.peers.values().filter(|known| known.way == Way::Tunnel { interface }) {
-            let (address, mac) = (known.underlay, tunnel_mac(known.underlay));
-            wanted.push(Object::Neighbour { interface, address, mac });
+            let (node, mac) = (known.underlay, tunnel_mac(known.underlay));
+            wanted.push(Object::Neighbour { interface, address: node.into(), mac });
             let through = self.seal.device();
-            wanted.push(Object::Forwarding { tunnel: interface, mac, node: address, through });
+            wanted.push(Object::Forwarding { tunnel: interface, mac, node, through });
         }
         wanted
     }
@@ -292,38 +332,53 @@ impl Routes {
         self.netlink.run(removals)
     }
 
-    fn desired(
-        &self,
-        blocks: &BTreeMap<Ipv4Net, Block>,
-    ) -> (BTreeMap<(u32, Ipv4Net), Route>, BTreeMap<u32, Rule>) {
+    fn desired(&self, blocks: &BTreeMap<Ipv4Net, Block>) -> (BTreeMap<(u32, IpNet), Route>, BTreeSet<Rule>) {
         let mut routes = BTreeMap::new();
-        let mut rules = BTreeMap::new();
-        let mut add = |to: Ipv4Net, table, known: &Known, source| {
-            let (Way::Segment { interface } | Way::Tunnel { interface }) = known.way;
-            let route = Route { to, table, interface, via: Some(known.underlay), source };
-            routes.insert((table, to), route);
+        let mut rules = BTreeSet::new();
+        let mut add = |to: IpNet, table, known: &Known, source: Option<Source>| {
+            let v4 = to.addr().is_ipv4();
+            let via = if v4 { known.underlay.into() } else { IpAddr::from(next_hop(known.underlay)) };
+            let source = source.and_then(|source| source.towards(to.addr()));
+            let route = Route { to, table, interface: known.interface(), via: Some(via), source };
+            if v4 || known.v6 {
+                routes.insert((table, to), route);
+            }
         };
         for block in blocks.values() {
             if let Some(known) = self.peers.get(&block.node) {
-                add(block.block.trunc(), route::MAIN_TABLE, known, Some(self.source));
+                for range in self.twins.both_ranges(block.block.trunc()) {
+                    add(range, route::MAIN_TABLE, known, Some(self.source));
+                }
             }
         }
         for known in self.peers.values() {
             let (number, table) = (u32::from(known.number), TABLES + u32::from(known.number));
-            add(Ipv4Net::default(), table, known, None);
+            add(Ipv4Net::default().into(), table, known, None);
+            add(Ipv6Net::default().into(), table, known, None);
+            if let Some(twin) = self.twins.of(known.underlay) {
+                add(IpAddr::from(twin).into(), route::MAIN_TABLE, known, Some(self.source));
+            }
             let (mark, action) = (number << MARK_SHIFT, RuleAction::Table(table));
-            rules.insert(
-                RULES + number,
-                Rule { priority: RULES + number, from: None, mark, mask: MARK_MASK, action },
-            );
+            rules.extend(self.for_families(Rule {
+                priority: RULES + number,
+                v6: false,
+                from: None,
+                mark,
+                mask: MARK_MASK,
+                action,
+            }));
         }
         if !self.peers.is_empty() {
-            let skip = RuleAction::SkipTo(RULES_END);
-            rules.insert(RULES, Rule { priority: RULES, from: None, mark: 0, mask: MARK_MASK, action: skip });
-            let end = Rule { priority: RULES_END, from: None, mark: 0, mask: 0, action: RuleAction::Nothing };
-            rules.insert(RULES_END, end);
+            let action = RuleAction::SkipTo(RULES_END);
+            let skip = Rule { priority: RULES, v6: false, from: None, mark: 0, mask: MARK_MASK, action };
+            let end = Rule { priority: RULES_END, mask: 0, action: RuleAction::Nothing, ..skip };
+            rules.extend([skip, end].into_iter().flat_map(|rule| self.for_families(rule)));
         }
         (routes, rules)
+    }
+
+    fn for_families(&self, rule: Rule) -> impl Iterator<Item = Rule> + use<> {
+        std::iter::once(rule).chain(self.twins.on().then_some(Rule { v6: true, ..rule }))
     }
 
     /// Gives new peers a number and frees those of peers that are gone. Kept on disk: connections carry them.
@@ -368,15 +423,18 @@ impl Routes {
         if router.is_none() && self.seal == Seal::Off {
             let way = Way::Segment { interface };
             let resolve = route::resolve_neighbour(interface, underlay);
-            return Ok((Known { underlay, number, way, mac: None }, vec![resolve]));
+            return Ok((Known { underlay, number, way, mac: None, v6: false }, vec![resolve]));
         }
         let tunnel = self.open_tunnel()?;
         let mac = tunnel_mac(underlay);
         let setup = vec![
-            route::add_neighbour(tunnel, underlay, mac),
+            route::add_neighbour(tunnel, underlay.into(), mac),
             route::add_forwarding(tunnel, mac, underlay, self.seal.device()),
         ];
-        Ok((Known { underlay, number, way: Way::Tunnel { interface: tunnel }, mac: Some(mac) }, setup))
+        Ok((
+            Known { underlay, number, way: Way::Tunnel { interface: tunnel }, mac: Some(mac), v6: false },
+            setup,
+        ))
     }
 
     fn open_tunnel(&mut self) -> Result<u32, Error> {
@@ -404,7 +462,8 @@ impl Routes {
         })?;
         // The kernel drops clients of the routing mesh on an interface that has no address at all
         // (fib_validate_source), whatever its rp_filter says.
-        self.netlink.run(vec![route::add_address(link.index, GATEWAY, true), link::up_tunnel(link.index)])?;
+        self.netlink
+            .run(vec![route::add_address(link.index, GATEWAY.into(), true), link::up_tunnel(link.index)])?;
         Ok(link.index)
     }
 
@@ -421,7 +480,11 @@ impl Routes {
         for known in self.peers.values_mut() {
             let Way::Segment { interface } = known.way else { continue };
             match macs.get(&(interface, known.underlay)) {
-                Some(mac) => known.mac = Some(*mac),
+                Some(mac) if known.mac == Some(*mac) => {}
+                Some(mac) => {
+                    known.mac = Some(*mac);
+                    resolve.extend(known.next_hop().map(|object| object.put()));
+                }
                 // An address that was found once stays until another is found.
                 None => resolve.push(route::resolve_neighbour(interface, known.underlay)),
             }
@@ -450,8 +513,10 @@ impl Routes {
 
     /// Removes routes, rules, the tunnel and the file with the numbers.
     pub(crate) fn teardown(&mut self) -> Result<(), Error> {
-        let mut requests: Vec<Request> = self.rules.values().map(Rule::delete).collect();
+        let mut requests: Vec<Request> = self.rules.iter().map(Rule::delete).collect();
         requests.extend(self.routes.values().map(Route::delete));
+        let hop = |known: &Known| route::delete_neighbour(known.interface(), next_hop(known.underlay).into());
+        requests.extend(self.peers.values().filter(|known| known.v6).map(hop));
         requests.extend(self.pool_routes().iter().map(Route::delete));
         requests.push(link::delete(&self.tunnel));
         (self.rules, self.routes, self.peers) = Default::default();

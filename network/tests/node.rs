@@ -173,6 +173,7 @@ fn teardown_leaves_nothing() {
     };
     let fresh = Ns::new();
     fresh.cable("eth0", "10.99.0.1/24", &lab.switch, "extra");
+    fresh.ip("addr add 2001:db8::fe/64 dev eth0 nodad");
     eventually("IPv6 has settled", || !fresh.ip("-o addr").contains("tentative"));
     let a = node.container(1);
     lab.serve(&[&a]);

@@ -5,7 +5,7 @@ mod lab;
 
 use std::net::Ipv4Addr;
 
-use lab::{Node, Ns, VIP, assert_even, base, web};
+use lab::{Node, Ns, VIP, assert_even, base, outer6, twin, web};
 use rorqual_network::GATEWAY;
 
 struct Routed {
@@ -18,7 +18,7 @@ struct Routed {
 /// Node 1 and 2 behind router interfaces of their own, the client on node 1's segment.
 fn routed() -> Routed {
     let router = Ns::new();
-    router.command("sysctl", "-qw net.ipv4.ip_forward=1");
+    router.command("sysctl", "-qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
     router.ip("link add br1 type bridge");
     router.ip("link set br1 up");
     router.ip("addr add 10.97.1.254/24 dev br1");
@@ -32,6 +32,10 @@ fn routed() -> Routed {
             router.ip(&format!("addr add {gateway}/24 dev {name}"));
         }
         ns.ip(&format!("route add default via {gateway}"));
+        // IPv6 on the client's segment alone: between the nodes it goes through the tunnel, which needs none.
+        if bridged {
+            ns.ip(&format!("addr add {}/64 dev eth0 nodad", outer6(address)));
+        }
         ns
     };
     let (one, two) = (Ipv4Addr::new(10, 97, 1, 1), Ipv4Addr::new(10, 97, 2, 1));
@@ -69,6 +73,13 @@ fn containers_and_clients_meet_through_the_tunnel() {
         for other in nodes {
             assert_even(&node.ns.tally(other.at(8080), 40), 2);
         }
+    }
+    assert_eq!(a.ns.connect((twin(b.address), 80)).unwrap().client, twin(a.address));
+    assert_even(&a.ns.tally((twin(VIP), 80), 40), 2);
+    for _ in 0..4 {
+        let mut talk = client.connect(nodes[0].at6(8080)).unwrap();
+        assert_eq!(talk.client, outer6(*address), "{}", talk.server);
+        talk.echo_bytes(20_000).unwrap();
     }
     // Full packets do not fit into the tunnel; what is sent gets there all the same.
     let mut talk = a.ns.connect((b.address, 80)).unwrap();

@@ -29,12 +29,12 @@ fn container(node: &Node, service: &str) -> Result<String, String> {
 }
 
 /// The addresses of a service's tasks.
-fn addresses(node: &Node, service: &str) -> Result<Vec<String>, String> {
+fn addresses(node: &Node, service: &str, field: &str) -> Result<Vec<String>, String> {
     let seen = node.try_json(&["network", "inspect", "default"])?;
     let members = seen[0]["Containers"].as_object().ok_or("no containers")?.values();
     let own =
         members.filter(|one| one["Name"].as_str().unwrap_or_default().starts_with(&format!("{service}.")));
-    Ok(own.filter_map(|one| one["IPv4Address"].as_str().map(str::to_owned)).collect())
+    Ok(own.filter_map(|one| one[field].as_str().map(str::to_owned)).collect())
 }
 
 /// What a shell in the node's `box` says.
@@ -46,14 +46,23 @@ fn inside(node: &Node, script: &str) -> Result<String, String> {
 /// Every node's container reaches every node's by address, by name and by the virtual address, small and large.
 fn containers_meet(lab: &Lab) -> Result<(), String> {
     for node in lab.nodes() {
-        let targets = addresses(node, "box")?;
-        if targets.len() != 3 {
-            return Err(format!("n{} knows {targets:?}", node.number));
+        let [targets, six] = ["IPv4Address", "IPv6Address"].map(|field| addresses(node, "box", field));
+        let (targets, six) = (targets?, six?);
+        if targets.len() != 3 || six.iter().filter(|address| !address.is_empty()).count() != 3 {
+            return Err(format!("n{} knows {targets:?} and {six:?}", node.number));
         }
         for target in &targets {
             // A packet of a full segment's size, which no tunnel takes: it is told so, and cuts it.
             inside(node, &format!("ping -q -c 4 -i 0.1 -W 2 -s 1472 {target}"))?;
             let big = inside(node, &format!("timeout 10 wget -q -O - http://{target}/big | wc -c"))?;
+            if big.trim() != "2097152" {
+                return Err(format!("n{} got {big} bytes of {target}", node.number));
+            }
+        }
+        // The same by IPv6, which the machines don't speak between them.
+        for target in &six {
+            inside(node, &format!("ping -6 -q -c 4 -i 0.1 -W 2 -s 1400 {target}"))?;
+            let big = inside(node, &format!("timeout 10 wget -q -O - 'http://[{target}]/big' | wc -c"))?;
             if big.trim() != "2097152" {
                 return Err(format!("n{} got {big} bytes of {target}", node.number));
             }

@@ -102,6 +102,7 @@ mod tests {
             name: name.into(),
             network: "n".into(),
             address: Ipv4Addr::new(10, 213, 0, last),
+            address6: (last == 6).then(|| "fd5e::ad5:6".parse().unwrap()),
         };
         let place = Place::Attached(Attachment {
             id: "c".into(),

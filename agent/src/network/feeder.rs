@@ -315,14 +315,18 @@ fn network_of(given: &NodeNetwork) -> Option<rorqual_network::Network> {
         subnets: subnets?,
         internal: given.internal,
         link_local: given.metadata,
+        ipv6_names: given.ipv6_names,
     })
 }
 
 fn peer(given: &NodePeer) -> Option<Peer> {
     let host = given.address.rsplit_once(':').map_or(given.address.as_str(), |(host, _)| host);
+    let ipv6 =
+        given.ipv6_addresses.iter().filter_map(|text| readable(text, "IPv6 address of a peer")).collect();
     Some(Peer {
         node: given.node_id.clone(),
         underlay: readable::<Ipv4Addr>(host, "peer")?,
+        ipv6,
         encrypted: given.encrypted,
         key: given.public_key.as_slice().try_into().ok(),
     })
@@ -470,14 +474,16 @@ mod tests {
             node_id: id.into(),
             hostname: String::new(),
             address: address.into(),
+            ipv6_addresses: vec!["2001:db8::2".into(), "nowhere".into()],
             ..NodePeer::default()
         });
         let mut dirty = Dirty::default();
         let change = SetChange { full: true, peers: peers.to_vec(), ..SetChange::default() };
         feeder.take(Event::Set(Box::new(change)), &mut dirty);
         let change = feeder.change(&dirty);
+        let ipv6 = vec!["2001:db8::2".parse().unwrap()];
         let second = Ipv4Addr::new(10, 0, 0, 2);
-        let expected = Peer { node: "id2".into(), underlay: second, encrypted: false, key: None };
+        let expected = Peer { node: "id2".into(), underlay: second, ipv6, encrypted: false, key: None };
         assert_eq!(change.peers, [expected]);
     }
 }

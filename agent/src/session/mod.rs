@@ -158,7 +158,19 @@ impl Parts {
             Vec::new()
         });
         let encryption = self.network.encryption().await;
-        (&NodeDescription { held_ports, routes, addresses, encryption, ..self.description.clone() }).into()
+        let ipv6_addresses = rorqual_network::own_ipv6_addresses().unwrap_or_else(|error| {
+            tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's IPv6 addresses");
+            Vec::new()
+        });
+        (&NodeDescription {
+            held_ports,
+            routes,
+            addresses,
+            ipv6_addresses,
+            encryption,
+            ..self.description.clone()
+        })
+            .into()
     }
 
     fn say(&self, state: &str, leader: &str) {

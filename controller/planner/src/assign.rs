@@ -416,6 +416,7 @@ fn network_view(network: &Network) -> NetworkView {
         subnets: network.spec.subnets.clone(),
         internal: network.spec.internal,
         metadata: network.spec.allows_metadata(),
+        ipv6_names: network.spec.has_ipv6_names(),
     }
 }
 
@@ -439,6 +440,7 @@ fn peer(state: &State, node: &Node) -> PeerView {
         address: node.address.clone(),
         encrypted: state.cluster().is_some_and(|cluster| cluster.encrypt),
         public_key: node.description.encryption.public_key.clone(),
+        ipv6_addresses: node.description.ipv6_addresses.clone(),
     }
 }
 

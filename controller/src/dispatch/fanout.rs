@@ -377,6 +377,7 @@ fn network(view: &NetworkView) -> wire::NodeNetwork {
         subnets: view.subnets.iter().map(ToString::to_string).collect(),
         internal: view.internal,
         metadata: view.metadata,
+        ipv6_names: view.ipv6_names,
     }
 }
 
@@ -395,6 +396,7 @@ fn peer(view: &PeerView) -> wire::NodePeer {
         address: view.address.clone(),
         encrypted: view.encrypted,
         public_key: view.public_key.clone(),
+        ipv6_addresses: view.ipv6_addresses.iter().map(ToString::to_string).collect(),
     }
 }
 

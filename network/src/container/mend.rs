@@ -69,8 +69,9 @@ impl Containers {
             {
                 wanted.push(Object::Setting { interface, name: name.clone(), setting, value });
             }
-            wanted.push(Object::Neighbour { interface, address: one.address, mac: one.mac });
-            wanted.push(Object::Route(one.route(interface, self.source)));
+            let neighbour = |address| Object::Neighbour { interface, address, mac: one.mac };
+            wanted.extend(one.addresses().map(neighbour));
+            wanted.extend(one.routes(interface, self.source).into_iter().map(Object::Route));
         }
         wanted
     }

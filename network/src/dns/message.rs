@@ -1,8 +1,8 @@
 //! One question in, one answer out: what the resolver says to a message, without any I/O.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use simple_dns::rdata::{A, RData, SRV};
+use simple_dns::rdata::{A, AAAA, RData, SRV};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use super::names::{Asker, Names};
@@ -61,8 +61,13 @@ pub(crate) fn decide(names: &Names, asker: &Asker, message: &[u8], over_tcp: boo
             Verdict::Forward
         };
     };
-    let wants_addresses = matches!(question.qtype, QTYPE::TYPE(TYPE::A) | QTYPE::ANY);
-    let addresses = if wants_addresses { addresses } else { Vec::new() };
+    let wanted = |address: &IpAddr| match question.qtype {
+        QTYPE::ANY => true,
+        QTYPE::TYPE(TYPE::A) => address.is_ipv4(),
+        QTYPE::TYPE(TYPE::AAAA) => address.is_ipv6(),
+        _ => false,
+    };
+    let addresses: Vec<IpAddr> = addresses.into_iter().filter(wanted).collect();
     answer(&query, question.qname.clone(), &addresses, limit)
 }
 
@@ -74,10 +79,17 @@ pub(crate) fn failure(message: &[u8]) -> Verdict {
     }
 }
 
-/// The address that a name as `2.0.213.10.in-addr.arpa` asks for (RFC 1035, section 3.5).
-fn reversed(name: &str) -> Option<Ipv4Addr> {
+/// The address that a name as `2.0.213.10.in-addr.arpa` asks for (RFC 1035, section 3.5), or one as
+/// `2.0.0.0.d.f.ip6.arpa` with all 32 digits (RFC 3596, section 2.5).
+fn reversed(name: &str) -> Option<IpAddr> {
+    if let Some(digits) = name.strip_suffix(".ip6.arpa") {
+        let parts: Vec<&str> = digits.split('.').rev().collect();
+        let whole = parts.len() == 32 && parts.iter().all(|part| part.len() == 1);
+        let bits = whole.then(|| u128::from_str_radix(&parts.concat(), 16).ok())?;
+        return bits.map(|bits| Ipv6Addr::from_bits(bits).into());
+    }
     let parts: Vec<&str> = name.strip_suffix(".in-addr.arpa")?.split('.').rev().collect();
-    parts.join(".").parse().ok()
+    parts.join(".").parse().ok().map(IpAddr::V4)
 }
 
 /// The name of an address; whoever asks for something else of it learns that there is nothing.
@@ -91,11 +103,14 @@ fn point(query: &Packet, question: &Question, name: &str) -> Verdict {
     build(&reply)
 }
 
-fn answer(query: &Packet, name: Name, addresses: &[Ipv4Addr], limit: usize) -> Verdict {
+fn answer(query: &Packet, name: Name, addresses: &[IpAddr], limit: usize) -> Verdict {
     let mut reply = reply_to(query, RCODE::NoError);
     for address in addresses {
         // TTL 0: an answer is as good as the state of now, and no better.
-        let data = RData::A(A { address: u32::from(*address) });
+        let data = match address {
+            IpAddr::V4(address) => RData::A(A { address: u32::from(*address) }),
+            IpAddr::V6(address) => RData::AAAA(AAAA { address: u128::from(*address) }),
+        };
         reply.answers.push(ResourceRecord::new(name.clone(), CLASS::IN, 0, data));
     }
     fit(query, reply, limit)
@@ -163,6 +178,8 @@ fn malformed(message: &[u8]) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use simple_dns::QCLASS;
 
     use super::super::names::{Entry, Owner};
@@ -170,7 +187,7 @@ mod tests {
 
     fn names(addresses: usize) -> Names {
         let names = Names::default();
-        let addresses = (1..=addresses).map(|i| Ipv4Addr::from(0x0ad5_0000 + i as u32)).collect();
+        let addresses = (1..=addresses).map(|i| Ipv4Addr::from(0x0ad5_0000 + i as u32).into()).collect();
         let entry = Entry { network: "default".into(), name: "web".into(), addresses };
         names.set(Owner::Service("s".into()), vec![entry]);
         names
@@ -266,6 +283,26 @@ mod tests {
         assert!(Packet::parse(&bytes).unwrap().has_flags(PacketFlag::TRUNCATION));
         names.remove(&owner);
         assert_eq!(decide(&names, &asker("default", true), &message, false), Verdict::Forward);
+    }
+
+    #[test]
+    fn a_name_with_addresses_of_both_families_answers_with_those_that_are_asked_for() {
+        let names = Names::default();
+        let addresses: Vec<IpAddr> = vec!["10.213.0.1".parse().unwrap(), "fd5e::ad5:1".parse().unwrap()];
+        let entry = Entry { network: "default".into(), name: "web".into(), addresses };
+        names.set(Owner::Service("s".into()), vec![entry]);
+        assert_eq!(ask(&names, "default", "web", TYPE::AAAA), (RCODE::NoError, 0), "nobody asked for it");
+        names.set_ipv6("default", true);
+        assert_eq!(ask(&names, "default", "web", TYPE::A), (RCODE::NoError, 1));
+        assert_eq!(ask(&names, "default", "web", TYPE::AAAA), (RCODE::NoError, 1));
+        assert_eq!(ask(&names, "default", "web", TYPE::MX), (RCODE::NoError, 0));
+        let digits = "1.0.0.0.5.d.a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.e.5.d.f";
+        let reverse = format!("{digits}.ip6.arpa");
+        assert_eq!(ask(&names, "default", &reverse, TYPE::PTR), (RCODE::NoError, 1));
+        for other in [&reverse[2..], &format!("0{reverse}"), "x.ip6.arpa"] {
+            let message = question(other, TYPE::PTR);
+            assert_eq!(decide(&names, &asker("default", true), &message, false), Verdict::Forward, "{other}");
+        }
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub(crate) enum Owner {
 pub(crate) struct Entry {
     pub(crate) network: String,
     pub(crate) name: String,
-    pub(crate) addresses: Vec<Ipv4Addr>,
+    /// Of both families.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// The table of names. Shared by the engine and the resolver.
@@ -35,18 +36,20 @@ pub(crate) struct Names {
 
 #[derive(Debug, Default)]
 struct Tables {
-    names: HashMap<Key, BTreeMap<Owner, Vec<Ipv4Addr>>>,
+    names: HashMap<Key, BTreeMap<Owner, Vec<IpAddr>>>,
     owned: HashMap<Owner, Vec<Key>>,
     /// What is offered under names of services.
     offers: HashMap<Key, BTreeMap<Owner, Arc<Offer>>>,
     /// The name of an address, and in which network.
-    reverse: HashMap<Ipv4Addr, BTreeMap<Owner, Key>>,
+    reverse: HashMap<IpAddr, BTreeMap<Owner, Key>>,
     /// The networks of a container, by each of its addresses.
     clients: HashMap<Ipv4Addr, Vec<String>>,
     /// Whom a container has asked outside, by each of its addresses, where it has said so.
     resolvers: HashMap<Ipv4Addr, Vec<IpAddr>>,
     /// Networks without a way out.
     internal: HashSet<String>,
+    /// Networks whose names mean IPv6 addresses as well.
+    with_ipv6: HashSet<String>,
 }
 
 /// Who asks.
@@ -80,7 +83,7 @@ impl Names {
         let mut keys = Vec::with_capacity(entries.len());
         for Entry { network, name, addresses } in entries {
             let key = Key { network, name: name.to_ascii_lowercase() };
-            if let [address] = addresses[..] {
+            for address in alone(&addresses) {
                 // The first name that means nothing but this address is its name.
                 tables
                     .reverse
@@ -145,6 +148,16 @@ impl Names {
         }
     }
 
+    /// Notes whether a network's names mean IPv6 addresses as well.
+    pub(crate) fn set_ipv6(&self, network: &str, ipv6: bool) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        if ipv6 {
+            tables.with_ipv6.insert(network.to_owned());
+        } else {
+            tables.with_ipv6.remove(network);
+        }
+    }
+
     /// Who asks from an address; `None` for the node itself.
     pub(crate) fn asker(&self, client: Ipv4Addr) -> Option<Asker> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
@@ -155,20 +168,22 @@ impl Names {
     }
 
     /// The addresses of a name (lower case, no final dot). `Some` and empty: the name is known and has none.
-    pub(crate) fn find(&self, asker: &Asker, name: &str) -> Option<Vec<Ipv4Addr>> {
+    pub(crate) fn find(&self, asker: &Asker, name: &str) -> Option<Vec<IpAddr>> {
         if self.own.contains(name) {
-            return Some(vec![DNS]);
+            return Some(vec![DNS.into()]);
         }
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         asker.networks.iter().find_map(|network| {
             let key = Key { network: network.clone(), name: name.to_owned() };
             let holders = tables.names.get(&key)?;
             let (first, addresses) = holders.first_key_value()?;
+            let ipv6 = tables.with_ipv6.contains(network);
+            let meant = |address: &IpAddr| ipv6 || address.is_ipv4();
             if matches!(first, Owner::Service(_)) {
-                return Some(addresses.clone());
+                return Some(addresses.iter().copied().filter(meant).collect());
             }
             let alike = holders.iter().filter(|(owner, _)| discriminant(*owner) == discriminant(first));
-            Some(alike.flat_map(|(_, addresses)| addresses).copied().collect())
+            Some(alike.flat_map(|(_, addresses)| addresses).copied().filter(meant).collect())
         })
     }
 
@@ -183,11 +198,19 @@ impl Names {
     }
 
     /// The name of an address, where the asker shares its network.
-    pub(crate) fn name_of(&self, asker: &Asker, address: Ipv4Addr) -> Option<String> {
+    pub(crate) fn name_of(&self, asker: &Asker, address: IpAddr) -> Option<String> {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         let mut known = tables.reverse.get(&address)?.values();
         known.find(|key| asker.networks.contains(&key.network)).map(|key| key.name.clone())
     }
+}
+
+/// Those that are the only one of their family.
+fn alone(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+    let only = |address: &&IpAddr| {
+        addresses.iter().filter(|other| other.is_ipv4() == address.is_ipv4()).count() == 1
+    };
+    addresses.iter().filter(only).copied()
 }
 
 impl Tables {
@@ -226,7 +249,7 @@ mod tests {
     const B: Ipv4Addr = Ipv4Addr::new(10, 213, 0, 2);
 
     fn entry(network: &str, name: &str, address: Ipv4Addr) -> Entry {
-        Entry { network: network.to_owned(), name: name.to_owned(), addresses: vec![address] }
+        Entry { network: network.to_owned(), name: name.to_owned(), addresses: vec![address.into()] }
     }
 
     fn asker(networks: &[&str]) -> Asker {
@@ -243,9 +266,9 @@ mod tests {
         let (service, container) = (Owner::Service("s".into()), Owner::Container("c".into()));
         names.set(container, vec![entry("default", "web", A)]);
         names.set(service.clone(), vec![entry("default", "Web", B)]);
-        assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![B]));
+        assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![B.into()]));
         names.remove(&service);
-        assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![A]));
+        assert_eq!(names.find(&asker(&["default"]), "web"), Some(vec![A.into()]));
         assert_eq!(names.find(&asker(&["other"]), "web"), None);
     }
 
@@ -255,25 +278,25 @@ mod tests {
         names.set(Owner::Container("c".into()), vec![entry("default", "db", Ipv4Addr::LOCALHOST)]);
         names.set(Owner::Guest("a".into()), vec![entry("default", "db", A)]);
         names.set(Owner::Guest("b".into()), vec![entry("default", "db", B)]);
-        assert_eq!(names.find(&asker(&["default"]), "db"), Some(vec![A, B]));
+        assert_eq!(names.find(&asker(&["default"]), "db"), Some(vec![A.into(), B.into()]));
         names.set(Owner::Service("z".into()), vec![entry("default", "db", Ipv4Addr::UNSPECIFIED)]);
-        assert_eq!(names.find(&asker(&["default"]), "db"), Some(vec![Ipv4Addr::UNSPECIFIED]));
+        assert_eq!(names.find(&asker(&["default"]), "db"), Some(vec![Ipv4Addr::UNSPECIFIED.into()]));
     }
 
     #[test]
     fn a_name_is_found_in_the_networks_of_the_asker_in_their_order() {
         let names = Names::default();
         names.set(Owner::Service("s".into()), vec![entry("one", "db", A), entry("two", "db", B)]);
-        assert_eq!(names.find(&asker(&["two", "one"]), "db"), Some(vec![B]));
-        assert_eq!(names.find(&asker(&["none", "one"]), "db"), Some(vec![A]));
+        assert_eq!(names.find(&asker(&["two", "one"]), "db"), Some(vec![B.into()]));
+        assert_eq!(names.find(&asker(&["none", "one"]), "db"), Some(vec![A.into()]));
         assert_eq!(names.find(&asker(&[]), "db"), None);
     }
 
     #[test]
     fn the_nodes_own_names_mean_it_in_every_network() {
         let names = Names::new(&["Registry.example".to_owned()]);
-        assert_eq!(names.find(&asker(&["default"]), "registry.example"), Some(vec![DNS]));
-        assert_eq!(names.find(&asker(&["any"]), "registry.example"), Some(vec![DNS]));
+        assert_eq!(names.find(&asker(&["default"]), "registry.example"), Some(vec![DNS.into()]));
+        assert_eq!(names.find(&asker(&["any"]), "registry.example"), Some(vec![DNS.into()]));
         assert_eq!(names.find(&asker(&["any"]), "example"), None);
     }
 
@@ -290,13 +313,14 @@ mod tests {
     fn an_address_has_a_name_for_those_who_share_its_network() {
         let names = Names::default();
         let owner = Owner::Service("s".into());
-        let all = Entry { network: "one".into(), name: "tasks.web".into(), addresses: vec![A, B] };
+        let all =
+            Entry { network: "one".into(), name: "tasks.web".into(), addresses: vec![A.into(), B.into()] };
         let entries = vec![all, entry("one", "web.1", A), entry("one", "db", A)];
         names.set(owner.clone(), entries);
-        assert_eq!(names.name_of(&asker(&["one"]), A).as_deref(), Some("web.1"));
-        assert_eq!(names.name_of(&asker(&["two"]), A), None);
+        assert_eq!(names.name_of(&asker(&["one"]), A.into()).as_deref(), Some("web.1"));
+        assert_eq!(names.name_of(&asker(&["two"]), A.into()), None);
         names.remove(&owner);
-        assert_eq!(names.name_of(&asker(&["one"]), A), None);
+        assert_eq!(names.name_of(&asker(&["one"]), A.into()), None);
     }
 
     #[test]

@@ -208,7 +208,8 @@ impl Sealing {
             update_kernel(kernel, &self.device, &self.keys, peers)?;
         }
         // The kernel drops what comes in by an interface that has no address at all and is for somebody else.
-        self.netlink.run(vec![route::add_address(link.index, GATEWAY, true), link::up_tunnel(link.index)])?;
+        self.netlink
+            .run(vec![route::add_address(link.index, GATEWAY.into(), true), link::up_tunnel(link.index)])?;
         if let Some(userspace) = &self.userspace {
             userspace.set_peers(peers);
         }
@@ -306,7 +307,7 @@ impl Sealing {
         };
         vec![
             Object::Up { interface, name: name.clone() },
-            Object::Address { interface, address: GATEWAY },
+            Object::Address { interface, address: GATEWAY.into() },
             setting,
         ]
     }

@@ -37,7 +37,7 @@ impl Engine {
 
     pub(super) fn wanted(&mut self, links: &BTreeMap<String, Link>) -> Result<BTreeSet<Object>, Error> {
         let mut wanted = BTreeSet::new();
-        wanted.extend(host::wanted(&mut self.netlink, links, self.options.underlay)?);
+        wanted.extend(host::wanted(&mut self.netlink, links, self.options.underlay, &self.twins)?);
         wanted.extend(self.containers.wanted(links));
         wanted.extend(self.routes.wanted(links));
         wanted.extend(self.sealing.wanted(links));

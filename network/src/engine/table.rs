@@ -2,13 +2,13 @@
 //! as it was left.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Engine;
 use crate::container::Record;
 use crate::desired::Dirty;
 use crate::error::Error;
-use crate::model::{Block, LOCAL_NETWORK};
+use crate::model::{Block, Endpoint, LOCAL_NETWORK};
 use crate::netlink::nftables;
 use crate::nft;
 use crate::ruleset::{Item, Parts, Transaction, parts};
@@ -73,12 +73,13 @@ impl Engine {
     /// What a container has in the table, and the networks that this leads to.
     pub(super) fn container_changes(&self, record: &Record) -> BTreeMap<Item, Option<Parts>> {
         let id = &record.attach.id;
-        let ports = record.address().filter(|_| !record.attach.ports.is_empty());
-        let ports = ports.map(|address| parts::host_ports(address, &record.attach.ports));
+        let first = record.interfaces.first().filter(|_| !record.attach.ports.is_empty());
+        let ports = first
+            .map(|first| parts::host_ports(&first.addresses().collect::<Vec<_>>(), &record.attach.ports));
         let networks: Vec<(&str, Ipv4Addr)> =
             record.interfaces.iter().map(|i| (i.network.as_str(), i.address)).collect();
         let several = (networks.len() > 1)
-            .then(|| parts::several(id, &networks, |network| self.desired.is_internal(network)));
+            .then(|| parts::several(id, &networks, &self.twins, |network| self.desired.is_internal(network)));
         let mut changes = match several {
             // A rule may lead to the network's set before anything else does.
             Some(_) => self.network_changes(networks.iter().map(|(network, _)| *network)),
@@ -98,7 +99,7 @@ impl Engine {
         for name in names.filter(|name| *name != LOCAL_NETWORK) {
             let item = Item::Network(name.to_owned());
             let used = self.desired.has(&item) || self.containers.any_in(name);
-            let parts = used.then(|| parts::network(name, self.desired.networks.get(name)));
+            let parts = used.then(|| parts::network(name, self.desired.networks.get(name), &self.twins));
             changes.insert(item, parts);
         }
         changes
@@ -106,9 +107,9 @@ impl Engine {
 
     pub(super) fn routing_changes(&self, dirty: &Dirty) -> BTreeMap<Item, Option<Parts>> {
         let mut changes = BTreeMap::new();
-        let underlay = |node: &str| self.routes.peer(node).map(|(underlay, ..)| underlay);
         let block_parts = |block: &Block| {
-            parts::block(block, underlay(&block.node), self.desired.networks.get(&block.network))
+            let node = self.addresses_of(&block.node);
+            parts::block(block, &node, self.desired.networks.get(&block.network), &self.twins)
         };
         for block in &dirty.blocks {
             changes.insert(Item::Block(*block), self.desired.blocks.get(block).map(block_parts));
@@ -134,6 +135,23 @@ impl Engine {
     }
 
     pub(super) fn peer_parts(&self, node: &str) -> Option<Parts> {
-        self.routes.peer(node).map(|(underlay, mac, number)| parts::peer(underlay, mac, number))
+        let ipv6 = self.desired.peers.get(node).map(|peer| peer.ipv6.as_slice()).unwrap_or_default();
+        self.routes.peer(node).map(|(underlay, mac, number)| parts::peer(underlay, ipv6, mac, number))
+    }
+
+    /// Those of a peer's machine; none of the node itself.
+    fn addresses_of(&self, node: &str) -> Vec<IpAddr> {
+        let Some((underlay, ..)) = self.routes.peer(node) else { return Vec::new() };
+        let ipv6 = self.desired.peers.get(node).map(|peer| peer.ipv6.as_slice()).unwrap_or_default();
+        std::iter::once(underlay.into()).chain(ipv6.iter().copied().map(IpAddr::from)).collect()
+    }
+
+    /// The IPv6 address of an endpoint, where its node has IPv6.
+    pub(super) fn twin(&self, endpoint: &Endpoint) -> Option<Ipv6Addr> {
+        let has = endpoint.node == self.options.node
+            || self.desired.peers.get(&endpoint.node).is_some_and(|peer| {
+                self.twins.of(peer.underlay).is_some_and(|twin| peer.ipv6.contains(&twin))
+            });
+        has.then(|| self.twins.of(endpoint.address)).flatten()
     }
 }

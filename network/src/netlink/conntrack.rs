@@ -5,9 +5,9 @@
 //! node that died would wait for its own time-out. Without the entry the next packet is balanced anew: UDP goes on
 //! with another endpoint, TCP is reset by it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
@@ -27,9 +27,29 @@ const TCP_STATE: u16 = 1;
 const TCP_OPEN: std::ops::RangeInclusive<u8> = 2..=5;
 const FILTER_SOURCE: u32 = 1;
 const FILTER_PROTOCOL: u32 = 1 << 3;
-/// `struct nfgenmsg` for IPv4
-const HEADER: [u8; 4] = [nix::libc::AF_INET as u8, 0, 0, 0];
+/// CTA_IP_V4_SRC, CTA_IP_V6_SRC
+const SOURCES: [u16; 2] = [1, 3];
 const NESTED: u16 = super::NLA_F_NESTED;
+
+/// `struct nfgenmsg` for the family of an address.
+fn header(address: IpAddr) -> [u8; 4] {
+    let family = if address.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+    [family as u8, 0, 0, 0]
+}
+
+/// The part of a tuple that says who answers.
+fn put_source(request: Request, address: IpAddr) -> Request {
+    match address {
+        IpAddr::V4(address) => request.attr(SOURCES[0], &address.octets()),
+        IpAddr::V6(address) => request.attr(SOURCES[1], &address.octets()),
+    }
+}
+
+/// Who answers, of a tuple.
+fn source(tuple: &[u8]) -> Option<IpAddr> {
+    let ip = attribute(tuple, 0, 1)?;
+    SOURCES.iter().find_map(|kind| attribute(ip, 0, *kind)).and_then(super::ip)
+}
 
 /// Which connections to an endpoint are forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +61,15 @@ pub(crate) enum Kind {
 }
 
 /// Forgets this namespace's connections that are answered by an address of `range`.
-pub(crate) fn forget(netlink: &mut Netlink, range: Ipv4Net, kind: Kind) -> Result<(), Error> {
+pub(crate) fn forget(netlink: &mut Netlink, range: IpNet, kind: Kind) -> Result<(), Error> {
+    let header = header(range.addr());
     let mut request =
-        Request::new(GET, 0, format!("list connections to {range}")).tolerate(&[Errno::ENOENT]).put(&HEADER);
+        Request::new(GET, 0, format!("list connections to {range}")).tolerate(&[Errno::ENOENT]).put(&header);
     // The kernel can look for one address; for a range everything is listed.
-    if kind == Kind::Datagrams && range.prefix_len() == 32 {
+    if kind == Kind::Datagrams && range.prefix_len() == range.max_prefix_len() {
         request = request
             .nest(TUPLE_REPLY, |r| {
-                r.nest(1, |r| r.attr(1, &range.addr().octets()))
+                r.nest(1, |r| put_source(r, range.addr()))
                     .nest(2, |r| r.attr(1, &[nix::libc::IPPROTO_UDP as u8]))
             })
             .nest(FILTER, |r| r.attr_u32(1, 0).attr_u32(2, FILTER_SOURCE | FILTER_PROTOCOL));
@@ -57,7 +78,7 @@ pub(crate) fn forget(netlink: &mut Netlink, range: Ipv4Net, kind: Kind) -> Resul
     for answer in netlink.dump(request)? {
         // An old kernel ignores the filter: look again.
         let reply = attribute(&answer.payload, 4, TUPLE_REPLY).unwrap_or_default();
-        let source = attribute(reply, 0, 1).and_then(|ip| attribute(ip, 0, 1)).and_then(super::ipv4);
+        let source = source(reply);
         let protocol = attribute(reply, 0, 2).and_then(|proto| attribute(proto, 0, 1));
         let udp = protocol == Some(&[nix::libc::IPPROTO_UDP as u8][..]);
         let meant = source.is_some_and(|source| range.contains(&source));
@@ -68,7 +89,7 @@ pub(crate) fn forget(netlink: &mut Netlink, range: Ipv4Net, kind: Kind) -> Resul
             deletions.push(
                 Request::new(DELETE, 0, format!("forget a connection to {range}"))
                     .tolerate(&[Errno::ENOENT])
-                    .put(&HEADER)
+                    .put(&header)
                     .attr(TUPLE_ORIGINAL | NESTED, original),
             );
         }
@@ -78,20 +99,19 @@ pub(crate) fn forget(netlink: &mut Netlink, range: Ipv4Net, kind: Kind) -> Resul
 
 /// How many TCP connections to an address are open: both ends have agreed on them, and not both have ended them. Those
 /// that the address has opened itself don't count.
-pub(crate) fn count_open(netlink: &mut Netlink, address: Ipv4Addr) -> Result<usize, Error> {
+pub(crate) fn count_open(netlink: &mut Netlink, address: IpAddr) -> Result<usize, Error> {
     let operation = format!("list connections to {address}");
     let request = Request::new(GET, 0, operation)
         .tolerate(&[Errno::ENOENT])
-        .put(&HEADER)
+        .put(&header(address))
         .nest(TUPLE_REPLY, |r| {
-            r.nest(1, |r| r.attr(1, &address.octets()))
-                .nest(2, |r| r.attr(1, &[nix::libc::IPPROTO_TCP as u8]))
+            r.nest(1, |r| put_source(r, address)).nest(2, |r| r.attr(1, &[nix::libc::IPPROTO_TCP as u8]))
         })
         .nest(FILTER, |r| r.attr_u32(1, 0).attr_u32(2, FILTER_SOURCE | FILTER_PROTOCOL));
     let is_open = |payload: &[u8]| {
         // An old kernel ignores the filter: look again.
         let reply = attribute(payload, 4, TUPLE_REPLY).unwrap_or_default();
-        let source = attribute(reply, 0, 1).and_then(|ip| attribute(ip, 0, 1)).and_then(super::ipv4);
+        let source = source(reply);
         let state = attribute(payload, 4, PROTOCOL_INFO)
             .and_then(|info| attribute(info, 0, PROTOCOL_INFO_TCP))
             .and_then(|tcp| attribute(tcp, 0, TCP_STATE));

@@ -13,7 +13,7 @@ pub(crate) mod route;
 pub(crate) mod wireguard;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -166,6 +166,12 @@ pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// An address of either family, by its length.
+pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v6 = || <[u8; 16]>::try_from(bytes).ok().map(|octets| Ipv6Addr::from(octets).into());
+    ipv4(bytes).map(IpAddr::from).or_else(v6)
 }
 
 pub(crate) fn ipv4(bytes: &[u8]) -> Option<Ipv4Addr> {

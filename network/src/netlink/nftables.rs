@@ -2,7 +2,7 @@
 //! which all take effect at once or none does. What is built here is what `nft` sends for the same, so that
 //! `nft list` shows it as its own.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::SndBufForce;
@@ -35,9 +35,10 @@ const LIST_ELEMENT: u16 = 1;
 const ANONYMOUS: &str = "__map%d";
 /// NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_MAP
 const ANONYMOUS_MAP: u32 = 0x01 | 0x02 | 0x08;
-/// How `nft` calls data types in what it stores with a set: an integer, an IPv4 address.
+/// How `nft` calls data types in what it stores with a set: an integer, an IPv4 address, an IPv6 address.
 const TYPE_INTEGER: u32 = 4;
 const TYPE_ADDRESS: u32 = 7;
+const TYPE_ADDRESS6: u32 = 8;
 /// For `nft list`: the key is in host order, the value in network order and no range.
 const USER_DATA: [u8; 18] = {
     let [a, b, c, d] = 1u32.to_ne_bytes();
@@ -74,20 +75,24 @@ pub(crate) enum Expression {
     Equals(Vec<u8>),
     /// The next of 0, 1, … below a bound.
     Count(usize),
-    /// The packet's IPv4 source, in the second register.
-    LoadSourceApart,
+    /// The packet's source, in the second register.
+    LoadSourceApart {
+        v6: bool,
+    },
     /// A number below a bound, made from the second register.
     Hash {
         bound: usize,
         seed: u32,
+        v6: bool,
     },
     /// What an anonymous map of this batch has for the register.
     LookUp(u32),
-    LoadAddress(Ipv4Addr),
+    LoadAddress(IpAddr),
     LoadPort(u16),
     /// The connection's new destination; with `port`, also its port.
     Translate {
         port: bool,
+        v6: bool,
     },
     /// The packet goes on in a chain.
     Goto(String),
@@ -139,18 +144,22 @@ impl<'a> Batch<'a> {
     }
 
     /// A map without a name from 0, 1, … to the addresses, for one rule of this batch. Returns its number.
-    pub(crate) fn add_numbered(&mut self, addresses: &[Ipv4Addr]) -> u32 {
+    pub(crate) fn add_numbered(&mut self, addresses: &[IpAddr]) -> u32 {
+        let (kind, bytes) = match addresses.first() {
+            Some(IpAddr::V6(_)) => (TYPE_ADDRESS6, 16),
+            _ => (TYPE_ADDRESS, 4),
+        };
         self.maps += 1;
         let id = self.maps;
         let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
         let request = self.request(NEW_SET, CREATE, "add the map of a rule".to_owned());
         let request =
             number(number(number(request.attr_str(2, ANONYMOUS), 3, ANONYMOUS_MAP), 4, TYPE_INTEGER), 5, 4);
-        let request = number(number(number(request, 6, TYPE_ADDRESS), 7, 4), 10, id);
+        let request = number(number(number(request, 6, kind), 7, bytes), 10, id);
         self.requests.push(request.nest(9, |r| number(r, 1, count)).attr(13, &USER_DATA));
         let elements: Vec<_> = (0u32..)
             .zip(addresses)
-            .map(|(at, address)| (at.to_ne_bytes().to_vec(), Some(Data::Bytes(address.octets().to_vec()))))
+            .map(|(at, address)| (at.to_ne_bytes().to_vec(), Some(Data::Bytes(octets(*address)))))
             .collect();
         self.elements(NEW_ELEMENTS, ANONYMOUS, Some(id), &elements);
         id
@@ -180,6 +189,13 @@ impl<'a> Batch<'a> {
     fn request(&self, kind: u16, flags: u16, operation: String) -> Request {
         let operation = format!("{operation} in table {}", self.table);
         Request::new(kind, flags, operation).put(&INET).attr_str(1, self.table)
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
@@ -213,7 +229,7 @@ impl Expression {
     fn name(&self) -> &'static str {
         match self {
             Expression::LoadProtocol | Expression::LoadFamily => "meta",
-            Expression::LoadSource | Expression::LoadSourceApart => "payload",
+            Expression::LoadSource | Expression::LoadSourceApart { .. } => "payload",
             Expression::Hash { .. } => "hash",
             Expression::Mask(_) => "bitwise",
             Expression::Equals(_) => "cmp",
@@ -234,9 +250,11 @@ impl Expression {
         const L4PROTO: u32 = 16;
         const NETWORK_HEADER: u32 = 1;
         const SOURCE_AT: u32 = 12;
+        const SOURCE6_AT: u32 = 8;
         const VERDICT_REGISTER: u32 = 0;
         const DNAT: u32 = 1;
         const IPV4: u32 = 2;
+        const IPV6: u32 = 10;
         const PORT_IS_GIVEN: u32 = 2;
         const TCP_RESET: u32 = 1;
         const ICMPX: u32 = 2;
@@ -248,12 +266,14 @@ impl Expression {
             Expression::LoadSource => {
                 number(number(number(number(r, 1, FIRST), 2, NETWORK_HEADER), 3, SOURCE_AT), 4, 4)
             }
-            Expression::LoadSourceApart => {
-                number(number(number(number(r, 1, SECOND), 2, NETWORK_HEADER), 3, SOURCE_AT), 4, 4)
+            Expression::LoadSourceApart { v6 } => {
+                let (at, bytes) = if *v6 { (SOURCE6_AT, 16) } else { (SOURCE_AT, 4) };
+                number(number(number(number(r, 1, SECOND), 2, NETWORK_HEADER), 3, at), 4, bytes)
             }
-            Expression::Hash { bound, seed } => {
+            Expression::Hash { bound, seed, v6 } => {
                 let bound = u32::try_from(*bound).unwrap_or(u32::MAX);
-                let r = number(number(number(number(r, 1, SECOND), 2, FIRST), 3, 4), 4, bound);
+                let bytes = if *v6 { 16 } else { 4 };
+                let r = number(number(number(number(r, 1, SECOND), 2, FIRST), 3, bytes), 4, bound);
                 number(number(r, 5, *seed), 7, JENKINS)
             }
             Expression::Mask(bits) => {
@@ -268,10 +288,11 @@ impl Expression {
             Expression::LookUp(id) => {
                 number(number(number(r, 2, FIRST), 3, FIRST).attr_str(1, ANONYMOUS), 4, *id)
             }
-            Expression::LoadAddress(address) => value(number(r, 1, FIRST), 2, &address.octets()),
+            Expression::LoadAddress(address) => value(number(r, 1, FIRST), 2, &octets(*address)),
             Expression::LoadPort(port) => value(number(r, 1, SECOND), 2, &port.to_be_bytes()),
-            Expression::Translate { port } => {
-                let r = number(number(number(r, 1, DNAT), 2, IPV4), 3, FIRST);
+            Expression::Translate { port, v6 } => {
+                let family = if *v6 { IPV6 } else { IPV4 };
+                let r = number(number(number(r, 1, DNAT), 2, family), 3, FIRST);
                 if *port { number(number(r, 5, SECOND), 7, PORT_IS_GIVEN) } else { r }
             }
             Expression::Reset => number(r, 1, TCP_RESET).attr(2, &[0]),

@@ -1,12 +1,12 @@
 //! Requests for addresses, routes, rules and neighbours (rtnetlink(7), linux/rtnetlink.h, linux/fib_rules.h).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use nix::errno::Errno;
 
 use super::link::Mac;
-use super::{CREATE, EXCLUSIVE, Netlink, REPLACE, Request, attribute, ipv4, u32_at};
+use super::{CREATE, EXCLUSIVE, Netlink, REPLACE, Request, attribute, ip, ipv4, u32_at};
 use crate::error::Error;
 
 const RTM_NEWADDR: u16 = 20;
@@ -16,11 +16,15 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
 const AF_INET: u8 = nix::libc::AF_INET as u8;
+const AF_INET6: u8 = nix::libc::AF_INET6 as u8;
+/// A dump of all families.
+const AF_UNSPEC: u8 = 0;
 /// State of a neighbour that needs no ARP.
 pub(crate) const PERMANENT: u16 = 0x80;
 
@@ -30,75 +34,110 @@ pub(crate) const MAIN_TABLE: u32 = 254;
 const SCOPE_UNIVERSE: u8 = 0;
 pub(crate) const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
+const LOOPBACK: u32 = 1;
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn unspecified(family: u8) -> IpAddr {
+    if family == AF_INET6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
+}
 
 /// `struct ifaddrmsg`: family, prefix length, flags, scope, index
-fn address_header(scope: u8, index: u32) -> [u8; 8] {
+fn address_header(address: IpAddr, scope: u8, index: u32) -> [u8; 8] {
+    // Nobody else can have an IPv6 address of ours: the kernel need not ask around first (IFA_F_NODAD).
+    let (length, flags) = if address.is_ipv4() { (32, 0) } else { (128, 0x02) };
     let [a, b, c, d] = index.to_ne_bytes();
-    [AF_INET, 32, 0, scope, a, b, c, d]
+    [family(address), length, flags, scope, a, b, c, d]
 }
 
-/// Gives an interface a /32.
-pub(crate) fn add_address(index: u32, address: Ipv4Addr, host_only: bool) -> Request {
+/// Gives an interface a /32 or /128. A node's own is never chosen by itself for what does not go to containers.
+pub(crate) fn add_address(index: u32, address: IpAddr, host_only: bool) -> Request {
+    const FOREVER: u32 = u32::MAX;
     let scope = if host_only { SCOPE_HOST } else { SCOPE_UNIVERSE };
-    Request::new(RTM_NEWADDR, REPLACE, format!("add address {address}"))
-        .put(&address_header(scope, index))
-        .attr(2, &address.octets())
-        .attr(1, &address.octets())
+    let request = Request::new(RTM_NEWADDR, REPLACE, format!("add address {address}"))
+        .put(&address_header(address, scope, index))
+        .attr(2, &octets(address));
+    match address {
+        IpAddr::V4(address) => request.attr(1, &address.octets()),
+        IpAddr::V6(_) if host_only => {
+            // struct ifa_cacheinfo: preferred (not at all), valid, and two times
+            let lives = [0, FOREVER, 0, 0].map(u32::to_ne_bytes).concat();
+            request.attr(6, &lives)
+        }
+        IpAddr::V6(_) => request,
+    }
 }
 
-/// Takes a /32 away; fine if it is gone.
-pub(crate) fn delete_address(index: u32, address: Ipv4Addr) -> Request {
+/// Takes a /32 or /128 away; fine if it is gone.
+pub(crate) fn delete_address(index: u32, address: IpAddr) -> Request {
     Request::new(RTM_DELADDR, 0, format!("remove address {address}"))
         .tolerate(&[Errno::EADDRNOTAVAIL, Errno::ENODEV])
-        .put(&address_header(SCOPE_HOST, index))
-        .attr(2, &address.octets())
+        .put(&address_header(address, SCOPE_HOST, index))
+        .attr(2, &octets(address))
 }
 
 /// Index of the interface that has an address.
-pub(crate) fn interface_of(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Option<u32>, Error> {
+pub(crate) fn interface_of(netlink: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
     let all = list_addresses(netlink)?;
     Ok(all.into_iter().find(|(_, has)| *has == address).map(|(interface, _)| interface))
 }
 
-/// All IPv4 addresses, with their interfaces.
-pub(crate) fn list_addresses(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr)>, Error> {
-    let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&address_header(0, 0));
-    let parse = |payload: &[u8]| Some((u32_at(payload, 4)?, attribute(payload, 8, 2).and_then(ipv4)?));
+/// All addresses, with their interfaces.
+pub(crate) fn list_addresses(netlink: &mut Netlink) -> Result<Vec<(u32, IpAddr)>, Error> {
+    let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]);
+    let parse = |payload: &[u8]| {
+        // IFA_LOCAL; IPv6 has IFA_ADDRESS alone.
+        let address = attribute(payload, 8, 2).or_else(|| attribute(payload, 8, 1)).and_then(ip)?;
+        (*payload.first()? == family(address)).then_some((u32_at(payload, 4)?, address))
+    };
     Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }
 
 /// A route that is ours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Route {
-    pub(crate) to: Ipv4Net,
+    pub(crate) to: IpNet,
     pub(crate) table: u32,
     pub(crate) interface: u32,
-    pub(crate) via: Option<Ipv4Addr>,
-    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) via: Option<IpAddr>,
+    pub(crate) source: Option<IpAddr>,
 }
 
 impl Route {
     /// `struct rtmsg`
     fn header(&self) -> [u8; 12] {
         const UNICAST: u8 = 1;
+        const LOCAL: u8 = 2;
         const ONLINK: u32 = 4;
+        // IPv6 has no other routes to the loopback interface: unicast ones become refusals, also for the node itself.
+        let to_self = !self.to.addr().is_ipv4() && self.interface == LOOPBACK;
+        let kind = if to_self { LOCAL } else { UNICAST };
+        let family = family(self.to.addr());
         let scope = if self.via.is_some() { SCOPE_UNIVERSE } else { SCOPE_LINK };
         let table = u8::try_from(self.table).unwrap_or(0);
         let flags = if self.via.is_some() { ONLINK } else { 0 };
-        let mut bytes =
-            [AF_INET, self.to.prefix_len(), 0, 0, table, ROUTE_PROTOCOL, scope, UNICAST, 0, 0, 0, 0];
+        let mut bytes = [family, self.to.prefix_len(), 0, 0, table, ROUTE_PROTOCOL, scope, kind, 0, 0, 0, 0];
         bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
         bytes
     }
 
     fn attributes(&self, mut request: Request) -> Request {
-        request = request.attr(1, &self.to.network().octets()).attr_u32(15, self.table);
+        request = request.attr(1, &octets(self.to.network())).attr_u32(15, self.table);
         request = request.attr_u32(4, self.interface);
         if let Some(via) = self.via {
-            request = request.attr(5, &via.octets());
+            request = request.attr(5, &octets(via));
         }
         if let Some(source) = self.source {
-            request = request.attr(7, &source.octets());
+            request = request.attr(7, &octets(source));
         }
         request
     }
@@ -122,21 +161,24 @@ impl Route {
     }
 }
 
-/// All IPv4 routes with our protocol number, of all tables.
+/// All routes with our protocol number, of all tables.
 pub(crate) fn list_routes(netlink: &mut Netlink) -> Result<Vec<Route>, Error> {
     let request =
-        Request::new(RTM_GETROUTE, 0, "list routes").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Request::new(RTM_GETROUTE, 0, "list routes").put(&[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let mut routes = Vec::new();
     for answer in netlink.dump(request)? {
         let payload = &answer.payload;
         if payload.get(5) != Some(&ROUTE_PROTOCOL) {
             continue;
         }
-        let address = |kind| attribute(payload, 12, kind).and_then(ipv4);
-        let prefix = payload.get(1).copied().unwrap_or(32);
-        let to = address(1).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let address = |kind| attribute(payload, 12, kind).and_then(ip);
+        let (Some(&family), Some(&prefix)) = (payload.first(), payload.get(1)) else { continue };
+        if ![AF_INET, AF_INET6].contains(&family) {
+            continue;
+        }
+        let to = address(1).unwrap_or_else(|| unspecified(family));
         let (Ok(to), Some(interface)) =
-            (Ipv4Net::new(to, prefix), attribute(payload, 12, 4).and_then(|v| u32_at(v, 0)))
+            (IpNet::new(to, prefix), attribute(payload, 12, 4).and_then(|v| u32_at(v, 0)))
         else {
             continue;
         };
@@ -180,18 +222,26 @@ pub(crate) fn lookup(
 }
 
 /// `struct ndmsg`: family, pad, index, state, flags, type
-fn neighbour_header(index: u32, state: u16) -> [u8; 12] {
+fn neighbour_header(family: u8, index: u32, state: u16) -> [u8; 12] {
     let [a, b, c, d] = index.to_ne_bytes();
     let [e, f] = state.to_ne_bytes();
-    [AF_INET, 0, 0, 0, a, b, c, d, e, f, 0, 0]
+    [family, 0, 0, 0, a, b, c, d, e, f, 0, 0]
 }
 
-/// A neighbour that needs no ARP.
-pub(crate) fn add_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> Request {
+/// A neighbour that needs no ARP and no neighbour discovery.
+pub(crate) fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Request {
     Request::new(RTM_NEWNEIGH, REPLACE, format!("set neighbour {address}"))
-        .put(&neighbour_header(index, PERMANENT))
-        .attr(1, &address.octets())
+        .put(&neighbour_header(family(address), index, PERMANENT))
+        .attr(1, &octets(address))
         .attr(2, &mac)
+}
+
+/// Forgets one; fine if it is gone.
+pub(crate) fn delete_neighbour(index: u32, address: IpAddr) -> Request {
+    Request::new(RTM_DELNEIGH, 0, format!("remove neighbour {address}"))
+        .tolerate(&[Errno::ENOENT, Errno::ENODEV, Errno::EINVAL])
+        .put(&neighbour_header(family(address), index, 0))
+        .attr(1, &octets(address))
 }
 
 /// linux/neighbour.h: of a tunnel's entry, the interface that its packets leave through.
@@ -201,7 +251,7 @@ const NDA_IFINDEX: u16 = 8;
 pub(crate) fn add_forwarding(tunnel: u32, mac: Mac, node: Ipv4Addr, through: Option<u32>) -> Request {
     const PERMANENT_NO_ARP: u16 = PERMANENT | 0x40;
     const SELF: u8 = 0x02;
-    let mut header = neighbour_header(tunnel, PERMANENT_NO_ARP);
+    let mut header = neighbour_header(AF_INET, tunnel, PERMANENT_NO_ARP);
     header[0] = nix::libc::AF_BRIDGE as u8;
     header[10] = SELF;
     let request = Request::new(RTM_NEWNEIGH, REPLACE, format!("set tunnel to {node}"))
@@ -217,7 +267,7 @@ pub(crate) fn add_forwarding(tunnel: u32, mac: Mac, node: Ipv4Addr, through: Opt
 /// Makes the kernel find a neighbour's Ethernet address, as if a packet were on its way.
 pub(crate) fn resolve_neighbour(index: u32, address: Ipv4Addr) -> Request {
     const USE: u8 = 0x01;
-    let mut header = neighbour_header(index, 0);
+    let mut header = neighbour_header(AF_INET, index, 0);
     header[10] = USE;
     Request::new(RTM_NEWNEIGH, CREATE, format!("resolve neighbour {address}"))
         .put(&header)
@@ -227,7 +277,7 @@ pub(crate) fn resolve_neighbour(index: u32, address: Ipv4Addr) -> Request {
 /// Neighbours on an interface whose Ethernet address is known.
 pub(crate) fn list_neighbours(netlink: &mut Netlink, index: u32) -> Result<Vec<(Ipv4Addr, Mac)>, Error> {
     const NO_ADDRESS: u16 = 0x01 | 0x20; // incomplete, failed
-    let request = Request::new(RTM_GETNEIGH, 0, "list neighbours").put(&neighbour_header(0, 0));
+    let request = Request::new(RTM_GETNEIGH, 0, "list neighbours").put(&neighbour_header(AF_INET, 0, 0));
     let answers = netlink.dump(request)?;
     let parse = |payload: &[u8]| {
         let state = super::u16_at(payload, 8)?;
@@ -241,14 +291,14 @@ pub(crate) fn list_neighbours(netlink: &mut Netlink, index: u32) -> Result<Vec<(
 }
 
 /// Neighbours that were written down and not learned.
-pub(crate) fn list_permanent(netlink: &mut Netlink) -> Result<Vec<(u32, Ipv4Addr, Mac)>, Error> {
-    let request = Request::new(RTM_GETNEIGH, 0, "list neighbours").put(&neighbour_header(0, 0));
+pub(crate) fn list_permanent(netlink: &mut Netlink) -> Result<Vec<(u32, IpAddr, Mac)>, Error> {
+    let request = Request::new(RTM_GETNEIGH, 0, "list neighbours").put(&neighbour_header(AF_UNSPEC, 0, 0));
     let parse = |payload: &[u8]| {
         if super::u16_at(payload, 8)? & PERMANENT == 0 {
             return None;
         }
         let mac = attribute(payload, 12, 2)?.try_into().ok()?;
-        Some((u32_at(payload, 4)?, attribute(payload, 12, 1).and_then(ipv4)?, mac))
+        Some((u32_at(payload, 4)?, attribute(payload, 12, 1).and_then(ip)?, mac))
     };
     Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }
@@ -258,7 +308,7 @@ pub(crate) type Forwarding = (Mac, Ipv4Addr, Option<u32>);
 
 /// What a tunnel knows of who has which Ethernet address.
 pub(crate) fn list_forwardings(netlink: &mut Netlink, tunnel: u32) -> Result<Vec<Forwarding>, Error> {
-    let mut header = neighbour_header(0, 0);
+    let mut header = neighbour_header(AF_INET, 0, 0);
     header[0] = nix::libc::AF_BRIDGE as u8;
     let request = Request::new(RTM_GETNEIGH, 0, "list what tunnels know").put(&header);
     let parse = |payload: &[u8]| {
@@ -281,12 +331,14 @@ pub(crate) enum RuleAction {
     Nothing,
 }
 
-/// A routing rule, IPv4.
+/// A routing rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rule {
     pub(crate) priority: u32,
+    /// It is for IPv6.
+    pub(crate) v6: bool,
     /// Only packets of this address.
-    pub(crate) from: Option<Ipv4Addr>,
+    pub(crate) from: Option<IpAddr>,
     pub(crate) mark: u32,
     pub(crate) mask: u32,
     pub(crate) action: RuleAction,
@@ -300,14 +352,15 @@ impl Rule {
             RuleAction::Nothing => (3, 0),
         };
         // struct fib_rule_hdr
-        let source_bits = if self.from.is_some() { 32 } else { 0 };
-        let header = [AF_INET, 0, source_bits, 0, 0, 0, 0, action, 0, 0, 0, 0];
+        let source_bits = self.from.map_or(0, |from| if from.is_ipv4() { 32 } else { 128 });
+        let family = if self.v6 { AF_INET6 } else { AF_INET };
+        let header = [family, 0, source_bits, 0, 0, 0, 0, action, 0, 0, 0, 0];
         let mut request = Request::new(kind, flags, format!("{operation} routing rule {}", self.priority))
             .put(&header)
             .attr_u32(6, self.priority)
             .attr(21, &[ROUTE_PROTOCOL]);
         if let Some(from) = self.from {
-            request = request.attr(2, &from.octets());
+            request = request.attr(2, &octets(from));
         }
         if self.mask != 0 {
             request = request.attr_u32(10, self.mark).attr_u32(16, self.mask);
@@ -331,7 +384,7 @@ impl Rule {
 /// All rules with our protocol number.
 pub(crate) fn list_rules(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
     let request =
-        Request::new(RTM_GETRULE, 0, "list routing rules").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Request::new(RTM_GETRULE, 0, "list routing rules").put(&[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let mut rules = Vec::new();
     for answer in netlink.dump(request)? {
         let payload = &answer.payload;
@@ -345,8 +398,13 @@ pub(crate) fn list_rules(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
             _ => RuleAction::Nothing,
         };
         let (mark, mask) = (value(10).unwrap_or(0), value(16).unwrap_or(0));
-        let from = attribute(payload, 12, 2).and_then(ipv4);
-        rules.push(Rule { priority: value(6).unwrap_or(0), from, mark, mask, action });
+        let from = attribute(payload, 12, 2).and_then(ip);
+        let v6 = match payload.first() {
+            Some(&AF_INET) => false,
+            Some(&AF_INET6) => true,
+            _ => continue,
+        };
+        rules.push(Rule { priority: value(6).unwrap_or(0), v6, from, mark, mask, action });
     }
     Ok(rules)
 }

@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use crate::model::{Endpoint, PublishedPort, ServiceView};
 use crate::nft;
 use crate::ruleset::{Fixed, Item, Ruleset, parts};
+use crate::twins::Twins;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 const PORT: u16 = 80;
@@ -42,6 +43,10 @@ fn view(endpoints: impl Iterator<Item = u8>, sticky: bool) -> ServiceView {
     }
 }
 
+fn twins() -> Twins {
+    Twins::new(false, None, "10.215.0.0/24".parse().unwrap())
+}
+
 /// In a network namespace of its own, with ten servers that say their number.
 fn inside(work: impl FnOnce(&mut dyn FnMut(ServiceView)) + Send + 'static) {
     let run = move || {
@@ -69,12 +74,13 @@ fn inside(work: impl FnOnce(&mut dyn FnMut(ServiceView)) + Send + 'static) {
             cluster_pool: "10.213.0.0/16".parse().unwrap(),
             vip_pool: "10.214.0.0/16".parse().unwrap(),
             local_pool: "10.215.0.0/24".parse().unwrap(),
+            twins: twins(),
         });
         let base = ruleset.replace(BTreeMap::new());
         nft::run(&base.script()).unwrap();
         ruleset.commit(base);
         let mut put = |view: ServiceView| {
-            let parts = parts::service(&view, &[], "n1");
+            let parts = parts::service(&view, &[], "n1", &twins(), |_| None);
             let change = ruleset.change(BTreeMap::from([(Item::Service("web".into()), Some(parts))]));
             nft::run(&change.script()).unwrap();
             ruleset.commit(change);

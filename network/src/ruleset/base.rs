@@ -1,11 +1,12 @@
 //! The fixed part of the table: hooks, empty maps, and the rules that never change.
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::fabric::{DNS, GATEWAY};
 use crate::model::LOCAL_NETWORK;
 use crate::ruleset::parts;
 use crate::ruleset::rule::joined;
+use crate::twins::{GATEWAY6, Twins};
 
 /// Bits of the packet's and the connection's mark that say through which peer a reply has to go.
 pub(crate) const MARK_MASK: u32 = 0x0fff_0000;
@@ -29,6 +30,13 @@ pub(crate) struct Fixed {
     pub(crate) cluster_pool: Ipv4Net,
     pub(crate) vip_pool: Ipv4Net,
     pub(crate) local_pool: Ipv4Net,
+    pub(crate) twins: Twins,
+}
+
+/// A list of elements in a set's declaration; sets without any have none.
+fn elements<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let list = joined(items);
+    if list.is_empty() { list } else { format!("elements = {{ {list} }}") }
 }
 
 impl Fixed {
@@ -40,19 +48,22 @@ impl Fixed {
         let Fixed { veth_prefix, tunnel, tunnel_port, .. } = self;
         [
             format!(
-                r#"iifname != "lo" iifname != "{veth_prefix}*" iifname != "{tunnel}" ip daddr @pools drop"#
+                r#"iifname != "lo" iifname != "{veth_prefix}*" iifname != "{tunnel}" ip daddr @pools drop
+    iifname != "lo" iifname != "{veth_prefix}*" iifname != "{tunnel}" ip6 daddr @pools6 drop"#
             ),
             format!(
                 r#"
   chain sealed {{
     type filter hook output priority filter; policy accept;
     ip daddr @pools oifname != "lo" oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
+    ip6 daddr @pools6 oifname != "lo" oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
     udp dport {tunnel_port} oifname != "{sealed}" drop
   }}
 "#
             ),
             format!(
                 r#"ip daddr @pools oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
+    ip6 daddr @pools6 oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
     meta mark and {MARK_MASK:#x} != 0 oifname != "{veth_prefix}*" oifname != "{tunnel}" drop"#
             ),
             format!(r#"udp dport {tunnel_port} iifname != "{sealed}" drop"#),
@@ -70,43 +81,66 @@ impl Fixed {
         let others = !MARK_MASK;
         let (local_chain, local_set) =
             (parts::network_chain(LOCAL_NETWORK), parts::network_set(LOCAL_NETWORK));
+        let local_set6 = parts::network_set6(LOCAL_NETWORK);
+        let twin = |range: Ipv4Net| self.twins.of_range(range);
+        let pools6 = elements([*cluster_pool, *vip_pool, *local_pool].into_iter().filter_map(twin));
+        let local6 = elements(twin(*local_pool));
+        let networks6 = elements(twin(*local_pool).map(|pool| format!("{pool} : goto {local_chain}")));
+        // A range that is in use nowhere, where there is no IPv6.
+        let nowhere = IpNet::from(std::net::IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED));
+        let range6 = |range: Ipv4Net| twin(range).map_or(nowhere, IpNet::from);
+        let (vip_pool6, local_pool6) = (range6(*vip_pool), range6(*local_pool));
         format!(
             r#"table inet {table} {{
   # VIP → chain of its service
   map vips {{ type ipv4_addr : verdict; }}
+  map vips6 {{ type ipv6_addr : verdict; }}
   # published port → chain of its service
   map published {{ type inet_proto . inet_service : verdict; }}
   # the same, on one address of the nodes
   map published_at {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
   # published port of one container of this node, on all addresses or on one
   map hostports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map hostports6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
   map hostports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   # Ethernet address of a peer → its mark
   map peers {{ type ether_addr : mark; }}
   set peer_addresses {{ type ipv4_addr; }}
+  set peer_addresses6 {{ type ipv6_addr; }}
   # address of a peer → its mark
   map peer_marks {{ type ipv4_addr : mark; }}
+  map peer_marks6 {{ type ipv6_addr : mark; }}
   # published ports of services, as a set
   set open_ports {{ type inet_proto . inet_service; }}
   set open_at {{ type ipv4_addr . inet_proto . inet_service; }}
   # what published ports of services lead to on this node
   set targets {{ type ipv4_addr . inet_proto . inet_service; }}
+  set targets6 {{ type ipv6_addr . inet_proto . inet_service; }}
   # all addresses of containers and services
   set pools {{ type ipv4_addr; flags interval; elements = {{ {cluster_pool}, {vip_pool}, {local_pool} }} }}
+  set pools6 {{ type ipv6_addr; flags interval; {pools6} }}
   # the local network, as one of several of a container
   set {local_set} {{ type ipv4_addr; flags interval; elements = {{ {local_pool} }} }}
+  set {local_set6} {{ type ipv6_addr; flags interval; {local6} }}
   # blocks of networks without a way out, and of those that may reach link-local addresses
   set closed {{ type ipv4_addr; flags interval; }}
+  set closed6 {{ type ipv6_addr; flags interval; }}
   set metadata {{ type ipv4_addr; flags interval; }}
+  set metadata6 {{ type ipv6_addr; flags interval; }}
   # first address of a container in several networks → what else it reaches, and as whom
   map several {{ type ipv4_addr : verdict; }}
+  map several6 {{ type ipv6_addr : verdict; }}
   map poses {{ type ipv4_addr : verdict; }}
+  map poses6 {{ type ipv6_addr : verdict; }}
   # containers that may be balanced to themselves
   set hairpin {{ type ipv4_addr . ipv4_addr; }}
+  set hairpin6 {{ type ipv6_addr . ipv6_addr; }}
   # a peer's address and a block of its own
   set own_blocks {{ type ipv4_addr . ipv4_addr; flags interval; }}
+  set own_blocks6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
   # source → chain of its network
   map networks {{ type ipv4_addr : verdict; flags interval; elements = {{ {local_pool} : goto {local_chain} }} }}
+  map networks6 {{ type ipv6_addr : verdict; flags interval; {networks6} }}
 
   # A reset ends a connection attempt at once. An ICMP answer that comes back while the caller still is in connect(2),
   # as it does across a veth, is kept for later, and the caller waits for a second.
@@ -117,13 +151,15 @@ impl Fixed {
 
   chain {local_chain} {{
     ip daddr {local_pool} accept
+    ip6 daddr {local_pool6} accept
     ip daddr @pools goto barred
+    ip6 daddr @pools6 goto barred
   }}
 
   chain guard {{
     type filter hook prerouting priority raw; policy accept;
-    # a container sends from its own address only, and not by IPv6, which it has no address of
-    iifname "{veth_prefix}*" meta nfproto ipv6 drop
+    # a container sends from its own addresses only, and from no link-local one: it needs no neighbour discovery
+    iifname "{veth_prefix}*" ip6 saddr {{ ::, fe80::/10 }} drop
     iifname "{veth_prefix}*" fib saddr . iif oif missing drop
     # route_localnet is on for our links, so the kernel no longer refuses these itself
     iifname != "lo" ip daddr 127.0.0.0/8 drop
@@ -137,9 +173,11 @@ impl Fixed {
     # the reply of a container goes back through the node that balanced the request
     iifname "{veth_prefix}*" ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
     iifname != "{veth_prefix}*" ip daddr @pools ct state new ct mark set ether saddr map @peers
+    iifname != "{veth_prefix}*" ip6 daddr @pools6 ct state new ct mark set ether saddr map @peers
     # a container that calls a peer's published port, under its own address: as it goes to that peer's containers
     iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
     iifname "{veth_prefix}*" ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
+    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6
     # a packet of this node itself to an address that nobody has
     iifname "lo" ip daddr @pools meta l4proto tcp reject with tcp reset
     iifname "lo" ip daddr @pools reject
@@ -159,21 +197,28 @@ impl Fixed {
 
   chain ports {{
     ip daddr {DNS} return
+    # from ::1 the kernel lets nothing leave: who called it tries 127.0.0.1 next
+    ip6 daddr {{ ::1, fe80::/10, {GATEWAY6} }} return
+    # what leads nowhere in IPv6 is the node's to refuse (chain protect)
+    ip6 daddr @pools6 return
     ip daddr . meta l4proto . th dport vmap @published_at
     meta l4proto . th dport vmap @published
     meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @hostports_at
+    meta nfproto ipv6 meta l4proto {{ tcp, udp, sctp }} dnat ip6 to meta l4proto . th dport map @hostports6
     meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @hostports
   }}
 
   chain balance {{
     type nat hook prerouting priority dstnat; policy accept;
     iifname "{veth_prefix}*" ip daddr vmap @vips
+    iifname "{veth_prefix}*" ip6 daddr vmap @vips6
     fib daddr type local goto ports
   }}
 
   chain balance_own {{
     type nat hook output priority -100; policy accept;
     ip daddr vmap @vips
+    ip6 daddr vmap @vips6
     fib daddr type local goto ports
   }}
 
@@ -192,21 +237,32 @@ impl Fixed {
     # what lies around the node is not for containers: metadata of a cloud, other nodes beyond what they publish
     iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata goto barred
     iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports ip daddr . meta l4proto . th dport != @open_at goto barred
+    iifname "{veth_prefix}*" ip6 daddr {{ fd00:ec2::/32, fd20:ce::/32 }} ip6 saddr != @metadata6 goto barred
+    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport != @open_ports goto barred
     ct status dnat ct original ip daddr != {vip_pool} accept
+    ct status dnat ct original ip6 daddr != {vip_pool6} accept
     # a container of another node that called a published port there or at a third node: the network does not matter
     iifname != "{veth_prefix}*" ip saddr @pools ct mark and {MARK_MASK:#x} != 0 ip daddr . meta l4proto . th dport @targets accept
+    iifname != "{veth_prefix}*" ip6 saddr @pools6 ct mark and {MARK_MASK:#x} != 0 ip6 daddr . meta l4proto . th dport @targets6 accept
     ip saddr vmap @several
+    ip6 saddr vmap @several6
     ip saddr vmap @networks
+    ip6 saddr vmap @networks6
     # an address whose network is not known yet
     iifname "{veth_prefix}*" goto barred
     ip saddr @pools ip daddr @pools goto barred
+    ip6 saddr @pools6 ip6 daddr @pools6 goto barred
     # containers are reached through published ports, here or at a peer
     ip daddr @pools ct mark and {MARK_MASK:#x} == 0 goto barred
+    ip6 daddr @pools6 ct mark and {MARK_MASK:#x} == 0 goto barred
   }}
 
   chain protect {{
     type filter hook input priority filter; policy accept;
     ip daddr {{ {DNS}, {GATEWAY} }} iifname != "lo" iifname != "{veth_prefix}*" drop
+    ip6 daddr {GATEWAY6} iifname != "lo" iifname != "{veth_prefix}*" drop
+    # an address of containers or services that nobody has
+    ip6 daddr @pools6 goto nobody
     udp dport {tunnel_port} ip saddr != @peer_addresses drop
     {sealed_in}
     iifname "{veth_prefix}*" goto from_container
@@ -216,6 +272,7 @@ impl Fixed {
     ct state established,related accept
     ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
     ip saddr @closed goto barred
+    ip6 saddr @closed6 goto barred
     {guard}
   }}
 
@@ -223,17 +280,23 @@ impl Fixed {
     type nat hook postrouting priority srcnat; policy accept;
     # a container that was balanced to itself would answer itself directly
     ip saddr . ip daddr @hairpin snat ip to {GATEWAY}
+    ip6 saddr . ip6 daddr @hairpin6 snat ip6 to {GATEWAY6}
     ip saddr vmap @poses
+    ip6 saddr vmap @poses6
     # a peer that was balanced to itself would take its own address for a forgery
     ip saddr . ip daddr @own_blocks masquerade
+    ip6 saddr . ip6 daddr @own_blocks6 masquerade
     oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
     oifname "{veth_prefix}*" accept
     oifname != "lo" ip saddr 127.0.0.0/8 masquerade
     ip saddr {local_pool} masquerade
+    ip6 saddr {local_pool6} masquerade
     # at a peer's published ports a container is who it is: that peer knows the way back to it
     ip saddr @pools ip daddr @peer_addresses meta l4proto . th dport @open_ports accept
     ip saddr @pools ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at accept
     ip saddr @pools ip daddr != @pools masquerade
+    ip6 saddr @pools6 ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports accept
+    ip6 saddr @pools6 ip6 daddr != @pools6 masquerade
   }}
 }}
 "#

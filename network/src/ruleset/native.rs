@@ -4,7 +4,9 @@
 //! networks and containers in several of them, which come and go with leases and not with tasks, have not: `nft` cuts their ranges into the pieces
 //! that the kernel's interval sets want, and what it has cut only it can take away again.
 
-use super::rule::{Field, Fields, Rule, SEED, Turn, Value};
+use std::net::IpAddr;
+
+use super::rule::{Field, Fields, Rule, SEED, Turn, Value, is_v6};
 use super::script::Step;
 use crate::model::Protocol;
 use crate::netlink::Request;
@@ -55,7 +57,8 @@ fn bytes(fields: &Fields) -> Option<Vec<u8>> {
     let mut all = Vec::new();
     for field in &fields.0 {
         match field {
-            Field::Address(address) => all.extend_from_slice(&address.octets()),
+            Field::Address(IpAddr::V4(address)) => all.extend_from_slice(&address.octets()),
+            Field::Address(IpAddr::V6(address)) => all.extend_from_slice(&address.octets()),
             Field::Protocol(protocol) => all.push(number(*protocol)),
             Field::Port(port) => all.extend_from_slice(&port.to_be_bytes()),
             Field::Mac(mac) => all.extend_from_slice(mac),
@@ -68,8 +71,9 @@ fn bytes(fields: &Fields) -> Option<Vec<u8>> {
     Some(all)
 }
 
-/// `NFPROTO_IPV4`
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 
 /// The number of a protocol in an IP header.
 fn number(protocol: Protocol) -> u8 {
@@ -85,6 +89,10 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
     match rule {
         Rule::Balance { addresses, by, port } => {
             let mut all = Vec::new();
+            let v6 = is_v6(addresses);
+            if v6 {
+                all.extend([Expression::LoadFamily, Expression::Equals(vec![IPV6])]);
+            }
             if let Some((protocol, _)) = port {
                 all.extend(only(*protocol));
             }
@@ -94,18 +102,20 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
                     let map = batch.add_numbered(addresses);
                     match by {
                         Turn::Next => all.push(Expression::Count(addresses.len())),
-                        Turn::Client => all.extend([
-                            Expression::LoadFamily,
-                            Expression::Equals(vec![IPV4]),
-                            Expression::LoadSourceApart,
-                            Expression::Hash { bound: addresses.len(), seed: SEED },
-                        ]),
+                        Turn::Client => {
+                            if !v6 {
+                                all.extend([Expression::LoadFamily, Expression::Equals(vec![IPV4])]);
+                            }
+                            let (bound, seed) = (addresses.len(), SEED);
+                            let hash = Expression::Hash { bound, seed, v6 };
+                            all.extend([Expression::LoadSourceApart { v6 }, hash]);
+                        }
                     }
                     all.push(Expression::LookUp(map));
                 }
             }
             all.extend(port.map(|(_, port)| Expression::LoadPort(port)));
-            all.push(Expression::Translate { port: port.is_some() });
+            all.push(Expression::Translate { port: port.is_some(), v6 });
             Some(all)
         }
         Rule::Admit { from, chain } => {
@@ -125,6 +135,7 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
         }
         Rule::Refuse => Some(vec![Expression::Refuse]),
         Rule::Reach { .. } | Rule::Fence | Rule::Shut | Rule::Leave | Rule::Pose { .. } => None,
+        Rule::Reach6 { .. } | Rule::Fence6 | Rule::Leave6 | Rule::Pose6 { .. } => None,
     }
 }
 

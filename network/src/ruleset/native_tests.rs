@@ -11,8 +11,13 @@ use crate::model::{Endpoint, HostPort, Protocol, PublishedPort, ServiceView};
 use crate::netlink::{Netlink, nftables};
 use crate::nft;
 use crate::ruleset::{Element, Fields, Fixed, Item, Parts, Ruleset, Transaction, parts};
+use crate::twins::Twins;
 
 type Changes = BTreeMap<Item, Option<Parts>>;
+
+fn twins() -> Twins {
+    Twins::new(true, Some("fd5e:12ab:90cd::/48".parse().unwrap()), "10.215.0.0/24".parse().unwrap())
+}
 
 fn ruleset() -> Ruleset {
     Ruleset::new(Fixed {
@@ -25,6 +30,7 @@ fn ruleset() -> Ruleset {
         cluster_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         local_pool: "10.215.0.0/24".parse().unwrap(),
+        twins: twins(),
     })
 }
 
@@ -54,7 +60,14 @@ fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (
         endpoints: (1..=endpoints).map(endpoint).collect(),
         guest: false,
     };
-    (Item::Service(id.into()), Some(parts::service(&view, ports, "n1")))
+    (
+        Item::Service(id.into()),
+        Some(parts::service(&view, ports, "n1", &twins(), |endpoint| {
+            // One of three runs where there is no IPv6.
+            let without = endpoint.address.to_bits().is_multiple_of(3);
+            twins().of(endpoint.address).filter(|_| !without)
+        })),
+    )
 }
 
 fn gone(item: Item) -> (Item, Option<Parts>) {
@@ -75,10 +88,10 @@ fn story() -> Vec<Changes> {
     let host_port =
         |address| HostPort { address, published: 5000, target: 50, protocol: Protocol::Udp, allow: vec![] };
     let ports = parts::host_ports(
-        Ipv4Addr::new(10, 215, 0, 7),
+        &twins().both(Ipv4Addr::new(10, 215, 0, 7)).collect::<Vec<_>>(),
         &[host_port(None), host_port(Some(Ipv4Addr::new(10, 99, 0, 1)))],
     );
-    let peer = |mac| parts::peer(Ipv4Addr::new(10, 99, 0, 2), mac, 3);
+    let peer = |mac| parts::peer(Ipv4Addr::new(10, 99, 0, 2), &["2001:db8::2".parse().unwrap()], mac, 3);
     let item = || Item::Ports("c1".into());
     vec![
         BTreeMap::from([service("a", 0, &web)]),

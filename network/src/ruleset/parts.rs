@@ -1,15 +1,16 @@
 //! What each item has in the table.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 
 use super::base::MARK_SHIFT;
 use super::rule::{Field, Fields, Rule, Turn, Value};
 use super::{Element, Parts};
-use crate::model::{Block, HostPort, Network, Protocol, PublishedPort, ServiceView};
+use crate::model::{Block, Endpoint, HostPort, Network, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
 use crate::random;
+use crate::twins::Twins;
 
 impl Parts {
     fn element(&mut self, set: &str, key: &[Field], value: Option<Value>) {
@@ -46,43 +47,124 @@ pub(crate) const PUBLISHED: &str = "published";
 /// Protocol and number of a port of the node, and the address that it is published on.
 pub(crate) type Published = (Protocol, u16, Option<Ipv4Addr>);
 
+impl<T: Into<IpAddr>> From<T> for Field {
+    fn from(address: T) -> Field {
+        Field::Address(address.into())
+    }
+}
+
+/// The set or map that is for addresses of that family.
+fn of_family(set: &'static str, address: impl Into<IpAddr>) -> &'static str {
+    if address.into().is_ipv4() {
+        return set;
+    }
+    match set {
+        "vips" => "vips6",
+        "targets" => "targets6",
+        "hairpin" => "hairpin6",
+        "hostports" => "hostports6",
+        "peer_addresses" => "peer_addresses6",
+        "peer_marks" => "peer_marks6",
+        "pools" => "pools6",
+        "networks" => "networks6",
+        "closed" => "closed6",
+        "metadata" => "metadata6",
+        "several" => "several6",
+        "poses" => "poses6",
+        "own_blocks" => "own_blocks6",
+        other => other,
+    }
+}
+
 fn element(set: &str, key: &[Field]) -> Element {
     Element { set: set.to_owned(), key: Fields(key.to_vec()) }
 }
 
-/// A service: its VIP and those of its ports that are published here.
-pub(crate) fn service(service: &ServiceView, ports: &[PublishedPort], node: &str) -> Parts {
+/// The addresses that balancing leads to, in their order.
+struct Backends {
+    v4: Vec<Ipv4Addr>,
+    /// The IPv6 address beside those that have one.
+    v6: Vec<(Ipv4Addr, Ipv6Addr)>,
+    sticky: bool,
+}
+
+impl Backends {
+    /// Every address in turn, or each client its own. A service without endpoints refuses at once. What is for IPv6
+    /// comes first: to the rules behind it such packets never get.
+    fn balance(&self, port: Option<(Protocol, u16)>) -> Vec<Rule> {
+        let v6: Vec<Ipv4Addr> = self.v6.iter().map(|(v4, _)| *v4).collect();
+        let twin = |address: &Ipv4Addr| {
+            let at = self.v6.iter().find(|(v4, _)| v4 == address);
+            at.map_or(IpAddr::V4(*address), |(_, v6)| IpAddr::V6(*v6))
+        };
+        let rule = |addresses: &[Ipv4Addr], name: &dyn Fn(&Ipv4Addr) -> IpAddr| {
+            let by_client = self.sticky && addresses.len() > 1;
+            let (addresses, by) =
+                if by_client { (places(addresses), Turn::Client) } else { (addresses.to_vec(), Turn::Next) };
+            Rule::Balance { addresses: addresses.iter().map(name).collect(), by, port }
+        };
+        let mut rules = Vec::new();
+        if !v6.is_empty() {
+            rules.push(rule(&v6, &twin));
+        }
+        if self.v4.is_empty() {
+            rules.extend([Rule::Reset, Rule::Refuse]);
+        } else {
+            rules.push(rule(&self.v4, &|address| IpAddr::V4(*address)));
+        }
+        rules
+    }
+}
+
+/// A service: its virtual addresses and those of its ports that are published here. `twin` tells the IPv6 address of an
+/// endpoint.
+pub(crate) fn service(
+    service: &ServiceView,
+    ports: &[PublishedPort],
+    node: &str,
+    twins: &Twins,
+    twin: impl Fn(&Endpoint) -> Option<Ipv6Addr>,
+) -> Parts {
     let mut parts = Parts::default();
-    let mut addresses: Vec<Ipv4Addr> = service.endpoints.iter().map(|e| e.address).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    shift(&mut addresses, node);
+    let mut v4: Vec<Ipv4Addr> = service.endpoints.iter().map(|e| e.address).collect();
+    v4.sort_unstable();
+    v4.dedup();
+    shift(&mut v4, node);
+    let of = |address: &Ipv4Addr| service.endpoints.iter().find(|e| e.address == *address).and_then(&twin);
+    let v6 = v4.iter().filter_map(|address| Some((*address, of(address)?))).collect();
+    let backends = Backends { v4, v6, sticky: service.sticky };
     if let Some(vip) = service.vip {
         let chain = format!("vip_{}", identifier(&service.id));
-        parts.chain(&chain, balance(&addresses, service.sticky, None));
-        parts.element("vips", &[Field::Address(vip)], Some(Value::Goto(chain)));
+        parts.chain(&chain, backends.balance(None));
+        for vip in twins.both(vip) {
+            parts.element(of_family("vips", vip), &[vip.into()], Some(Value::Goto(chain.clone())));
+        }
     }
+    let here: Vec<IpAddr> =
+        service.endpoints.iter().filter(|e| e.node == node).flat_map(|e| twins.both(e.address)).collect();
     for port in ports {
         let PublishedPort { address, published, protocol, .. } = *port;
-        let balance = balance(&addresses, service.sticky, Some((protocol, port.target)));
-        parts.publish((protocol, published, address), balance, &port.allow);
-        for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
-            let target =
-                [Field::Address(endpoint.address), Field::Protocol(protocol), Field::Port(port.target)];
-            parts.element("targets", &target, None);
+        parts.publish(
+            (protocol, published, address),
+            backends.balance(Some((protocol, port.target))),
+            &port.allow,
+        );
+        for address in &here {
+            let target = [(*address).into(), Field::Protocol(protocol), Field::Port(port.target)];
+            parts.element(of_family("targets", *address), &target, None);
         }
         match address {
             None => {
                 parts.element("open_ports", &[Field::Protocol(protocol), Field::Port(published)], None);
             }
             Some(address) => {
-                let key = [Field::Address(address), Field::Protocol(protocol), Field::Port(published)];
+                let key = [address.into(), Field::Protocol(protocol), Field::Port(published)];
                 parts.element("open_at", &key, None);
             }
         }
     }
-    for endpoint in service.endpoints.iter().filter(|e| e.node == node) {
-        parts.element("hairpin", &[Field::Address(endpoint.address); 2], None);
+    for address in here {
+        parts.element(of_family("hairpin", address), &[Field::Address(address); 2], None);
     }
     parts
 }
@@ -96,7 +178,7 @@ fn published_at((protocol, port, address): Published) -> Element {
     let [protocol, port] = [Field::Protocol(protocol), Field::Port(port)];
     match address {
         None => element("published", &[protocol, port]),
-        Some(address) => element("published_at", &[Field::Address(address), protocol, port]),
+        Some(address) => element("published_at", &[address.into(), protocol, port]),
     }
 }
 
@@ -105,50 +187,55 @@ pub(crate) fn meets(element: &Element, (protocol, port, address): Published) -> 
     match (element.set.as_str(), element.key.0.as_slice()) {
         ("published", key) => *key == [Field::Protocol(protocol), Field::Port(port)],
         ("published_at", [Field::Address(at), key @ ..]) => {
-            *key == [Field::Protocol(protocol), Field::Port(port)] && address.is_none_or(|own| own == *at)
+            *key == [Field::Protocol(protocol), Field::Port(port)]
+                && address.is_none_or(|own| IpAddr::V4(own) == *at)
         }
         _ => false,
     }
 }
 
-/// The element that stands for a container's published port.
-fn host_port(port: &HostPort) -> Element {
-    let HostPort { protocol, published, .. } = *port;
-    match port.address {
-        None => element("hostports", &[Field::Protocol(protocol), Field::Port(published)]),
-        Some(address) => {
-            let key = [Field::Address(address), Field::Protocol(protocol), Field::Port(published)];
-            element("hostports_at", &key)
-        }
-    }
-}
-
 /// The published ports of one container.
-pub(crate) fn host_ports(address: Ipv4Addr, ports: &[HostPort]) -> Parts {
+pub(crate) fn host_ports(addresses: &[IpAddr], ports: &[HostPort]) -> Parts {
     let mut parts = Parts::default();
     for port in ports {
-        parts.element("hairpin", &[Field::Address(address); 2], None);
+        let HostPort { published, protocol, target, address: at, .. } = *port;
+        for address in addresses {
+            parts.element(of_family("hairpin", *address), &[Field::Address(*address); 2], None);
+        }
         if !port.allow.is_empty() {
-            let rule = Rule::Balance {
-                addresses: vec![address],
+            let balance = |address: &IpAddr| Rule::Balance {
+                addresses: vec![*address],
                 by: Turn::Next,
-                port: Some((port.protocol, port.target)),
+                port: Some((protocol, target)),
             };
-            parts.publish((port.protocol, port.published, port.address), vec![rule], &port.allow);
+            let (v6, v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|a| a.is_ipv6());
+            let rules = v6.iter().chain(&v4).map(balance).collect();
+            parts.publish((protocol, published, at), rules, &port.allow);
             continue;
         }
-        let target = Fields(vec![Field::Address(address), Field::Port(port.target)]);
-        parts.elements.insert(host_port(port), Some(Value::Fields(target)));
+        for address in addresses {
+            let target = Some(Value::Fields(Fields(vec![Field::Address(*address), Field::Port(target)])));
+            let key = [Field::Protocol(protocol), Field::Port(published)];
+            match at {
+                None => parts.element(of_family("hostports", *address), &key, target),
+                Some(at) if address.is_ipv4() => {
+                    parts.element("hostports_at", &[at.into(), key[0], key[1]], target);
+                }
+                Some(_) => {}
+            }
+        }
     }
     parts
 }
 
 /// A peer: packets from its Ethernet address are its.
-pub(crate) fn peer(underlay: Ipv4Addr, mac: Option<Mac>, number: u16) -> Parts {
+pub(crate) fn peer(underlay: Ipv4Addr, ipv6: &[Ipv6Addr], mac: Option<Mac>, number: u16) -> Parts {
     let mut parts = Parts::default();
     let mark = || Some(Value::Mark(u32::from(number) << MARK_SHIFT));
-    parts.element("peer_addresses", &[Field::Address(underlay)], None);
-    parts.element("peer_marks", &[Field::Address(underlay)], mark());
+    for address in std::iter::once(underlay.into()).chain(ipv6.iter().copied().map(IpAddr::from)) {
+        parts.element(of_family("peer_addresses", address), &[Field::Address(address)], None);
+        parts.element(of_family("peer_marks", address), &[Field::Address(address)], mark());
+    }
     if let Some(mac) = mac {
         parts.element("peers", &[Field::Mac(mac)], mark());
     }
@@ -157,21 +244,34 @@ pub(crate) fn peer(underlay: Ipv4Addr, mac: Option<Mac>, number: u16) -> Parts {
 
 /// A network: its containers reach its blocks and nothing else of the cluster; of an internal one, nothing else at
 /// all.
-pub(crate) fn network(name: &str, known: Option<&Network>) -> Parts {
+pub(crate) fn network(name: &str, known: Option<&Network>, twins: &Twins) -> Parts {
     let mut parts = Parts::default();
-    let set = network_set(name);
-    let end = if known.is_some_and(|network| network.internal) { Rule::Shut } else { Rule::Fence };
-    parts.chain(&network_chain(name), vec![Rule::Reach { set: set.clone() }, end]);
+    let (set, set6) = (network_set(name), network_set6(name));
+    let mut rules = vec![Rule::Reach { set: set.clone() }, Rule::Reach6 { set: set6.clone() }];
+    if known.is_some_and(|network| network.internal) {
+        rules.push(Rule::Shut);
+    } else {
+        rules.extend([Rule::Fence, Rule::Fence6]);
+    }
+    parts.chain(&network_chain(name), rules);
     parts.sets.insert(set, "type ipv4_addr; flags interval;");
+    parts.sets.insert(set6, "type ipv6_addr; flags interval;");
     for subnet in known.into_iter().flat_map(|network| &network.subnets) {
-        parts.element("pools", &[Field::Range(subnet.trunc())], None);
+        for range in twins.both_ranges(*subnet) {
+            parts.element(of_family("pools", range.addr()), &[Field::Range(range)], None);
+        }
     }
     parts
 }
 
 /// A container in several networks. Its own connections have its first address, which reaches what is in the others
 /// as well, and comes there as its address of that network. A way out of one of them is a way out.
-pub(crate) fn several(id: &str, networks: &[(&str, Ipv4Addr)], internal: impl Fn(&str) -> bool) -> Parts {
+pub(crate) fn several(
+    id: &str,
+    networks: &[(&str, Ipv4Addr)],
+    twins: &Twins,
+    internal: impl Fn(&str) -> bool,
+) -> Parts {
     let mut parts = Parts::default();
     let [(first, address), others @ ..] = networks else { return parts };
     if others.is_empty() {
@@ -181,36 +281,48 @@ pub(crate) fn several(id: &str, networks: &[(&str, Ipv4Addr)], internal: impl Fn
     let mut reaches = Vec::new();
     let mut poses = Vec::new();
     for (network, own) in others {
-        let set = network_set(network);
-        reaches.push(Rule::Reach { set: set.clone() });
+        let (set, set6) = (network_set(network), network_set6(network));
+        reaches.extend([Rule::Reach { set: set.clone() }, Rule::Reach6 { set: set6.clone() }]);
         poses.push(Rule::Pose { set, address: *own });
-        parts.element("hairpin", &[Field::Address(*address), Field::Address(*own)], None);
+        parts.element("hairpin", &[(*address).into(), (*own).into()], None);
+        if let (Some(address), Some(own)) = (twins.of(*address), twins.of(*own)) {
+            poses.push(Rule::Pose6 { set: set6, address: own });
+            parts.element("hairpin6", &[address.into(), own.into()], None);
+        }
     }
     if internal(first) && !others.iter().all(|(network, _)| internal(network)) {
-        reaches.push(Rule::Leave);
+        reaches.extend([Rule::Leave, Rule::Leave6]);
     }
     parts.chain(&reach, reaches);
     parts.chain(&pose, poses);
-    parts.element("several", &[Field::Address(*address)], Some(Value::Jump(reach)));
-    parts.element("poses", &[Field::Address(*address)], Some(Value::Jump(pose)));
+    for address in twins.both(*address) {
+        let key = [Field::Address(address)];
+        parts.element(of_family("several", address), &key, Some(Value::Jump(reach.clone())));
+        parts.element(of_family("poses", address), &key, Some(Value::Jump(pose.clone())));
+    }
     parts
 }
 
-/// A block: part of its network, and known to be its node's.
-pub(crate) fn block(block: &Block, underlay: Option<Ipv4Addr>, known: Option<&Network>) -> Parts {
+/// A block: part of its network, and known to be its node's, which has these addresses.
+pub(crate) fn block(block: &Block, node: &[IpAddr], known: Option<&Network>, twins: &Twins) -> Parts {
     let mut parts = Parts::default();
-    let range = block.block.trunc();
     let chain = network_chain(&block.network);
-    parts.element(&network_set(&block.network), &[Field::Range(range)], None);
-    parts.element("networks", &[Field::Range(range)], Some(Value::Goto(chain)));
-    if known.is_some_and(|network| network.internal) {
-        parts.element("closed", &[Field::Range(range)], None);
-    }
-    if known.is_some_and(|network| network.link_local) {
-        parts.element("metadata", &[Field::Range(range)], None);
-    }
-    if let Some(underlay) = underlay {
-        parts.element("own_blocks", &[Field::Address(underlay), Field::Range(range)], None);
+    for range in twins.both_ranges(block.block.trunc()) {
+        let v4 = range.addr().is_ipv4();
+        let set = if v4 { network_set(&block.network) } else { network_set6(&block.network) };
+        let mut add = |set: &str, key: &[Field], value| parts.element(set, key, value);
+        add(&set, &[Field::Range(range)], None);
+        let named = |set| of_family(set, range.addr());
+        add(named("networks"), &[Field::Range(range)], Some(Value::Goto(chain.clone())));
+        if known.is_some_and(|network| network.internal) {
+            add(named("closed"), &[Field::Range(range)], None);
+        }
+        if known.is_some_and(|network| network.link_local) {
+            add(named("metadata"), &[Field::Range(range)], None);
+        }
+        for address in node.iter().filter(|address| address.is_ipv4() == v4) {
+            add(named("own_blocks"), &[Field::Address(*address), Field::Range(range)], None);
+        }
     }
     parts
 }
@@ -221,6 +333,10 @@ pub(crate) fn network_chain(name: &str) -> String {
 
 pub(crate) fn network_set(name: &str) -> String {
     format!("net_{}", identifier(name))
+}
+
+pub(crate) fn network_set6(name: &str) -> String {
+    format!("net6_{}", identifier(name))
 }
 
 /// Who comes first. The kernel begins to count anew with every change, on every node: if it always began with the
@@ -235,17 +351,6 @@ fn shift(addresses: &mut [Ipv4Addr], node: &str) {
 
 /// How many places a service has over which its clients are spread where each has its own endpoint.
 const PLACES: u32 = 512;
-
-/// Every address in turn, or each client its own. A service without endpoints refuses at once.
-fn balance(addresses: &[Ipv4Addr], sticky: bool, port: Option<(Protocol, u16)>) -> Vec<Rule> {
-    if addresses.is_empty() {
-        return vec![Rule::Reset, Rule::Refuse];
-    }
-    if sticky && addresses.len() > 1 {
-        return vec![Rule::Balance { addresses: places(addresses), by: Turn::Client, port }];
-    }
-    vec![Rule::Balance { addresses: addresses.to_vec(), by: Turn::Next, port }]
-}
 
 /// Who has each place: the address that draws the highest number for it. So one that goes leaves its own places to the
 /// others, one that comes takes its share from all, and everything else stays as it was.

@@ -4,9 +4,9 @@
 //! or as netlink messages of our own (`native`).
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::model::Protocol;
 use crate::netlink::link::Mac;
@@ -14,9 +14,9 @@ use crate::netlink::link::Mac;
 /// One field of a key or a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Field {
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// Only in sets with `flags interval`.
-    Range(Ipv4Net),
+    Range(IpNet),
     Protocol(Protocol),
     Port(u16),
     Mac(Mac),
@@ -89,9 +89,9 @@ pub(crate) const SEED: u32 = 0x5271_7271;
 /// A rule of an item's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// A new connection goes to each address in turn; never without an address. With a protocol and a port only
-    /// that protocol's, and to that port.
-    Balance { addresses: Vec<Ipv4Addr>, by: Turn, port: Option<(Protocol, u16)> },
+    /// A new connection of the addresses' family, which is one, goes to each in turn; never without an address. With
+    /// a protocol and a port only that protocol's, and to that port.
+    Balance { addresses: Vec<IpAddr>, by: Turn, port: Option<(Protocol, u16)> },
     /// A connection from the range goes on in the chain.
     Admit { from: Ipv4Net, chain: String },
     /// TCP is refused.
@@ -100,30 +100,46 @@ pub(crate) enum Rule {
     Refuse,
     /// Traffic to an address of the set passes.
     Reach { set: String },
+    /// The same for IPv6.
+    Reach6 { set: String },
     /// Traffic to other addresses of the cluster is refused.
     Fence,
+    /// The same for IPv6.
+    Fence6,
     /// All traffic is refused.
     Shut,
     /// Traffic to what is not the cluster's passes.
     Leave,
+    /// The same for IPv6.
+    Leave6,
     /// Traffic to an address of the set gets this source address.
     Pose { set: String, address: Ipv4Addr },
+    /// The same for IPv6.
+    Pose6 { set: String, address: Ipv6Addr },
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Rule::Balance { addresses, by, port } => {
+                let family = if is_v6(addresses) { "ip6" } else { "ip" };
+                if is_v6(addresses) {
+                    f.write_str("meta nfproto ipv6 ")?;
+                }
                 if let Some((protocol, _)) = port {
                     write!(f, "meta l4proto {protocol} ")?;
                 }
-                write!(f, "dnat ip to {}", choice(addresses, *by))?;
+                write!(f, "dnat {family} to {}", choice(addresses, *by, family))?;
                 port.map_or(Ok(()), |(_, port)| write!(f, " : {port}"))
             }
             Rule::Admit { from, chain } => write!(f, "ip saddr {from} goto {chain}"),
             Rule::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
             Rule::Refuse => f.write_str("reject"),
             Rule::Reach { set } => write!(f, "ip daddr @{set} accept"),
+            Rule::Reach6 { set } => write!(f, "ip6 daddr @{set} accept"),
+            Rule::Fence6 => f.write_str("ip6 daddr @pools6 goto barred"),
+            Rule::Leave6 => f.write_str("ip6 daddr != @pools6 accept"),
+            Rule::Pose6 { set, address } => write!(f, "ip6 daddr @{set} snat ip6 to {address}"),
             Rule::Fence => f.write_str("ip daddr @pools goto barred"),
             Rule::Shut => f.write_str("goto barred"),
             Rule::Leave => f.write_str("ip daddr != @pools accept"),
@@ -132,7 +148,12 @@ impl fmt::Display for Rule {
     }
 }
 
-fn choice(addresses: &[Ipv4Addr], by: Turn) -> String {
+/// Whether a rule that balances among these is for IPv6.
+pub(crate) fn is_v6(addresses: &[IpAddr]) -> bool {
+    addresses.first().is_some_and(IpAddr::is_ipv6)
+}
+
+fn choice(addresses: &[IpAddr], by: Turn, family: &str) -> String {
     match addresses {
         [one] => one.to_string(),
         many => {
@@ -140,7 +161,7 @@ fn choice(addresses: &[Ipv4Addr], by: Turn) -> String {
             let (count, map) = (many.len(), joined(map));
             match by {
                 Turn::Next => format!("numgen inc mod {count} map {{ {map} }}"),
-                Turn::Client => format!("jhash ip saddr mod {count} seed {SEED:#x} map {{ {map} }}"),
+                Turn::Client => format!("jhash {family} saddr mod {count} seed {SEED:#x} map {{ {map} }}"),
             }
         }
     }

@@ -7,6 +7,11 @@ use ipnet::Ipv4Net;
 
 use super::*;
 use crate::model::{Endpoint, Protocol, PublishedPort, ServiceView};
+use crate::twins::Twins;
+
+fn twins() -> Twins {
+    Twins::new(false, None, "10.215.0.0/24".parse().unwrap())
+}
 
 fn ruleset() -> Ruleset {
     Ruleset::new(Fixed {
@@ -19,13 +24,14 @@ fn ruleset() -> Ruleset {
         cluster_pool: "10.213.0.0/16".parse().unwrap(),
         vip_pool: "10.214.0.0/16".parse().unwrap(),
         local_pool: "10.215.0.0/24".parse().unwrap(),
+        twins: twins(),
     })
 }
 
 fn service(id: &str, endpoints: u32, ports: &[u16]) -> (Item, Option<Parts>) {
     let ports: Vec<PublishedPort> = ports.iter().map(|p| PublishedPort::new(*p, 80, Protocol::Tcp)).collect();
     let view = view_of(id, endpoints, &ports);
-    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1")))
+    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1", &twins(), |_| None)))
 }
 
 fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
@@ -87,7 +93,7 @@ fn who_may_use_a_port_stays_as_it_is_when_endpoints_change() {
             allow: (0..50).map(|i| Ipv4Net::new(Ipv4Addr::new(10, i, 0, 0), 16).unwrap()).collect(),
             ..PublishedPort::new(80, 80, Protocol::Tcp)
         };
-        (item, Some(parts::service(&view_of("a", endpoints, &[]), &[port], "n1")))
+        (item, Some(parts::service(&view_of("a", endpoints, &[]), &[port], "n1", &twins(), |_| None)))
     };
     let script = apply(&mut ruleset, [view(1)]);
     assert!(script.contains("published { tcp . 80 : goto port_tcp_80_gate }"), "{script}");

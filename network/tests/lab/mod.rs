@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +27,20 @@ use tokio::sync::oneshot;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 100);
+/// The cluster's IPv6 range, of which each address ends in an IPv4 one.
+pub const RANGE6: &str = "fd5e:12ab:90cd::";
+
+/// The IPv6 address beside one of the cluster.
+pub fn twin(address: Ipv4Addr) -> Ipv6Addr {
+    let prefix: Ipv6Addr = RANGE6.parse().unwrap();
+    Ipv6Addr::from_bits(prefix.to_bits() | u128::from(address.to_bits()))
+}
+
+/// What a machine of the segment has besides its IPv4 address.
+pub fn outer6(address: Ipv4Addr) -> Ipv6Addr {
+    let [.., last] = address.octets();
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into())
+}
 
 /// A network namespace without a name.
 #[derive(Clone)]
@@ -157,7 +171,7 @@ impl Server {
         let (ended, name) = (Arc::clone(&stop), name.to_owned());
         let (ready, started) = std::sync::mpsc::channel();
         let thread = ns.spawn(move || {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
             listener.set_nonblocking(true).unwrap();
             ready.send(()).unwrap();
             while !ended.load(Ordering::Relaxed) {
@@ -178,7 +192,7 @@ fn serve(mut stream: TcpStream, name: &str, client: SocketAddr, ended: &AtomicBo
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let mut buffer = [0; 64];
-    let mut said = stream.write_all(format!("{name} {}\n", client.ip()).as_bytes());
+    let mut said = stream.write_all(format!("{name} {}\n", client.ip().to_canonical()).as_bytes());
     while said.is_ok() && !ended.load(Ordering::Relaxed) {
         match stream.read(&mut buffer) {
             Ok(0) => return,
@@ -221,6 +235,7 @@ impl Node {
             cluster_pool: "10.213.0.0/16".parse().unwrap(),
             vip_pool: "10.214.0.0/16".parse().unwrap(),
             local_pool: "10.215.0.0/24".parse().unwrap(),
+            ipv6: Some(format!("{RANGE6}/48").parse().unwrap()),
             dns_upstreams: Some(vec![]),
             guarded_ports: vec![4780],
             own_names: vec!["registry.rorqual.internal".to_owned()],
@@ -321,7 +336,13 @@ impl Node {
     }
 
     pub fn peer(&self) -> Peer {
-        Peer { node: self.name.clone(), underlay: self.underlay, encrypted: false, key: None }
+        let ipv6 = vec![twin(self.underlay), outer6(self.underlay)];
+        Peer { node: self.name.clone(), underlay: self.underlay, ipv6, encrypted: false, key: None }
+    }
+
+    /// The node's IPv6 address on the segment, with a port.
+    pub fn at6(&self, port: u16) -> SocketAddr {
+        (outer6(self.underlay), port).into()
     }
 
     /// The node's address with a port.
@@ -394,6 +415,7 @@ impl Lab {
         let plug = |name: &str, address: Ipv4Addr| {
             let ns = Ns::new();
             ns.cable("eth0", &format!("{address}/24"), &switch, name);
+            ns.ip(&format!("addr add {}/64 dev eth0 nodad", outer6(address)));
             switch.ip(&format!("link set {name} master br0"));
             ns
         };

@@ -22,7 +22,7 @@ mod task;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 pub use crate::InvalidField;
 pub use container::DEFAULT_STOP_GRACE_MS;
@@ -68,6 +68,11 @@ pub fn ipv4_net(text: &str, path: &str) -> Result<Ipv4Net, InvalidField> {
     match text.parse::<Ipv4Net>() {
         Ok(net) if net.addr() == net.network() => Ok(net),
         Ok(net) => problem(format!("`{text}` has host bits set (its network is {})", net.trunc())),
+        Err(_) if text.parse::<Ipv6Net>().is_ok() => {
+            let problem =
+                format!("`{text}` is an IPv6 network: those follow from the cluster and the IPv4 ones");
+            Err(InvalidField::new(path, problem).remedy("leave it out; `--ipv6` gives names IPv6 addresses"))
+        }
         Err(_) => problem(format!("`{text}` is not an IPv4 network")),
     }
 }

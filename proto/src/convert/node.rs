@@ -42,6 +42,7 @@ impl From<&model::NodeDescription> for wire::NodeDescription {
             routes: description.routes.iter().map(ToString::to_string).collect(),
             addresses: description.addresses.iter().map(ToString::to_string).collect(),
             encryption: Some((&description.encryption).into()),
+            ipv6_addresses: description.ipv6_addresses.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -63,6 +64,7 @@ impl From<wire::NodeDescription> for model::NodeDescription {
             routes: description.routes.iter().filter_map(|net| net.parse().ok()).collect(),
             addresses: description.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
             encryption: description.encryption.map(Into::into).unwrap_or_default(),
+            ipv6_addresses: description.ipv6_addresses.iter().filter_map(|one| one.parse().ok()).collect(),
         }
     }
 }

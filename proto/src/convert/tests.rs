@@ -219,6 +219,7 @@ fn description() -> NodeDescription {
         routes: vec!["10.0.0.0/24".parse().unwrap()],
         addresses: vec![[192, 0, 2, 7].into()],
         encryption: NodeEncryption { public_key: vec![7; 32], kind: "kernel".into(), problem: "none".into() },
+        ipv6_addresses: vec!["2001:db8::7".parse().unwrap()],
     }
 }
 

@@ -16,6 +16,9 @@ pub const RESERVED_NAMES: [&str; 4] = ["host", "none", "local", "bridge"];
 /// The option with which a network's containers reach link-local addresses, as clouds serve metadata there.
 pub const METADATA_OPTION: &str = "metadata";
 
+/// The option with which names in a network mean IPv6 addresses as well (`network create --ipv6`).
+pub const IPV6_OPTION: &str = "ipv6";
+
 /// The desired side of a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSpec {
@@ -27,11 +30,16 @@ pub struct NetworkSpec {
     pub subnets: Vec<Ipv4Net>,
     /// Its containers reach nothing outside of it.
     pub internal: bool,
-    /// [`METADATA_OPTION`] is the only one.
+    /// [`METADATA_OPTION`] and [`IPV6_OPTION`].
     pub options: BTreeMap<String, String>,
 }
 
 impl NetworkSpec {
+    /// Its names mean IPv6 addresses as well.
+    pub fn has_ipv6_names(&self) -> bool {
+        self.options.get(IPV6_OPTION).is_some_and(|value| value == "on")
+    }
+
     /// Its containers reach link-local addresses.
     pub fn allows_metadata(&self) -> bool {
         self.options.get(METADATA_OPTION).is_some_and(|value| value == "allow")

@@ -1,9 +1,9 @@
 //! A node: a machine of the cluster, as asked for and as seen.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{Meta, NodeId, Protocol};
+use super::{ClusterId, Meta, NodeId, Protocol};
 
 /// What a node does. Every node runs the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,6 +63,8 @@ pub struct NodeDescription {
     pub routes: Vec<ipnet::Ipv4Net>,
     /// The addresses that others reach it at.
     pub addresses: Vec<Ipv4Addr>,
+    /// The same for IPv6, with the one that its fabric has given it, where it has IPv6.
+    pub ipv6_addresses: Vec<Ipv6Addr>,
     /// How it encrypts what goes to other nodes.
     pub encryption: NodeEncryption,
 }
@@ -139,6 +141,12 @@ impl Node {
     pub fn underlay(&self) -> Option<Ipv4Addr> {
         let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
         host.parse().ok()
+    }
+
+    /// Whether its containers have IPv6 addresses beside the others.
+    pub fn has_ipv6(&self, cluster: &ClusterId) -> bool {
+        let twin = self.underlay().map(|underlay| cluster.ipv6_of(underlay));
+        twin.is_some_and(|twin| self.description.ipv6_addresses.contains(&twin))
     }
 
     /// Whether it has said to have an address.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::Ipv4Net;
 
 use super::{BLOCK_PREFIX, InvalidField, at_most, dns_label, labels};
-use crate::model::network::{METADATA_OPTION, RESERVED_NAMES};
+use crate::model::network::{IPV6_OPTION, METADATA_OPTION, RESERVED_NAMES};
 use crate::model::{NetworkJoin, NetworkSpec};
 
 /// The most networks that one container joins: each is an interface.
@@ -74,13 +74,17 @@ fn options(spec: &NetworkSpec) -> Result<(), InvalidField> {
             (METADATA_OPTION, other) => {
                 return Err(InvalidField::new(path, format!("`{other}` is neither `allow` nor `deny`")));
             }
+            (IPV6_OPTION, "on" | "off") => {}
+            (IPV6_OPTION, other) => {
+                return Err(InvalidField::new(path, format!("`{other}` is neither `on` nor `off`")));
+            }
             ("encrypted", _) => {
                 return Err(InvalidField::new(path, "this version does not encrypt what containers send")
                     .remedy("leave the option out, or let the nodes talk over an encrypted network"));
             }
             _ => {
                 return Err(InvalidField::new(path, "is not an option of a network")
-                    .remedy("there is `metadata=allow`"));
+                    .remedy("there are `metadata=allow` and `ipv6=on`"));
             }
         }
     }
@@ -162,6 +166,11 @@ mod tests {
         assert_eq!(path(&with("metadata", "allow")), "");
         assert!(with("metadata", "allow").allows_metadata() && !with("metadata", "deny").allows_metadata());
         assert_eq!(path(&with("metadata", "yes")), "options.metadata");
+        assert_eq!(
+            (path(&with("ipv6", "on")), path(&with("ipv6", "maybe"))),
+            ("".into(), "options.ipv6".into())
+        );
+        assert!(with("ipv6", "on").has_ipv6_names() && !with("ipv6", "off").has_ipv6_names());
         assert_eq!(path(&with("encrypted", "")), "options.encrypted");
         assert_eq!(path(&with("mtu", "9000")), "options.mtu");
     }

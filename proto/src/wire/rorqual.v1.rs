@@ -498,7 +498,8 @@ pub struct NetworkSpec {
     /// Its containers reach nothing outside of it.
     #[prost(bool, tag = "4")]
     pub internal: bool,
-    /// `metadata=allow`: its containers reach link-local addresses of the machine's surroundings.
+    /// `metadata=allow`: its containers reach link-local addresses of the machine's surroundings. `ipv6=on`: its names
+    /// mean IPv6 addresses as well.
     #[prost(btree_map = "string, string", tag = "6")]
     pub options: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,
@@ -734,6 +735,9 @@ pub struct NodeDescription {
     /// The addresses that others reach it at.
     #[prost(string, repeated, tag = "60")]
     pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The same for IPv6, with the one that its fabric has given it, where it has IPv6.
+    #[prost(string, repeated, tag = "61")]
+    pub ipv6_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "110")]
     pub encryption: ::core::option::Option<NodeEncryption>,
 }
@@ -1334,6 +1338,9 @@ pub struct NetworkMember {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub node_hostname: ::prost::alloc::string::String,
+    /// The one beside it, where its node has IPv6.
+    #[prost(string, tag = "5")]
+    pub ipv6_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkView {
@@ -1356,6 +1363,15 @@ pub struct NetworkView {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Those beside them.
+    #[prost(btree_map = "string, string", tag = "8")]
+    pub ipv6_vips: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The addresses beside those of its own subnets, or of the cluster's pool.
+    #[prost(string, repeated, tag = "9")]
+    pub ipv6_subnets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListNetworksResponse {
@@ -4489,6 +4505,9 @@ pub struct NodeNetwork {
     /// Its containers reach link-local addresses.
     #[prost(bool, tag = "5")]
     pub metadata: bool,
+    /// Its names mean IPv6 addresses as well.
+    #[prost(bool, tag = "6")]
+    pub ipv6_names: bool,
 }
 /// A service in one of its networks; one that is named by a change takes the place of all views of the service.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -4557,6 +4576,9 @@ pub struct NodePeer {
     /// For that; empty: it has told none yet.
     #[prost(bytes = "vec", tag = "111")]
     pub public_key: ::prost::alloc::vec::Vec<u8>,
+    /// IPv6 addresses that it is reached at. Its containers have IPv6 where the one beside the underlay address is there.
+    #[prost(string, repeated, tag = "4")]
+    pub ipv6_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocateImageRequest {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
+use rorqual_proto::model::network::IPV6_OPTION;
 use rorqual_proto::wire::{
     ConnectContainerRequest, CreateNetworkRequest, DisconnectContainerRequest, Filter, ListNetworksRequest,
     NetworkJoin, NetworkSpec, NetworkView, PruneNetworksRequest, RemoveNetworkRequest,
@@ -48,6 +49,9 @@ pub(crate) struct CreateArgs {
     /// Label of the network
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::pair)]
     label: Vec<(String, String)>,
+    /// Names in it mean IPv6 addresses as well: for programs that listen on both
+    #[arg(long)]
+    ipv6: bool,
     /// The network's driver
     #[arg(long, short, value_name = "DRIVER", default_value = DRIVER, value_parser = driver)]
     driver: String,
@@ -169,12 +173,13 @@ pub(crate) async fn run(command: Command, connect: impl AsyncFnOnce() -> Result<
 
 impl CreateArgs {
     fn spec(self) -> NetworkSpec {
+        let ipv6 = self.ipv6.then(|| (IPV6_OPTION.to_owned(), "on".to_owned()));
         NetworkSpec {
             name: self.name,
             labels: map(self.label),
             subnets: self.subnet,
             internal: self.internal,
-            options: map(self.opt),
+            options: map(self.opt.into_iter().chain(ipv6).collect()),
         }
     }
 }
@@ -338,12 +343,12 @@ mod tests {
     #[test]
     fn every_flag_has_its_field() {
         let line = "create --subnet 10.20.0.0/24 --subnet 10.21.0.0/24 --internal --label a=b \
-                    -d routed -o metadata=allow back";
+                    -d routed --ipv6 -o metadata=allow back";
         let Command::Create(args) = parsed(line).unwrap() else { panic!("not understood") };
         let spec = args.spec();
         assert_eq!((spec.name.as_str(), spec.subnets.len()), ("back", 2));
         assert!(spec.internal);
-        assert_eq!((spec.labels.len(), spec.options.len()), (1, 1));
+        assert_eq!((spec.labels.len(), spec.options.len()), (1, 2));
         let checked = model::NetworkSpec::try_from(spec).unwrap();
         assert_eq!(validate::network_spec(&checked), Ok(()));
     }

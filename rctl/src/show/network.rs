@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rorqual_proto::model::network::DEFAULT_NETWORK;
+use rorqual_proto::model::network::{DEFAULT_NETWORK, IPV6_OPTION};
 use rorqual_proto::wire::NetworkView;
 use serde::Serialize;
 
@@ -107,6 +107,8 @@ struct Member {
     name: String,
     #[serde(rename = "IPv4Address")]
     address: String,
+    #[serde(rename = "IPv6Address")]
+    ipv6_address: String,
     node: String,
 }
 
@@ -115,6 +117,8 @@ struct Member {
 struct Service {
     #[serde(rename = "VIP", skip_serializing_if = "Option::is_none")]
     vip: Option<String>,
+    #[serde(rename = "VIPv6", skip_serializing_if = "Option::is_none")]
+    ipv6_vip: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -143,13 +147,18 @@ pub(crate) fn inspect(view: &NetworkView) -> Inspect {
         let shown = Member {
             name: member.name.clone(),
             address: member.address.clone(),
+            ipv6_address: member.ipv6_address.clone(),
             node: member.node_hostname.clone(),
         };
         (member.id.clone(), shown)
     });
-    let services =
-        view.services.iter().map(|name| (name.clone(), Service { vip: view.vips.get(name).cloned() }));
+    let services = view.services.iter().map(|name| {
+        let (vip, ipv6_vip) = (view.vips.get(name).cloned(), view.ipv6_vips.get(name).cloned());
+        (name.clone(), Service { vip, ipv6_vip })
+    });
     let blocks = network.blocks.iter();
+    let ipv6_names = spec.options.get(IPV6_OPTION).is_some_and(|value| value == "on");
+    let subnets = spec.subnets.into_iter().chain(view.ipv6_subnets.iter().cloned());
     Inspect {
         // Plain containers are in no other.
         attachable: spec.name == DEFAULT_NETWORK,
@@ -158,11 +167,8 @@ pub(crate) fn inspect(view: &NetworkView) -> Inspect {
         created: human::rfc3339_ms(network.meta.unwrap_or_default().created_at_ms),
         scope: SCOPE,
         driver: DRIVER,
-        ipv6: false,
-        ipam: Ipam {
-            driver: "default",
-            config: spec.subnets.into_iter().map(|subnet| Subnet { subnet }).collect(),
-        },
+        ipv6: ipv6_names,
+        ipam: Ipam { driver: "default", config: subnets.map(|subnet| Subnet { subnet }).collect() },
         internal: spec.internal,
         ingress: false,
         containers: members.collect(),
@@ -193,7 +199,7 @@ mod tests {
                     labels: [("team".to_owned(), "db".to_owned())].into(),
                     subnets: vec!["10.20.0.0/24".into()],
                     internal: true,
-                    ..NetworkSpec::default()
+                    options: [(IPV6_OPTION.to_owned(), "on".to_owned())].into(),
                 }),
                 blocks: vec![BlockLease { block: "10.20.0.0/29".into(), node_id: "m".into() }],
                 ..Network::default()
@@ -203,11 +209,14 @@ mod tests {
                 id: "t".into(),
                 name: "db.1".into(),
                 address: "10.20.0.1".into(),
+                ipv6_address: "fd5e::a14:1".into(),
                 node_hostname: "n1".into(),
             }],
             addresses: 1,
             own_blocks: 32,
             vips: [("db".to_owned(), "10.214.0.1".to_owned())].into(),
+            ipv6_vips: [("db".to_owned(), "fd5e::ad6:1".to_owned())].into(),
+            ipv6_subnets: vec!["fd5e::a14:0/120".into()],
         }
     }
 
@@ -228,6 +237,12 @@ mod tests {
         assert_eq!(json["IPAM"]["Config"][0]["Subnet"], "10.20.0.0/24");
         assert_eq!(json["Containers"]["t"]["IPv4Address"], "10.20.0.1");
         assert_eq!(json["Services"]["db"]["VIP"], "10.214.0.1");
+        assert_eq!(
+            (&json["EnableIPv6"], &json["IPAM"]["Config"][1]["Subnet"]),
+            (&true.into(), &"fd5e::a14:0/120".into())
+        );
+        assert_eq!(json["Containers"]["t"]["IPv6Address"], "fd5e::a14:1");
+        assert_eq!(json["Services"]["db"]["VIPv6"], "fd5e::ad6:1");
         assert_eq!(json["Usage"]["OwnBlocks"], 32);
         assert_eq!((json["Internal"].as_bool(), json["Attachable"].as_bool()), (Some(true), Some(false)));
     }

@@ -1,6 +1,6 @@
 //! What nodes are told, as they have to know it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
@@ -67,6 +67,8 @@ pub struct NetworkView {
     pub internal: bool,
     /// Its containers reach link-local addresses.
     pub metadata: bool,
+    /// Its names mean IPv6 addresses as well.
+    pub ipv6_names: bool,
 }
 
 /// A service as seen in one of its networks.
@@ -160,6 +162,8 @@ pub struct PeerView {
     pub encrypted: bool,
     /// For that; empty: it has told none yet.
     pub public_key: Vec<u8>,
+    /// IPv6 addresses that it is reached at.
+    pub ipv6_addresses: Vec<Ipv6Addr>,
 }
 
 /// A node that is a controller.

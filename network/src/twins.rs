@@ -1,0 +1,121 @@
+//! Which IPv6 address stands beside an IPv4 one: a prefix, and the IPv4 address as its last 32 bits.
+//!
+//! Leases, virtual addresses and endpoints are given once, as IPv4; what is said here follows from them (`adr/0062`).
+//!
+//! ```text
+//!   10.213.0.7      ──▶ fd5e:12ab:90cd::ad5:7         the cluster's prefix: blocks, virtual addresses, nodes
+//!   10.215.0.3      ──▶ fd72:7126:9ac4::ad7:3         the local pool, the same on every node
+//!   10.99.0.2       ──▶ fe80::7271:a63:2              how a peer is called as a next hop
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::fabric::GATEWAY;
+
+/// The prefix of the local pool: known to one node only, so it may be the same on all.
+const LOCAL: Ipv6Addr = Ipv6Addr::new(0xfd72, 0x7126, 0x9ac4, 0, 0, 0, 0, 0);
+
+/// The default gateway of every container.
+pub(crate) const GATEWAY_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// What the node calls itself towards containers that are balanced to themselves, as [`GATEWAY`].
+pub(crate) const GATEWAY6: Ipv6Addr = join(LOCAL, GATEWAY);
+
+const fn join(prefix: Ipv6Addr, address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(prefix.to_bits() >> 32 << 32 | address.to_bits() as u128)
+}
+
+/// The relation, on one node. Without IPv6 nothing has a twin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Twins {
+    /// The kernel has IPv6, and it is not turned off.
+    on: bool,
+    cluster: Option<Ipv6Addr>,
+    local_pool: Ipv4Net,
+}
+
+impl Twins {
+    pub(crate) fn new(on: bool, cluster: Option<Ipv6Net>, local_pool: Ipv4Net) -> Twins {
+        Twins { on, cluster: cluster.map(|range| range.network()), local_pool }
+    }
+
+    fn prefix(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let local = self.local_pool.contains(&address);
+        self.on.then_some(if local { Some(LOCAL) } else { self.cluster })?
+    }
+
+    /// The IPv6 address beside one of a container, a service or a node.
+    pub(crate) fn of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        Some(join(self.prefix(address)?, address))
+    }
+
+    /// The same of a range.
+    pub(crate) fn of_range(&self, range: Ipv4Net) -> Option<Ipv6Net> {
+        let range = range.trunc();
+        Ipv6Net::new(self.of(range.network())?, 96 + range.prefix_len()).ok()
+    }
+
+    /// An address and the one beside it.
+    pub(crate) fn both(&self, address: Ipv4Addr) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(address.into()).chain(self.of(address).map(IpAddr::from))
+    }
+
+    /// A range and the one beside it.
+    pub(crate) fn both_ranges(&self, range: Ipv4Net) -> impl Iterator<Item = IpNet> + use<> {
+        std::iter::once(range.into()).chain(self.of_range(range).map(IpNet::from))
+    }
+
+    /// What the node calls itself towards containers, where in IPv4 it is `source`.
+    pub(crate) fn source(&self, source: Ipv4Addr) -> Option<Ipv6Addr> {
+        if !self.on {
+            return None;
+        }
+        if source == GATEWAY { Some(GATEWAY6) } else { self.of(source) }
+    }
+
+    /// Whether containers have IPv6 addresses here.
+    pub(crate) fn on(&self) -> bool {
+        self.on
+    }
+}
+
+/// How a peer is called as the next hop of IPv6 routes. No packet carries it: its Ethernet address is written down.
+pub(crate) fn next_hop(underlay: Ipv4Addr) -> Ipv6Addr {
+    join(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x7271, 0, 0), underlay)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn twins(on: bool, cluster: Option<&str>) -> Twins {
+        let cluster = cluster.map(|range| range.parse().unwrap());
+        Twins::new(on, cluster, "10.215.0.0/24".parse().unwrap())
+    }
+
+    #[test]
+    fn a_range_holds_the_twins_of_its_addresses_and_no_others() {
+        let twins = twins(true, Some("fd5e:12ab:90cd::/48"));
+        let range = twins.of_range("10.213.0.64/26".parse().unwrap()).unwrap();
+        assert_eq!(range.to_string(), "fd5e:12ab:90cd::ad5:40/122");
+        assert!(range.contains(&twins.of(Ipv4Addr::new(10, 213, 0, 127)).unwrap()));
+        assert!(!range.contains(&twins.of(Ipv4Addr::new(10, 213, 0, 128)).unwrap()));
+    }
+
+    #[test]
+    fn the_local_pool_has_its_own_prefix_and_needs_no_cluster() {
+        let twins = twins(true, None);
+        assert_eq!(twins.of(Ipv4Addr::new(10, 215, 0, 3)).unwrap().to_string(), "fd72:7126:9ac4::ad7:3");
+        assert_eq!(twins.of(Ipv4Addr::new(10, 213, 0, 3)), None);
+        assert_eq!(next_hop(Ipv4Addr::new(10, 99, 0, 2)).to_string(), "fe80::7271:a63:2");
+    }
+
+    #[test]
+    fn without_ipv6_nothing_has_a_twin() {
+        let twins = twins(false, Some("fd5e:12ab:90cd::/48"));
+        assert_eq!(twins.both(Ipv4Addr::new(10, 215, 0, 3)).count(), 1);
+        assert_eq!(twins.source(GATEWAY), None);
+    }
+}
