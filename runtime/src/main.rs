@@ -21,6 +21,7 @@ fn run() -> u8 {
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64", not(test))))]
-fn main() -> std::process::ExitCode {
-    run().into()
+fn main() {
+    // Not by returning: std would take the stack for signals away first.
+    std::process::exit(run().into())
 }

@@ -7,6 +7,7 @@
 mod ahead;
 mod arena;
 mod bpf;
+mod directory;
 mod mount;
 mod process;
 mod processors;
@@ -24,10 +25,12 @@ use std::ptr;
 
 pub(crate) use ahead::*;
 pub use arena::Arena;
+pub(crate) use arena::make_ready;
 pub(crate) use bpf::*;
+pub(crate) use directory::entries;
 pub(crate) use mount::*;
 pub(crate) use process::*;
-pub(crate) use processors::{begin_elsewhere, may_be_everywhere};
+pub(crate) use processors::{leave_ours_to, may_be_everywhere};
 pub(crate) use shared::SharedWord;
 pub(crate) use task::*;
 pub(crate) use terminal::*;

@@ -103,6 +103,7 @@ pub(super) struct Making<'a> {
 pub(super) fn create(context: &Context, matches: &Matches) -> Result<u8> {
     let options = Options::new(matches)?;
     sys::begin_ahead();
+    sys::make_ready();
     let mut making = Making::begin(context, matches, &options, false)?;
     let made = start::listen(&making.place).and_then(|listener| {
         making.first_process(Some(listener), None)?;

@@ -104,14 +104,14 @@ impl Place {
     pub(super) fn remove(&self) -> Result<()> {
         let remove = || -> io::Result<()> {
             let mut prepared = false;
-            for entry in fs::read_dir(&self.dir)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    fs::remove_dir_all(entry.path())?;
-                } else if entry.file_name() == NEW_STATE && entry.metadata()?.len() == 0 {
+            for (name, is_directory) in sys::entries(File::open(&self.dir)?.as_fd())? {
+                let path = self.dir.join(&name);
+                if is_directory.map_or_else(|| fs::symlink_metadata(&path).map(|file| file.is_dir()), Ok)? {
+                    fs::remove_dir_all(path)?;
+                } else if name == NEW_STATE && fs::symlink_metadata(&path)?.len() == 0 {
                     prepared = true;
-                } else if entry.file_name() != LOCK {
-                    fs::remove_file(entry.path())?;
+                } else if name != LOCK {
+                    fs::remove_file(path)?;
                 }
             }
             if rename_new(&self.dir, &self.spare()).is_ok() {

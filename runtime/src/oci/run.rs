@@ -24,6 +24,7 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     // Before there is a process whose end could be missed.
     let signals = if detached { None } else { Some(Signals::take()?) };
     sys::begin_ahead();
+    sys::make_ready();
     let mut making = Making::begin(context, matches, &options, !detached)?;
     let mut terminal = None;
     let made = notify::listen(&making.place).and_then(|notify| {

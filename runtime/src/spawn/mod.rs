@@ -164,7 +164,9 @@ fn in_groups(
     // While it mounts we make its groups.
     let moved = made.is_some() && second.is_none() && waits(child.steps);
     if moved {
-        sys::begin_elsewhere(pid);
+        sys::leave_ours_to(pid);
+        // The thread that makes the network is where we are now, and is waited for sooner than the groups.
+        sys::wait_until_network_is_sent();
     }
     drop(fds);
     let first = pid;
@@ -218,7 +220,7 @@ fn give_pipes_away(child: &Child<'_>) -> Result<(), Failure> {
 }
 
 /// What is left to do while the process mounts what it has by itself; then it may go on, with the files by which it joins
-/// the groups: it may be where it does not find them any more. `moved`: it [began elsewhere](sys::begin_elsewhere).
+/// the groups: it may be where it does not find them any more. `moved`: it has [our processor](sys::leave_ours_to).
 fn beside(
     made: Option<&mut Made<'_>>,
     class: Option<rdt::Entry>,

@@ -141,7 +141,8 @@ mod thread {
     /// The namespace that was made.
     static NETWORK_FD: AtomicI32 = AtomicI32::new(NO_FD);
     const NO_FD: RawFd = -1;
-    static SENDS: AtomicBool = AtomicBool::new(false);
+    /// Whether it is going to send something, as a futex.
+    static SENDS: AtomicU32 = AtomicU32::new(0);
     /// The thread stays to the end of the process: begun before anything was known, not for a network alone.
     static STAYS: AtomicBool = AtomicBool::new(false);
     /// It has done its work with networks, and waits for [`CLOSE`], as a futex: a descriptor and 1.
@@ -153,7 +154,7 @@ mod thread {
         if USED.swap(true, Ordering::Relaxed) {
             return false;
         }
-        SENDS.store(word >= SOCKET, Ordering::Relaxed);
+        SENDS.store((word >= SOCKET).into(), Ordering::Relaxed);
         ORDER.store(word, Ordering::Relaxed);
         STAYS.store(word == UNKNOWN, Ordering::Relaxed);
         MOUNTS_READ.store(if word == UNKNOWN { READING } else { 0 }, Ordering::Relaxed);
@@ -195,7 +196,7 @@ mod thread {
             processors::begin_elsewhere(made);
             return true;
         }
-        SENDS.store(false, Ordering::Relaxed);
+        SENDS.store(0, Ordering::Relaxed);
         MOUNTS_READ.store(0, Ordering::Relaxed);
         ORDER.store(NOTHING, Ordering::Relaxed);
         false
@@ -207,7 +208,7 @@ mod thread {
         if !USED.load(Ordering::Relaxed) || before >= NOTHING || before == word {
             return false;
         }
-        SENDS.store(word >= SOCKET, Ordering::Relaxed);
+        SENDS.store((word >= SOCKET).into(), Ordering::Relaxed);
         ORDER.store(word, Ordering::Release);
         futex(&ORDER, libc::FUTEX_WAKE, 1);
         true
@@ -215,8 +216,8 @@ mod thread {
 
     /// Mostly it has been sent long ago.
     pub(super) fn wait() {
-        while SENDS.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_micros(50));
+        while SENDS.load(Ordering::Acquire) != 0 {
+            futex(&SENDS, libc::FUTEX_WAIT, 1);
         }
     }
 
@@ -260,7 +261,8 @@ mod thread {
             if word >= SOCKET {
                 send((word - SOCKET) as usize, network);
                 NETWORK_FD.store(network.map_or(NO_FD, |fd| fd as RawFd), Ordering::Relaxed);
-                SENDS.store(false, Ordering::Release);
+                SENDS.store(0, Ordering::Release);
+                futex(&SENDS, libc::FUTEX_WAKE, 1);
             } else if let Some(network) = network {
                 call(libc::SYS_close, [network, 0, 0, 0]);
             }

@@ -11,6 +11,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const ROOM_BYTES: usize = 256 * 1024;
+/// How much of the room, and of the stack, a launch uses in any case.
+const USED_BYTES: usize = 40 * 1024;
 
 #[repr(C, align(4096))]
 struct Room(UnsafeCell<[u8; ROOM_BYTES]>);
@@ -31,6 +33,20 @@ impl Arena {
     /// From here on all memory comes from musl.
     pub fn leave() {
         LEFT.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has the memory that a launch is about to use put there at once, which costs much less than page by page. Where the
+/// kernel cannot (before Linux 5.14) it comes page by page.
+pub(crate) fn make_ready() {
+    let here = 0_u8;
+    let stack = ptr::from_ref(&here).addr() - USED_BYTES;
+    // Another allocator has no use for the room.
+    let room = cfg!(target_env = "musl").then(|| base().addr());
+    for start in room.into_iter().chain([stack]) {
+        let start = ptr::without_provenance_mut(start & !4095);
+        // SAFETY: what can be read there stays as it is.
+        unsafe { libc::madvise(start, USED_BYTES, libc::MADV_POPULATE_WRITE) };
     }
 }
 

@@ -20,6 +20,17 @@ pub(crate) fn begin_elsewhere(task: i32) {
     }
 }
 
+/// Goes to another processor, so that a process that was made just now begins at once on this one, where its memory is at
+/// hand. It stays here, until it [may be everywhere](may_be_everywhere).
+pub(crate) fn leave_ours_to(pid: i32) {
+    let Some(all) = allowed() else { return };
+    let Some(others) = without_ours(all) else { return };
+    if set(pid, &without(all, &others)).is_ok() && set(0, &others).is_ok() {
+        // We are there now, and may be moved again.
+        let _ = set(0, &all);
+    }
+}
+
 /// Tells a process that it may use all processors, also those that will be there later; what its control groups say
 /// counts as ever. Not only those that we may use: whoever wants a container to have less says so to the container.
 pub(crate) fn may_be_everywhere(pid: i32) -> io::Result<()> {
@@ -58,6 +69,17 @@ fn without_ours(mut allowed: Set) -> Option<Set> {
     (unsafe { libc::CPU_COUNT(&allowed) } > 0).then_some(allowed)
 }
 
+fn without(mut all: Set, others: &Set) -> Set {
+    for processor in 0..libc::CPU_SETSIZE as usize {
+        // SAFETY: the number is within both sets.
+        if unsafe { libc::CPU_ISSET(processor, others) } {
+            // SAFETY: as above.
+            unsafe { libc::CPU_CLR(processor, &mut all) };
+        }
+    }
+    all
+}
+
 fn set(task: i32, processors: &Set) -> io::Result<()> {
     // SAFETY: the set lives through the call, and has the size that is given.
     let result = unsafe { libc::sched_setaffinity(task, mem::size_of::<Set>(), processors) };
@@ -75,6 +97,20 @@ mod tests {
     fn of(pid: u32) -> String {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn we_leave_and_may_come_back() {
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let (ours, before) = (of(std::process::id()), of(cat.id()));
+        leave_ours_to(cat.id() as i32);
+        assert_eq!(of(std::process::id()), ours);
+        let only_one = of(cat.id()).parse::<u32>().is_ok();
+        assert!(only_one, "{} after {before}", of(cat.id()));
+        may_be_everywhere(cat.id() as i32).unwrap();
+        assert!(of(cat.id()).len() >= before.len(), "{} after {before}", of(cat.id()));
+        cat.kill().unwrap();
+        cat.wait().unwrap();
     }
 
     #[test]
