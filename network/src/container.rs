@@ -9,7 +9,7 @@ mod mend;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -144,7 +144,7 @@ impl Containers {
     }
 
     /// A container that publishes this port of the node, on an address that meets this one.
-    pub(crate) fn with_port(&self, port: u16, protocol: Protocol, address: Option<Ipv4Addr>) -> Option<&str> {
+    pub(crate) fn with_port(&self, port: u16, protocol: Protocol, address: Option<IpAddr>) -> Option<&str> {
         let meets = |p: &HostPort| {
             p.published == port
                 && p.protocol == protocol

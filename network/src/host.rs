@@ -10,7 +10,8 @@ use crate::fabric::{DNS, GATEWAY};
 use crate::model::Protocol;
 use crate::netlink::diag::Listeners;
 use crate::netlink::link::{self, Conf, Link};
-use crate::netlink::{Netlink, route};
+use crate::netlink::route::Route;
+use crate::netlink::{Netlink, Request, route};
 use crate::object::Object;
 use crate::twins::{GATEWAY6, Twins};
 
@@ -162,6 +163,9 @@ pub(crate) fn wanted(
     let name = &link.name;
     let object = |(setting, value)| Object::Setting { interface, name: name.clone(), setting, value };
     wanted.extend(settings.into_iter().map(object));
+    if twins.on() {
+        wanted.push(Object::Route(Route::loopback_answers(interface)));
+    }
     Ok(wanted)
 }
 
@@ -211,21 +215,24 @@ pub fn own_ipv6_addresses() -> Result<Vec<Ipv6Addr>, Error> {
 }
 
 /// Whether this machine has an address.
-pub(crate) fn has_address(address: Ipv4Addr) -> Result<bool, Error> {
-    Ok(address.is_loopback() || route::interface_of(&mut Netlink::route()?, address.into())?.is_some())
+pub(crate) fn has_address(address: IpAddr) -> Result<bool, Error> {
+    Ok(address.is_loopback() || route::interface_of(&mut Netlink::route()?, address)?.is_some())
 }
 
 /// Takes those that we gave it away. Kernel settings stay: others may rely on them by now.
 pub(crate) fn release(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &Twins) -> Result<(), Error> {
-    let own = own(underlay, twins).into_iter();
-    netlink.run(own.map(|address| route::delete_address(LOOPBACK, address)).collect())
+    let mut requests: Vec<Request> =
+        own(underlay, twins).into_iter().map(|address| route::delete_address(LOOPBACK, address)).collect();
+    let answers = route::list_routes(netlink)?.into_iter().filter(Route::is_loopback_answer);
+    requests.extend(answers.map(|route| route.delete()));
+    netlink.run(requests)
 }
 
 /// Who listens on a port of the node: any address, or one.
 pub(crate) fn port_taken(
     port: u16,
     protocol: Protocol,
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
 ) -> Result<Option<String>, Error> {
     port_taken_of(&mut Listeners::default(), port, protocol, address)
 }
@@ -235,7 +242,7 @@ pub(crate) fn port_taken_of(
     listeners: &mut Listeners,
     port: u16,
     protocol: Protocol,
-    address: Option<Ipv4Addr>,
+    address: Option<IpAddr>,
 ) -> Result<Option<String>, Error> {
     Ok(listeners.find(port, protocol, address)?.map(describe))
 }

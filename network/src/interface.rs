@@ -73,7 +73,8 @@ impl Interface {
             via: None,
             source: source.towards(address),
         };
-        self.addresses().map(route).collect()
+        let answers = self.address6.map(|_| Route::loopback_answers(index));
+        self.addresses().map(route).chain(answers).collect()
     }
 
     /// Inside: what carries its addresses is answered by its own table.

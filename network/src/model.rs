@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -65,7 +65,7 @@ impl std::fmt::Display for Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostPort {
     /// The node's address to publish on; `None`: all of them.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// Port of the node.
     pub published: u16,
     /// Port of the container.
@@ -74,7 +74,7 @@ pub struct HostPort {
     pub protocol: Protocol,
     /// Who may use it; empty: everybody.
     #[serde(default)]
-    pub allow: Vec<Ipv4Net>,
+    pub allow: Vec<IpNet>,
 }
 
 /// A container that wants to be on the network.
@@ -202,7 +202,7 @@ pub struct Block {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishedPort {
     /// The node's address to publish on, where the node has it; `None`: all of them.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// Port of the nodes.
     pub published: u16,
     /// Port of the containers.
@@ -210,7 +210,7 @@ pub struct PublishedPort {
     /// Protocol of both.
     pub protocol: Protocol,
     /// Who may use it; empty: everybody.
-    pub allow: Vec<Ipv4Net>,
+    pub allow: Vec<IpNet>,
 }
 
 impl PublishedPort {

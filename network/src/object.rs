@@ -57,7 +57,9 @@ impl Object {
     /// Whether setting this one takes the other's place.
     pub(crate) fn replaces(&self, other: &Object) -> bool {
         match (self, other) {
-            (Object::Route(one), Object::Route(other)) => (one.table, one.to) == (other.table, other.to),
+            (Object::Route(one), Object::Route(other)) => {
+                (one.table, one.to) == (other.table, other.to) && !one.is_loopback_answer()
+            }
             _ => false,
         }
     }

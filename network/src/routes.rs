@@ -278,6 +278,9 @@ impl Routes {
         let (interface, name) = (link.index, &link.name);
         wanted.push(Object::Up { interface, name: name.clone() });
         wanted.push(Object::Address { interface, address: GATEWAY.into() });
+        if self.twins.on() {
+            wanted.push(Object::Route(Route::loopback_answers(interface)));
+        }
         let settings = [
             (Conf::Forwarding, 1),
             (Conf::SendRedirects, 0),

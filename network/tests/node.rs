@@ -253,7 +253,7 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
         allow: vec![],
     };
     let everywhere = Ipv4Addr::new(10, 98, 0, 1);
-    let a = node.local_container("a", vec![port(None, 8080), port(Some(Ipv4Addr::LOCALHOST), 8081)]);
+    let a = node.local_container("a", vec![port(None, 8080), port(Some(Ipv4Addr::LOCALHOST.into()), 8081)]);
     for to in [(everywhere, 8080), (Ipv4Addr::LOCALHOST, 8080), (Ipv4Addr::LOCALHOST, 8081)] {
         assert_eq!(node.ns.connect(to).unwrap().server, "a", "{to:?}");
     }
@@ -269,8 +269,9 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
             ports,
         })
     };
-    let gated =
-        |range: &str| vec![HostPort { allow: vec![range.parse().unwrap()], ..port(Some(everywhere), 8082) }];
+    let gated = |range: &str| {
+        vec![HostPort { allow: vec![range.parse().unwrap()], ..port(Some(everywhere.into()), 8082) }]
+    };
     attach("gated", gated("127.0.0.0/8")).unwrap();
     assert_eq!(node.ns.connect((everywhere, 8082)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let conflict = attach("b", vec![port(None, 8082)]).unwrap_err();
@@ -279,9 +280,9 @@ fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
     let _server = lab::Server::start(&Ns::open(&gated.netns), "gated", 80);
     assert_eq!(node.ns.connect((everywhere, 8082)).unwrap().server, "gated");
     node.detach("gated");
-    let foreign = attach("b", vec![port(Some(Ipv4Addr::new(10, 98, 0, 2)), 8083)]).unwrap_err();
+    let foreign = attach("b", vec![port(Some(Ipv4Addr::new(10, 98, 0, 2).into()), 8083)]).unwrap_err();
     assert!(foreign.to_string().starts_with("attach.ports.address \"10.98.0.2\""), "{foreign}");
-    let conflict = attach("b", vec![port(Some(Ipv4Addr::LOCALHOST), 8080)]).unwrap_err();
+    let conflict = attach("b", vec![port(Some(Ipv4Addr::LOCALHOST.into()), 8080)]).unwrap_err();
     assert!(matches!(&conflict, Error::PortConflict { port: 8080, holder, .. } if holder == "container a"));
     let listener = node.ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9090)).unwrap());
     let taken = attach("b", vec![port(None, 9090)]).unwrap_err();
@@ -304,7 +305,7 @@ fn ports_are_open_on_the_asked_address_and_to_the_asked_clients_alone() {
     let node = &lab.nodes[0];
     let [a, b] = [node.container(1), lab.nodes[1].container(1)];
     let port = |published, address: Option<Ipv4Addr>, allow: &[&str]| PublishedPort {
-        address,
+        address: address.map(IpAddr::from),
         allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
         ..PublishedPort::new(published, 80, Protocol::Tcp)
     };

@@ -4,11 +4,11 @@
 mod lab;
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::{CLIENT, Container, Lab, VIP, assert_even, eventually, outer6, twin, web};
-use rorqual_network::{Change, HostPort, Protocol, PublishedPort};
+use rorqual_network::{Change, Error, HostPort, Protocol, PublishedPort};
 
 /// An answer that takes longer was not given at once.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -72,8 +72,6 @@ fn containers_and_nodes_reach_services_by_ipv6_and_also_themselves() {
     }
     for node in &lab.nodes {
         assert_even(&node.ns.tally(vip(), 40), 2);
-        // A program that tries both addresses of localhost gets on to the other at once.
-        refused(&node.ns, (Ipv6Addr::LOCALHOST, 8080).into());
         for other in &lab.nodes {
             assert_even(&node.ns.tally(other.at6(8080), 40), 2);
         }
@@ -193,6 +191,84 @@ fn forged_ipv6_sources_are_dropped_at_the_veth() {
 }
 
 #[test]
+fn the_loopback_address_leads_to_published_ports_here_and_elsewhere() {
+    let lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    lab.serve(&[&a, &b]);
+    let node = &lab.nodes[0];
+    let localhost = (Ipv6Addr::LOCALHOST, 8080);
+    assert_even(&node.ns.tally(localhost, 40), 2);
+    for _ in 0..4 {
+        let mut talk = node.ns.connect(localhost).unwrap();
+        let gateway: Ipv6Addr = GATEWAY6.parse().unwrap();
+        let expected = if talk.server == a.id { gateway } else { outer6(node.underlay) };
+        assert_eq!(talk.client, expected, "{}", talk.server);
+        talk.echo_bytes(20_000).unwrap();
+    }
+    // Others may take the way back away.
+    node.ns.ip("-6 route flush table main proto 113 ::1");
+    eventually("the way back is there again", || node.ns.connect(localhost).is_ok());
+}
+
+#[test]
+fn ports_are_open_on_the_asked_ipv6_address_and_to_the_asked_clients_alone() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let [a, b] = [node.container(1), lab.nodes[1].container(1)];
+    let port = |published, address: Option<Ipv6Addr>, allow: &[&str]| PublishedPort {
+        address: address.map(IpAddr::from),
+        allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
+        ..PublishedPort::new(published, 80, Protocol::Tcp)
+    };
+    let outer = outer6(node.underlay);
+    let mut service = web(&[&a, &b]);
+    service.ports = vec![
+        port(8080, Some(Ipv6Addr::LOCALHOST), &[]),
+        port(8081, Some(outer), &[]),
+        port(8082, None, &["fd00::/8", "2001:db8::40/122"]),
+        port(8083, None, &["2001:db8::/122", "10.99.0.0/24"]),
+        port(8084, None, &["::/0"]),
+    ];
+    lab.apply_all(&Change { services: vec![service.clone()], ..Change::default() });
+    let open = |ns: &lab::Ns, to: SocketAddr| match ns.connect(to) {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+            false
+        }
+    };
+    let here = |port| SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    let reached = [
+        open(&node.ns, here(8080)),
+        open(&node.ns, (Ipv4Addr::LOCALHOST, 8080).into()),
+        open(&lab.client, node.at6(8080)),
+        open(&lab.client, node.at6(8081)),
+        open(&lab.client, node.at(8081)),
+        open(&lab.client, lab.nodes[1].at6(8081)),
+        open(&node.ns, here(8081)),
+        open(&lab.client, node.at6(8082)),
+        open(&lab.client, node.at6(8083)),
+        open(&lab.client, node.at(8083)),
+        open(&lab.nodes[1].ns, node.at6(8083)),
+        open(&lab.client, node.at6(8084)),
+        open(&lab.client, node.at(8084)),
+    ];
+    let expected = [true, false, false, true, false, false, false, true, false, true, true, true, false];
+    assert_eq!(reached, expected);
+    // A container gets to another node's port where that is published, as who it is, and to no program behind its number.
+    let program = lab::Server::start(&lab.nodes[1].ns, "program", 8081);
+    assert!(a.ns.connect(lab.nodes[1].at6(8081)).is_err());
+    let talk = b.ns.connect(node.at6(8081)).unwrap();
+    let itself: Ipv6Addr = GATEWAY6.parse().unwrap();
+    assert_eq!(talk.client, if talk.server == b.id { itself } else { twin(b.address) });
+    // A port is not in the way of another at another address.
+    drop(program);
+    service.ports.push(port(8081, Some(Ipv6Addr::LOCALHOST), &[]));
+    lab.apply_all(&Change { services: vec![service], ..Change::default() });
+    assert!(open(&node.ns, here(8081)));
+}
+
+#[test]
 fn ports_of_one_container_and_local_ones_have_ipv6() {
     let lab = Lab::new();
     let port = |published, allow: Vec<_>| HostPort {
@@ -211,6 +287,15 @@ fn ports_of_one_container_and_local_ones_have_ipv6() {
     let _outside = lab::Server::start(&lab.client, "outside", 9000);
     let talk = local.ns.connect((outer6(CLIENT), 9000)).unwrap();
     assert_eq!(talk.client, outer6(lab.nodes[0].underlay));
+    let at = |address: Ipv6Addr| HostPort { address: Some(address.into()), ..port(5002, vec![]) };
+    let refusal = lab.nodes[0].attach_local("lost", vec![at(outer6(CLIENT))]).unwrap_err().to_string();
+    assert!(refusal.starts_with("attach.ports.address \"2001:db8::64\""), "{refusal}");
+    let bound = lab.nodes[0].local_container("bound", vec![at(Ipv6Addr::LOCALHOST)]);
+    let talk = lab.nodes[0].ns.connect((Ipv6Addr::LOCALHOST, 5002)).unwrap();
+    assert_eq!((talk.server, talk.client), (bound.id.clone(), GATEWAY6.parse::<IpAddr>().unwrap()));
+    refused(&lab.client, lab.nodes[0].at6(5002));
+    let taken = lab.nodes[0].attach_local("late", vec![port(5002, vec![])]).unwrap_err();
+    assert!(matches!(&taken, Error::PortConflict { holder, .. } if holder == "container bound"), "{taken}");
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn bad_input_is_refused_with_the_reason() {
     node.load(&images::archive("busybox"));
     node.rctl(&["network", "create", "--subnet", "10.20.0.0/29", "tiny"]).ok();
     let own = format!("{}/24", node.machine().to_string().rsplit_once('.').unwrap().0.to_owned() + ".0");
-    let cases: [(&[&str], i32, &[&str]); 16] = [
+    let cases: [(&[&str], i32, &[&str]); 18] = [
         (&["network", "create", "tiny"], 1, &["tiny", "already in use"]),
         (&["network", "create", "--subnet", "10.20.0.0/16", "x"], 1, &["10.20.0.0/29 of network `tiny`"]),
         (&["network", "create", "--subnet", "10.214.9.0/24", "x"], 1, &["virtual addresses"]),
@@ -222,14 +222,24 @@ fn bad_input_is_refused_with_the_reason() {
             1,
             &["no node has the address 192.0.2.7"],
         ),
-        (&["service", "create", "--name", "s", "-p", "[::1]:80:80", images::BUSYBOX], 2, &["IPv6"]),
+        (
+            &["service", "create", "--name", "s", "-p", "[2001:db8::7]:80:80", images::BUSYBOX],
+            1,
+            &["no node has the address 2001:db8::7"],
+        ),
+        (&["service", "create", "--name", "s", "-p", "[::1:80:80", images::BUSYBOX], 2, &["in brackets"]),
+        (
+            &["service", "create", "--name", "s", "-p", "target=80,allow=fd00::1/8", images::BUSYBOX],
+            2,
+            &["host bits"],
+        ),
         (
             &["service", "create", "--name", "s", "-p", "target=80,allow=10.0.0.1/8", images::BUSYBOX],
             2,
             &["host bits"],
         ),
         (&["run", "--rm", "-p", "192.0.2.7:80:80", images::BUSYBOX], 125, &["192.0.2.7", "this node"]),
-        (&["run", "--rm", "-p", "[::1]:80:80", images::BUSYBOX], 2, &["IPv6"]),
+        (&["run", "--rm", "-p", "[2001:db8::7]:80:80", images::BUSYBOX], 125, &["2001:db8::7", "this node"]),
     ];
     for (words, code, expected) in cases {
         node.rctl(words).fails(code, expected);

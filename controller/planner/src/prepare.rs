@@ -10,7 +10,7 @@ pub mod edge;
 pub mod guest;
 pub mod network;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{Meta, PortSpec, Protocol, Service, ServiceId, ServiceMode, ServiceSpec};
@@ -61,8 +61,8 @@ pub enum Refusal {
     },
     /// A port is to be published on an address that nobody has.
     #[error(
-        "port {port}/{}: no node has the address {address}; name one that a node has, 127.0.0.1 for the nodes \
-         themselves alone, or leave it out",
+        "port {port}/{}: no node has the address {address}; name one that a node has, 127.0.0.1 or ::1 for \
+         the nodes themselves alone, or leave it out",
         protocol_name(*.protocol)
     )]
     NoAddress {
@@ -71,7 +71,7 @@ pub enum Refusal {
         /// Its transport.
         protocol: Protocol,
         /// What was asked for.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// The HTTP edge has the port on every node.
     #[error(
@@ -264,7 +264,7 @@ fn replaces_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
 }
 
 /// A port on an address that no node has said to have. What was there before may stay: addresses move.
-fn unknown_address<'a>(state: &State, service: &'a Service) -> Option<(&'a PortSpec, Ipv4Addr)> {
+fn unknown_address<'a>(state: &State, service: &'a Service) -> Option<(&'a PortSpec, IpAddr)> {
     let before = state.service(&service.id).map(|old| old.spec.ports.as_slice()).unwrap_or_default();
     let bound = service.spec.ports.iter().filter_map(|port| Some((port, port.address?)));
     let mut foreign = bound.filter(|(_, address)| {

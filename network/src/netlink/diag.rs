@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
@@ -19,8 +19,8 @@ const TCP_LISTEN: u32 = 10;
 #[derive(Debug, Clone, Copy)]
 struct Listener {
     port: u16,
-    /// `None`: on all addresses.
-    address: Option<Ipv4Addr>,
+    /// `None`: on all addresses. Of IPv6 alone is no more said than of both.
+    address: Option<IpAddr>,
     inode: u32,
 }
 
@@ -37,7 +37,7 @@ impl Listeners {
         &mut self,
         port: u16,
         protocol: Protocol,
-        address: Option<Ipv4Addr>,
+        address: Option<IpAddr>,
     ) -> Result<Option<u32>, Error> {
         let all = match self.by_protocol.entry(protocol) {
             Entry::Occupied(known) => known.into_mut(),
@@ -45,7 +45,7 @@ impl Listeners {
         };
         let meets = |l: &&Listener| {
             l.port == port
-                && l.address != Some(crate::DNS)
+                && l.address != Some(crate::DNS.into())
                 && (l.address.is_none() || address.is_none() || l.address == address)
         };
         Ok(all.iter().find(meets).map(|l| l.inode))
@@ -77,10 +77,20 @@ fn list(protocol: Protocol) -> Result<Vec<Listener>, Error> {
             let Some(port) = answer.payload.get(4..6).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
                 continue;
             };
-            let bound = answer.payload.get(8..12).and_then(super::ipv4).filter(|a| !a.is_unspecified());
-            let address = if family == nix::libc::AF_INET { bound } else { None };
+            let address = address(family, &answer.payload);
             listeners.push(Listener { port, address, inode: u32_at(&answer.payload, 68).unwrap_or(0) });
         }
     }
     Ok(listeners)
+}
+
+/// The address that a socket is bound to, where that is one. An IPv4 one may be bound as IPv6.
+fn address(family: i32, message: &[u8]) -> Option<IpAddr> {
+    let address = if family == nix::libc::AF_INET {
+        super::ipv4(message.get(8..12)?)?.into()
+    } else {
+        let octets: [u8; 16] = message.get(8..24)?.try_into().ok()?;
+        IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
+    };
+    (!address.is_unspecified()).then_some(address)
 }

@@ -67,10 +67,12 @@ pub(crate) enum Expression {
     LoadProtocol,
     /// The packet's address family.
     LoadFamily,
-    /// The packet's IPv4 source.
-    LoadSource,
+    /// The packet's source.
+    LoadSource {
+        v6: bool,
+    },
     /// What the register has of these bits.
-    Mask([u8; 4]),
+    Mask(Vec<u8>),
     /// The rule goes on if the register holds this.
     Equals(Vec<u8>),
     /// The next of 0, 1, … below a bound.
@@ -192,7 +194,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -229,7 +231,7 @@ impl Expression {
     fn name(&self) -> &'static str {
         match self {
             Expression::LoadProtocol | Expression::LoadFamily => "meta",
-            Expression::LoadSource | Expression::LoadSourceApart { .. } => "payload",
+            Expression::LoadSource { .. } | Expression::LoadSourceApart { .. } => "payload",
             Expression::Hash { .. } => "hash",
             Expression::Mask(_) => "bitwise",
             Expression::Equals(_) => "cmp",
@@ -263,12 +265,10 @@ impl Expression {
         match self {
             Expression::LoadProtocol => number(number(r, 2, L4PROTO), 1, FIRST),
             Expression::LoadFamily => number(number(r, 2, NFPROTO), 1, FIRST),
-            Expression::LoadSource => {
-                number(number(number(number(r, 1, FIRST), 2, NETWORK_HEADER), 3, SOURCE_AT), 4, 4)
-            }
-            Expression::LoadSourceApart { v6 } => {
+            Expression::LoadSource { v6 } | Expression::LoadSourceApart { v6 } => {
+                let register = if matches!(self, Expression::LoadSource { .. }) { FIRST } else { SECOND };
                 let (at, bytes) = if *v6 { (SOURCE6_AT, 16) } else { (SOURCE_AT, 4) };
-                number(number(number(number(r, 1, SECOND), 2, NETWORK_HEADER), 3, at), 4, bytes)
+                number(number(number(number(r, 1, register), 2, NETWORK_HEADER), 3, at), 4, bytes)
             }
             Expression::Hash { bound, seed, v6 } => {
                 let bound = u32::try_from(*bound).unwrap_or(u32::MAX);
@@ -277,7 +277,9 @@ impl Expression {
                 number(number(r, 5, *seed), 7, JENKINS)
             }
             Expression::Mask(bits) => {
-                value(value(number(number(number(r, 1, FIRST), 2, FIRST), 3, 4), 4, bits), 5, &[0; 4])
+                let length = u32::try_from(bits.len()).unwrap_or(u32::MAX);
+                let r = number(number(number(r, 1, FIRST), 2, FIRST), 3, length);
+                value(value(r, 4, bits), 5, &vec![0; bits.len()])
             }
             Expression::Goto(chain) => verdict(number(r, 1, VERDICT_REGISTER), chain),
             Expression::Equals(bytes) => value(number(number(r, 1, FIRST), 2, 0), 3, bytes),

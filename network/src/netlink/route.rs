@@ -113,13 +113,26 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// Answers to what [::1] of this node has sent may come in by this interface. The kernel knows `::1` on the loopback
+    /// interface alone, and otherwise drops them once their address is translated back; what comes from outside to `::1`
+    /// it drops before it looks for a route.
+    pub(crate) fn loopback_answers(interface: u32) -> Route {
+        let to = IpAddr::from(Ipv6Addr::LOCALHOST).into();
+        Route { to, table: MAIN_TABLE, interface, via: None, source: None }
+    }
+
+    /// Whether it is one of those: there is one for each interface.
+    pub(crate) fn is_loopback_answer(&self) -> bool {
+        self.to.addr() == Ipv6Addr::LOCALHOST && self.interface != LOOPBACK
+    }
+
     /// `struct rtmsg`
     fn header(&self) -> [u8; 12] {
         const UNICAST: u8 = 1;
         const LOCAL: u8 = 2;
         const ONLINK: u32 = 4;
         // IPv6 has no other routes to the loopback interface: unicast ones become refusals, also for the node itself.
-        let to_self = !self.to.addr().is_ipv4() && self.interface == LOOPBACK;
+        let to_self = !self.to.addr().is_ipv4() && (self.interface == LOOPBACK || self.is_loopback_answer());
         let kind = if to_self { LOCAL } else { UNICAST };
         let family = family(self.to.addr());
         let scope = if self.via.is_some() { SCOPE_UNIVERSE } else { SCOPE_LINK };
@@ -139,7 +152,8 @@ impl Route {
         if let Some(source) = self.source {
             request = request.attr(7, &octets(source));
         }
-        request
+        // Of the same metric they would take each other's place.
+        if self.is_loopback_answer() { request.attr_u32(6, self.interface) } else { request }
     }
 
     /// Sets the route, in one step where there is another to the same destination.

@@ -99,10 +99,12 @@ impl Fixed {
   map published {{ type inet_proto . inet_service : verdict; }}
   # the same, on one address of the nodes
   map published_at {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+  map published_at6 {{ type ipv6_addr . inet_proto . inet_service : verdict; }}
   # published port of one container of this node, on all addresses or on one
   map hostports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map hostports6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
   map hostports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map hostports_at6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
   # Ethernet address of a peer → its mark
   map peers {{ type ether_addr : mark; }}
   set peer_addresses {{ type ipv4_addr; }}
@@ -113,6 +115,7 @@ impl Fixed {
   # published ports of services, as a set
   set open_ports {{ type inet_proto . inet_service; }}
   set open_at {{ type ipv4_addr . inet_proto . inet_service; }}
+  set open_at6 {{ type ipv6_addr . inet_proto . inet_service; }}
   # what published ports of services lead to on this node
   set targets {{ type ipv4_addr . inet_proto . inet_service; }}
   set targets6 {{ type ipv6_addr . inet_proto . inet_service; }}
@@ -178,6 +181,7 @@ impl Fixed {
     iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
     iifname "{veth_prefix}*" ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
     iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6
+    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 ip6 daddr . meta l4proto . th dport @open_at6 meta mark set ip6 daddr map @peer_marks6
     # a packet of this node itself to an address that nobody has
     iifname "lo" ip daddr @pools meta l4proto tcp reject with tcp reset
     iifname "lo" ip daddr @pools reject
@@ -197,13 +201,14 @@ impl Fixed {
 
   chain ports {{
     ip daddr {DNS} return
-    # from ::1 the kernel lets nothing leave: who called it tries 127.0.0.1 next
-    ip6 daddr {{ ::1, fe80::/10, {GATEWAY6} }} return
+    ip6 daddr {{ fe80::/10, {GATEWAY6} }} return
     # what leads nowhere in IPv6 is the node's to refuse (chain protect)
     ip6 daddr @pools6 return
     ip daddr . meta l4proto . th dport vmap @published_at
+    ip6 daddr . meta l4proto . th dport vmap @published_at6
     meta l4proto . th dport vmap @published
     meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @hostports_at
+    meta l4proto {{ tcp, udp, sctp }} dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports_at6
     meta nfproto ipv6 meta l4proto {{ tcp, udp, sctp }} dnat ip6 to meta l4proto . th dport map @hostports6
     meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @hostports
   }}
@@ -238,7 +243,7 @@ impl Fixed {
     iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata goto barred
     iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports ip daddr . meta l4proto . th dport != @open_at goto barred
     iifname "{veth_prefix}*" ip6 daddr {{ fd00:ec2::/32, fd20:ce::/32 }} ip6 saddr != @metadata6 goto barred
-    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport != @open_ports goto barred
+    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport != @open_ports ip6 daddr . meta l4proto . th dport != @open_at6 goto barred
     ct status dnat ct original ip daddr != {vip_pool} accept
     ct status dnat ct original ip6 daddr != {vip_pool6} accept
     # a container of another node that called a published port there or at a third node: the network does not matter
@@ -287,8 +292,10 @@ impl Fixed {
     ip saddr . ip daddr @own_blocks masquerade
     ip6 saddr . ip6 daddr @own_blocks6 masquerade
     oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
+    oifname "{veth_prefix}*" ip6 saddr ::1 snat ip6 to {GATEWAY6}
     oifname "{veth_prefix}*" accept
     oifname != "lo" ip saddr 127.0.0.0/8 masquerade
+    oifname != "lo" ip6 saddr ::1 masquerade
     ip saddr {local_pool} masquerade
     ip6 saddr {local_pool6} masquerade
     # at a peer's published ports a container is who it is: that peer knows the way back to it
@@ -296,6 +303,7 @@ impl Fixed {
     ip saddr @pools ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at accept
     ip saddr @pools ip daddr != @pools masquerade
     ip6 saddr @pools6 ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports accept
+    ip6 saddr @pools6 ip6 daddr @peer_addresses6 ip6 daddr . meta l4proto . th dport @open_at6 accept
     ip6 saddr @pools6 ip6 daddr != @pools6 masquerade
   }}
 }}

@@ -10,7 +10,7 @@ use super::rule::{Field, Fields, Rule, SEED, Turn, Value, is_v6};
 use super::script::Step;
 use crate::model::Protocol;
 use crate::netlink::Request;
-use crate::netlink::nftables::{Batch, Data, Expression};
+use crate::netlink::nftables::{Batch, Data, Expression, octets};
 
 /// The messages; none where a step has no such form.
 pub(crate) fn requests(table: &str, steps: &[Step]) -> Option<Vec<Request>> {
@@ -119,12 +119,14 @@ fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
             Some(all)
         }
         Rule::Admit { from, chain } => {
+            let v6 = from.addr().is_ipv6();
+            let family = if v6 { IPV6 } else { IPV4 };
             let mut all =
-                vec![Expression::LoadFamily, Expression::Equals(vec![IPV4]), Expression::LoadSource];
-            if from.prefix_len() < 32 {
-                all.push(Expression::Mask(from.netmask().octets()));
+                vec![Expression::LoadFamily, Expression::Equals(vec![family]), Expression::LoadSource { v6 }];
+            if from.prefix_len() < from.max_prefix_len() {
+                all.push(Expression::Mask(octets(from.netmask())));
             }
-            all.push(Expression::Equals(from.network().octets().to_vec()));
+            all.push(Expression::Equals(octets(from.network())));
             all.push(Expression::Goto(chain.clone()));
             Some(all)
         }

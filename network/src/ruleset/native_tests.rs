@@ -78,7 +78,7 @@ fn gone(item: Item) -> (Item, Option<Parts>) {
 fn story() -> Vec<Changes> {
     let web = [published(8080, 80, Protocol::Tcp), published(8080, 81, Protocol::Udp)];
     let bound = [PublishedPort {
-        address: Some(Ipv4Addr::new(10, 99, 0, 1)),
+        address: Some(Ipv4Addr::new(10, 99, 0, 1).into()),
         allow: ["10.0.0.0/8", "10.32.0.0/11", "10.99.0.128/25", "192.0.2.7/32"]
             .map(|r| r.parse().unwrap())
             .to_vec(),
@@ -89,7 +89,7 @@ fn story() -> Vec<Changes> {
         |address| HostPort { address, published: 5000, target: 50, protocol: Protocol::Udp, allow: vec![] };
     let ports = parts::host_ports(
         &twins().both(Ipv4Addr::new(10, 215, 0, 7)).collect::<Vec<_>>(),
-        &[host_port(None), host_port(Some(Ipv4Addr::new(10, 99, 0, 1)))],
+        &[host_port(None), host_port(Some(Ipv4Addr::new(10, 99, 0, 1).into()))],
     );
     let peer = |mac| parts::peer(Ipv4Addr::new(10, 99, 0, 2), &["2001:db8::2".parse().unwrap()], mac, 3);
     let item = || Item::Ports("c1".into());

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::base::MARK_SHIFT;
 use super::rule::{Field, Fields, Rule, Turn, Value};
@@ -23,14 +23,15 @@ impl Parts {
 
     /// A port of the node that leads to what the rules say, for those who may use it. Who that is stands in a chain of
     /// its own: endpoints come and go without it.
-    fn publish(&mut self, port: Published, rules: Vec<Rule>, allow: &[Ipv4Net]) {
+    fn publish(&mut self, port: Published, rules: Vec<Rule>, allow: &[IpNet]) {
         let (protocol, number, address) = port;
         let mut chain = format!("port_{protocol}_{number}");
         if let Some(address) = address {
-            chain.push_str(&format!("_at_{}", address.to_string().replace('.', "_")));
+            chain.push_str(&format!("_at_{}", address.to_string().replace(['.', ':'], "_")));
         }
         self.chain(&chain, rules);
-        let everybody = allow.is_empty() || allow.iter().any(|range| range.prefix_len() == 0);
+        let all_of = |v4| allow.iter().any(|range| range.prefix_len() == 0 && range.addr().is_ipv4() == v4);
+        let everybody = allow.is_empty() || (all_of(true) && all_of(false));
         if !everybody {
             let gate = format!("{chain}_gate");
             let admit = allow.iter().map(|from| Rule::Admit { from: from.trunc(), chain: chain.clone() });
@@ -45,7 +46,7 @@ impl Parts {
 pub(crate) const PUBLISHED: &str = "published";
 
 /// Protocol and number of a port of the node, and the address that it is published on.
-pub(crate) type Published = (Protocol, u16, Option<Ipv4Addr>);
+pub(crate) type Published = (Protocol, u16, Option<IpAddr>);
 
 impl<T: Into<IpAddr>> From<T> for Field {
     fn from(address: T) -> Field {
@@ -63,6 +64,9 @@ fn of_family(set: &'static str, address: impl Into<IpAddr>) -> &'static str {
         "targets" => "targets6",
         "hairpin" => "hairpin6",
         "hostports" => "hostports6",
+        "hostports_at" => "hostports_at6",
+        "published_at" => "published_at6",
+        "open_at" => "open_at6",
         "peer_addresses" => "peer_addresses6",
         "peer_marks" => "peer_marks6",
         "pools" => "pools6",
@@ -159,7 +163,7 @@ pub(crate) fn service(
             }
             Some(address) => {
                 let key = [address.into(), Field::Protocol(protocol), Field::Port(published)];
-                parts.element("open_at", &key, None);
+                parts.element(of_family("open_at", address), &key, None);
             }
         }
     }
@@ -178,7 +182,7 @@ fn published_at((protocol, port, address): Published) -> Element {
     let [protocol, port] = [Field::Protocol(protocol), Field::Port(port)];
     match address {
         None => element("published", &[protocol, port]),
-        Some(address) => element("published_at", &[address.into(), protocol, port]),
+        Some(address) => element(of_family("published_at", address), &[address.into(), protocol, port]),
     }
 }
 
@@ -186,9 +190,8 @@ fn published_at((protocol, port, address): Published) -> Element {
 pub(crate) fn meets(element: &Element, (protocol, port, address): Published) -> bool {
     match (element.set.as_str(), element.key.0.as_slice()) {
         ("published", key) => *key == [Field::Protocol(protocol), Field::Port(port)],
-        ("published_at", [Field::Address(at), key @ ..]) => {
-            *key == [Field::Protocol(protocol), Field::Port(port)]
-                && address.is_none_or(|own| IpAddr::V4(own) == *at)
+        ("published_at" | "published_at6", [Field::Address(at), key @ ..]) => {
+            *key == [Field::Protocol(protocol), Field::Port(port)] && address.is_none_or(|own| own == *at)
         }
         _ => false,
     }
@@ -218,8 +221,8 @@ pub(crate) fn host_ports(addresses: &[IpAddr], ports: &[HostPort]) -> Parts {
             let key = [Field::Protocol(protocol), Field::Port(published)];
             match at {
                 None => parts.element(of_family("hostports", *address), &key, target),
-                Some(at) if address.is_ipv4() => {
-                    parts.element("hostports_at", &[at.into(), key[0], key[1]], target);
+                Some(at) if address.is_ipv4() == at.is_ipv4() => {
+                    parts.element(of_family("hostports_at", at), &[at.into(), key[0], key[1]], target);
                 }
                 Some(_) => {}
             }

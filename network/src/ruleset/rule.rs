@@ -6,7 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::model::Protocol;
 use crate::netlink::link::Mac;
@@ -93,7 +93,7 @@ pub(crate) enum Rule {
     /// a protocol and a port only that protocol's, and to that port.
     Balance { addresses: Vec<IpAddr>, by: Turn, port: Option<(Protocol, u16)> },
     /// A connection from the range goes on in the chain.
-    Admit { from: Ipv4Net, chain: String },
+    Admit { from: IpNet, chain: String },
     /// TCP is refused.
     Reset,
     /// Everything is refused.
@@ -132,7 +132,10 @@ impl fmt::Display for Rule {
                 write!(f, "dnat {family} to {}", choice(addresses, *by, family))?;
                 port.map_or(Ok(()), |(_, port)| write!(f, " : {port}"))
             }
-            Rule::Admit { from, chain } => write!(f, "ip saddr {from} goto {chain}"),
+            Rule::Admit { from, chain } => {
+                let family = if from.addr().is_ipv4() { "ip" } else { "ip6" };
+                write!(f, "{family} saddr {from} goto {chain}")
+            }
             Rule::Reset => f.write_str("meta l4proto tcp reject with tcp reset"),
             Rule::Refuse => f.write_str("reject"),
             Rule::Reach { set } => write!(f, "ip daddr @{set} accept"),

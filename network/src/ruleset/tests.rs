@@ -90,7 +90,7 @@ fn who_may_use_a_port_stays_as_it_is_when_endpoints_change() {
     let view = |endpoints| {
         let (item, _) = service("a", endpoints, &[]);
         let port = PublishedPort {
-            allow: (0..50).map(|i| Ipv4Net::new(Ipv4Addr::new(10, i, 0, 0), 16).unwrap()).collect(),
+            allow: (0..50).map(|i| Ipv4Net::new(Ipv4Addr::new(10, i, 0, 0), 16).unwrap().into()).collect(),
             ..PublishedPort::new(80, 80, Protocol::Tcp)
         };
         (item, Some(parts::service(&view_of("a", endpoints, &[]), &[port], "n1", &twins(), |_| None)))

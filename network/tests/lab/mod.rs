@@ -224,6 +224,16 @@ pub struct Node {
     state: tempfile::TempDir,
 }
 
+fn local(name: &str, ports: Vec<HostPort>) -> Attach {
+    Attach {
+        resolvers: vec![],
+        id: name.into(),
+        name: name.into(),
+        networks: vec![Join::new("local", None)],
+        ports,
+    }
+}
+
 impl Node {
     pub fn new(number: u32, ns: Ns, underlay: Ipv4Addr) -> Node {
         let state =
@@ -309,14 +319,12 @@ impl Node {
 
     /// A container that only this node knows.
     pub fn local_container(&self, name: &str, ports: Vec<HostPort>) -> Container {
-        let attach = Attach {
-            resolvers: vec![],
-            id: name.into(),
-            name: name.into(),
-            networks: vec![Join::new("local", None)],
-            ports,
-        };
-        Container::new(self, name.to_owned(), attach)
+        Container::new(self, name.to_owned(), local(name, ports))
+    }
+
+    /// The same without a server, where it may be refused.
+    pub fn attach_local(&self, name: &str, ports: Vec<HostPort>) -> Result<Attachment, Error> {
+        self.attach(local(name, ports))
     }
 
     pub fn apply(&self, change: Change) -> Result<(), Error> {

@@ -1,10 +1,10 @@
 //! [`model::Service`], its spec, ports and policies.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use super::{InvalidField, address, id, ipv4_net, list, optional, or_absent, or_default, required};
+use super::{InvalidField, address, id, list, optional, or_absent, or_default, required};
 use crate::{model, wire};
 
 impl From<&model::ServiceSpec> for wire::ServiceSpec {
@@ -100,31 +100,30 @@ impl TryFrom<wire::PortSpec> for model::PortSpec {
     }
 }
 
-/// An address of a node. That of all of them, `0.0.0.0`, is none.
-fn bind_address(text: &str) -> Result<Option<Ipv4Addr>, InvalidField> {
+/// An address of a node. Those of all of them, `0.0.0.0` and `::`, are none.
+fn bind_address(text: &str) -> Result<Option<IpAddr>, InvalidField> {
     if text.is_empty() {
         return Ok(None);
     }
-    no_ipv6(text, "address")?;
-    let given = address(text, "address")?;
+    let given: IpAddr =
+        text.parse().map_err(|_| InvalidField::new("address", format!("`{text}` is not an IP address")))?;
     Ok((!given.is_unspecified()).then_some(given))
 }
 
 /// A range of clients; an address alone is a range of one.
-fn clients(text: &str, path: &str) -> Result<Ipv4Net, InvalidField> {
-    no_ipv6(text, path)?;
-    match text.parse::<Ipv4Addr>() {
-        Ok(one) => Ok(one.into()),
-        Err(_) => ipv4_net(text, path),
+fn clients(text: &str, path: &str) -> Result<IpNet, InvalidField> {
+    if let Ok(one) = text.parse::<IpAddr>() {
+        return Ok(one.into());
     }
-}
-
-fn no_ipv6(text: &str, path: &str) -> Result<(), InvalidField> {
-    if !text.contains(':') {
-        return Ok(());
+    let range = text.parse::<IpNet>().map_err(|_| {
+        InvalidField::new(path, format!("`{text}` is not an IP network"))
+            .remedy("write it as address/length, as 10.0.0.0/8 or fd00::/8")
+    })?;
+    if range.addr() == range.network() {
+        return Ok(range);
     }
-    Err(InvalidField::new(path, format!("`{text}` is IPv6, over which no port is published"))
-        .remedy("give an IPv4 address, or leave it out"))
+    Err(InvalidField::new(path, format!("`{text}` has host bits set (its network is {})", range.trunc()))
+        .remedy("write it as address/length, as 10.0.0.0/8 or fd00::/8"))
 }
 
 impl From<&model::RestartPolicy> for wire::RestartPolicy {

@@ -102,7 +102,11 @@ fn ports() -> Vec<PortSpec> {
             target: 80,
             protocol: Protocol::Tcp,
             address: Some([10, 0, 0, 5].into()),
-            allow: vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.7/32".parse().unwrap()],
+            allow: vec![
+                "10.0.0.0/8".parse().unwrap(),
+                "192.0.2.7/32".parse().unwrap(),
+                "fd00::/8".parse().unwrap(),
+            ],
         },
         PortSpec { published: 0, target: 53, protocol: Protocol::Udp, address: None, allow: vec![] },
     ]

@@ -1,7 +1,7 @@
 //! A node: a machine of the cluster, as asked for and as seen.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{ClusterId, Meta, NodeId, Protocol};
 
@@ -150,7 +150,12 @@ impl Node {
     }
 
     /// Whether it has said to have an address.
-    pub fn has_address(&self, address: Ipv4Addr) -> bool {
-        self.underlay() == Some(address) || self.description.addresses.contains(&address)
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => {
+                self.underlay() == Some(address) || self.description.addresses.contains(&address)
+            }
+            IpAddr::V6(address) => self.description.ipv6_addresses.contains(&address),
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! A service: what the user wants to run, how often, and how it is reached.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{ContainerSpec, Meta, NetworkId, NetworkJoin, Placement, RouteSpec, ServiceId, UpdateOrder};
 
@@ -85,9 +85,9 @@ pub struct PortSpec {
     /// TCP or UDP.
     pub protocol: Protocol,
     /// The one address of the nodes on which it is published; a node that has not got it does not publish the port.
-    pub address: Option<Ipv4Addr>,
-    /// Clients that may use it; empty: all.
-    pub allow: Vec<Ipv4Net>,
+    pub address: Option<IpAddr>,
+    /// Clients that may use it; empty: all. Of the family that none is of, nobody may.
+    pub allow: Vec<IpNet>,
 }
 
 impl PortSpec {

@@ -9,7 +9,7 @@ mod health;
 mod network;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 
@@ -131,15 +131,21 @@ pub fn port_specs(ports: &[PortSpec], path: &str) -> Result<(), InvalidField> {
 
 /// An address that a node can have, and ranges of clients that mean something.
 fn bound_and_allowed(port: &PortSpec) -> Result<(), InvalidField> {
-    let never = |address: &Ipv4Addr| {
-        address.is_multicast()
-            || address.is_broadcast()
-            || address.octets()[0] == 0
-            || address.is_link_local()
+    let never = |address: &IpAddr| match address {
+        IpAddr::V4(address) => {
+            address.is_multicast()
+                || address.is_broadcast()
+                || address.octets()[0] == 0
+                || address.is_link_local()
+        }
+        IpAddr::V6(address) => {
+            address.is_multicast() || address.is_unicast_link_local() || address.to_ipv4_mapped().is_some()
+        }
     };
     if let Some(address) = port.address.filter(never) {
-        return Err(InvalidField::new("address", format!("no port is published on {address}"))
-            .remedy("give an address of a node, 127.0.0.1 for the nodes themselves alone, or leave it out"));
+        return Err(InvalidField::new("address", format!("no port is published on {address}")).remedy(
+            "give an address of a node, 127.0.0.1 or ::1 for the nodes themselves alone, or leave it out",
+        ));
     }
     if port.allow.len() > MAX_ALLOWED {
         let problem = format!("{} ranges are too many: at most {MAX_ALLOWED}", port.allow.len());

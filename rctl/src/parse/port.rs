@@ -1,4 +1,4 @@
-//! Published ports: `8080:80`, `127.0.0.1:8080:80`, `53:53/udp`, `8000-8010:80-90`,
+//! Published ports: `8080:80`, `127.0.0.1:8080:80`, `[::1]:8080:80`, `53:53/udp`, `8000-8010:80-90`,
 //! `published=8080,target=80,protocol=tcp,address=10.0.0.5,allow=10.0.0.0/8`.
 
 use rorqual_proto::wire::{PortSpec, Protocol};
@@ -20,8 +20,8 @@ fn short_form(text: &str) -> Result<Vec<PortSpec>, String> {
     let (bound, published) = match ports {
         None => (String::new(), None),
         Some(ports) => match ports.rsplit_once(':') {
-            Some((bound, "")) => (address(bound), None),
-            Some((bound, published)) => (address(bound), Some(range(published, 0)?)),
+            Some((bound, "")) => (bracketed(bound)?, None),
+            Some((bound, published)) => (bracketed(bound)?, Some(range(published, 0)?)),
             None => (String::new(), Some(range(ports, 0)?)),
         },
     };
@@ -70,6 +70,15 @@ fn long_form(text: &str) -> Result<Vec<PortSpec>, String> {
         return Err("target, the port inside the container, is missing".to_owned());
     }
     Ok(vec![port])
+}
+
+/// An IPv6 address has colons of its own.
+fn bracketed(text: &str) -> Result<String, String> {
+    let inner = address(text);
+    if inner.contains(':') && text != format!("[{inner}]") {
+        return Err(format!("an IPv6 address stands in brackets, as [{inner}]"));
+    }
+    Ok(inner)
 }
 
 /// As the model takes it, which says what is wrong with it.
@@ -126,6 +135,8 @@ mod tests {
         assert_eq!(ports("127.0.0.1:8080:80"), Ok(vec![at("127.0.0.1", tcp(8080, 80))]));
         assert_eq!(ports("10.0.0.5::53/udp"), Ok(vec![at("10.0.0.5", udp(0, 53))]));
         assert_eq!(ports("[::1]:8080:80"), Ok(vec![at("::1", tcp(8080, 80))]));
+        assert_eq!(ports("[fd00::7]::53/udp"), Ok(vec![at("fd00::7", udp(0, 53))]));
+        assert_eq!(ports("published=1,target=2,address=fd00::7"), Ok(vec![at("fd00::7", tcp(1, 2))]));
         let allow = vec!["10.0.0.0/8".to_owned(), "192.0.2.7".to_owned()];
         let port = PortSpec { allow, ..at("10.0.0.5", tcp(1, 2)) };
         let text = "published=1,target=2,address=10.0.0.5,allow=10.0.0.0/8,allow=192.0.2.7";
@@ -148,6 +159,7 @@ mod tests {
             ("70000:80", "70000"),
             ("80/sctp", "expected tcp or udp"),
             ("90-80:1-11", "ends before"),
+            ("fd00::7:8080:80", "in brackets, as [fd00::7]"),
             ("80-90:80", "same length"),
             ("published=8080", "target"),
             ("target=80,mode=host", "only ingress"),

@@ -9,7 +9,11 @@ use crate::human;
 pub(crate) fn cell(ports: &[PortSpec], all: &str) -> String {
     let one = |port: &PortSpec| {
         let protocol = protocol(port);
-        let address = if port.address.is_empty() { all } else { &port.address };
+        let address = match port.address.as_str() {
+            "" => all.to_owned(),
+            v6 if v6.contains(':') => format!("[{v6}]"),
+            v4 => v4.to_owned(),
+        };
         let from = match port.allow.as_slice() {
             [] => String::new(),
             ranges => format!(" (from {})", ranges.join(" ")),
@@ -62,6 +66,10 @@ mod tests {
             allow: vec!["127.0.0.0/8".into(), "10.0.0.0/8".into()],
             ..port(8080, 80, Protocol::Tcp)
         };
-        assert_eq!(cell(&[bound], "*"), "127.0.0.1:8080->80/tcp (from 127.0.0.0/8 10.0.0.0/8)");
+        let bound6 = PortSpec { address: "::1".into(), ..port(8080, 80, Protocol::Tcp) };
+        assert_eq!(
+            cell(&[bound, bound6], "*"),
+            "127.0.0.1:8080->80/tcp (from 127.0.0.0/8 10.0.0.0/8), [::1]:8080->80/tcp"
+        );
     }
 }

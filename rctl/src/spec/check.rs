@@ -152,12 +152,13 @@ mod tests {
         });
         assert!(text.starts_with("--publish: port 80 is published twice"), "{text}");
         for (line, why) in [
-            ("[::1]:80:80", "`::1` is IPv6"),
-            ("here:80:80", "not an IPv4 address"),
+            ("here:80:80", "not an IP address"),
+            ("[fe80::1]:80:80", "no port is published on"),
+            ("[::ffff:10.0.0.1]:80:80", "no port is published on"),
             ("224.0.0.1:80:80", "no port is published on"),
             ("target=80,allow=10.0.0.1/8", "its network is 10.0.0.0/8"),
-            ("target=80,allow=10.0.0.0/33", "not an IPv4 network"),
-            ("target=80,allow=fd00::/8", "is IPv6"),
+            ("target=80,allow=10.0.0.0/33", "not an IP network"),
+            ("target=80,allow=fd00::1/8", "its network is fd00::/8"),
         ] {
             let text = message(|spec| spec.ports = crate::parse::ports(line).unwrap());
             assert!(text.starts_with("--publish: ") && text.contains(why), "{line}: {text}");

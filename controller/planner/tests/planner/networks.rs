@@ -266,7 +266,15 @@ fn a_port_is_bound_to_an_address_that_a_node_has() {
     let refusal = make(&world, bound([192, 0, 2, 7])).unwrap_err().to_string();
     assert!(refusal.starts_with("port 8080/tcp: no node has the address 192.0.2.7"), "{refusal}");
     make(&world, bound([127, 0, 0, 1])).unwrap();
+    let bound6 = |address: &str| {
+        let port = PortSpec { address: Some(address.parse().unwrap()), ..port(8080, 80) };
+        ServiceSpec { ports: vec![port], ..spec("web", 1) }
+    };
+    make(&world, bound6("::1")).unwrap();
+    let refusal = make(&world, bound6("fd00::7")).unwrap_err().to_string();
+    assert!(refusal.starts_with("port 8080/tcp: no node has the address fd00::7"), "{refusal}");
     described.addresses = vec![[192, 0, 2, 7].into()];
+    described.ipv6_addresses = vec!["fd00::7".parse().unwrap()];
     let told = |description| ActionKind::NodeStatus {
         node_id: node.clone(),
         status: None,
@@ -274,6 +282,7 @@ fn a_port_is_bound_to_an_address_that_a_node_has() {
         address: None,
     };
     world.write(vec![Action::new(told(described.clone()))]);
+    make(&world, bound6("fd00::7")).unwrap();
     let made = make(&world, bound([192, 0, 2, 7])).unwrap();
     world.write(vec![made]);
     // The address moves away: what was there before may stay.
