@@ -1,6 +1,6 @@
 //! A peer that blobs come from: whole, in parts, or as far as it has them itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rorqual_image::{BlobWriter, Digest, SourceError};
 use rorqual_proto::wire;
@@ -9,6 +9,10 @@ use tonic::transport::Channel;
 
 /// A peer that lets hear nothing for so long is given up; the next one is asked.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// One that says no more than that it still waits itself is given up after so long. A registry that is slower than that
+/// has been given up by the node that asks it.
+const NO_NEWS: Duration = Duration::from_secs(60);
 
 /// One node that has a blob, or is getting it.
 #[derive(Clone)]
@@ -32,9 +36,15 @@ impl PeerSource {
         let mut client = PeerClient::new(self.channel.clone());
         let answer = tokio::time::timeout(SILENCE, client.get_blob(request)).await;
         let mut pieces = answer.map_err(|_| "it did not answer")??.into_inner();
+        let mut news = Instant::now();
         loop {
             let piece = tokio::time::timeout(SILENCE, pieces.message()).await;
             let Some(piece) = piece.map_err(|_| "it stopped sending")?? else { return Ok(()) };
+            if !piece.data.is_empty() {
+                news = Instant::now();
+            } else if news.elapsed() > NO_NEWS {
+                return Err("nothing came to it".into());
+            }
             if let Some(expected) = size.filter(|size| piece.size_bytes > 0 && piece.size_bytes != *size) {
                 return Err(format!("it has {} bytes, not {expected}", piece.size_bytes).into());
             }

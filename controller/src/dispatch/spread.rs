@@ -5,10 +5,10 @@
 //!                        └────► third
 //! ```
 //!
-//! Nobody is asked by more than [`CHILDREN`] at a time while there is a choice, and nobody asks a node that came
-//! after it, so that no two wait for each other. Who has been named and did not deliver is forgotten for this
-//! blob; a node whose session ends is forgotten altogether. A new leader begins with nothing: at worst a blob is
-//! fetched from outside once more.
+//! Nobody is asked by more than [`CHILDREN`] at a time while there is a choice, and nobody asks a node that waits for
+//! it, directly or through others. Who has been named and did not deliver is forgotten for this blob; a node whose
+//! session ends is forgotten altogether. A new leader begins with nothing: at worst a blob is fetched from outside
+//! once more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -123,12 +123,14 @@ impl Board {
 fn advise(claims: &Claims, place: usize, failed: &[NodeId], holders: &[NodeId]) -> Advice {
     let own = &claims[place].node;
     let load = |node: &NodeId| claims.iter().filter(|claim| claim.asks.contains(node)).count();
+    // Whoever wants it has it no more, whatever it reported before.
+    let wants = |node: &NodeId| claims.iter().any(|claim| claim.node == *node && claim.has_it.is_none());
     let whole: BTreeSet<&NodeId> = holders
         .iter()
         .chain(claims.iter().filter(|claim| claim.has_it.is_some()).map(|claim| &claim.node))
         .collect();
     let mut whole: Vec<&NodeId> =
-        whole.into_iter().filter(|node| *node != own && !failed.contains(node)).collect();
+        whole.into_iter().filter(|node| *node != own && !failed.contains(node) && !wants(node)).collect();
     whole.sort_by_key(|node| load(node));
     let free: Vec<NodeId> =
         whole.iter().filter(|node| load(node) < CHILDREN).take(HOLDERS).map(|node| (*node).clone()).collect();
@@ -136,14 +138,34 @@ fn advise(claims: &Claims, place: usize, failed: &[NodeId], holders: &[NodeId]) 
         return Advice { holders: free, parent: None };
     }
     // Who came earlier and is still getting it; the least asked, then the earliest.
-    let earlier =
-        claims[..place].iter().filter(|claim| claim.has_it.is_none() && !failed.contains(&claim.node));
+    let earlier = claims[..place].iter().filter(|claim| {
+        claim.has_it.is_none() && !failed.contains(&claim.node) && !waits_for(claims, &claim.node, own)
+    });
     let parent = earlier.map(|claim| &claim.node).min_by_key(|node| load(node));
     match (parent, whole.first()) {
         (Some(parent), _) => Advice { holders: Vec::new(), parent: Some(parent.clone()) },
         (None, Some(busy)) => Advice { holders: vec![(*busy).clone()], parent: None },
         (None, None) => Advice::default(),
     }
+}
+
+/// Whether what `node` gets comes, or would come, through `other`. Each of two such would have the other's word that the
+/// blob is on its way, and wait for ever.
+fn waits_for(claims: &Claims, node: &NodeId, other: &NodeId) -> bool {
+    let mut seen = vec![node];
+    let mut next = 0;
+    while let Some(node) = seen.get(next).copied() {
+        for asked in claims.iter().filter(|claim| claim.node == *node).flat_map(|claim| &claim.asks) {
+            if asked == other {
+                return true;
+            }
+            if !seen.contains(&asked) {
+                seen.push(asked);
+            }
+        }
+        next += 1;
+    }
+    false
 }
 
 #[cfg(test)]
@@ -207,6 +229,28 @@ mod tests {
         assert_eq!(spread.find("b", &n[2], &[], &[]), Advice::default());
         spread.end("b", &n[2], false);
         assert_eq!(spread.find("b", &n[0], &[], &[]), Advice::default());
+    }
+
+    #[test]
+    fn nobody_asks_a_node_that_waits_for_it() {
+        let (spread, n) = (Spread::default(), nodes(4));
+        spread.find("b", &n[0], &[], &[]);
+        assert_eq!(spread.find("b", &n[1], &[], &[]), parent(&n[0]));
+        // A third one did not get it from the first, which therefore comes again behind the second.
+        spread.find("b", &n[2], &n[..1], &[]);
+        assert_eq!(spread.find("b", &n[0], &[], &[]), Advice::default(), "the second waits for it");
+        assert_eq!(spread.find("b", &n[3], &n[1..3], &[]), parent(&n[0]));
+    }
+
+    #[test]
+    fn who_asks_has_it_no_more_whatever_it_reported() {
+        let (spread, n) = (Spread::default(), nodes(3));
+        // All have removed it just now, and nobody has heard of that.
+        let first = spread.find("b", &n[0], &[], &n);
+        let second = spread.find("b", &n[1], &[], &n);
+        let third = spread.find("b", &n[2], &[], &n);
+        assert_eq!((first.holders, second.holders), (n[1..].to_vec(), n[2..].to_vec()));
+        assert_eq!(third, Advice::default(), "the others wait for it");
     }
 
     #[test]
