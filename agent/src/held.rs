@@ -1,7 +1,9 @@
-//! Published ports of services that lead nowhere on this node, since something else has them here: a program
-//! that listens, or a plain container. Told to the leader, and looked at again until they are free.
+//! Published ports of services that lead nowhere on this node, since something else has them here (a program that listens,
+//! or a plain container), or since the kernel lacks the protocol. Told to the leader, and looked at again until they are
+//! free.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use rorqual_network::{Error, Protocol, ServiceView};
 use rorqual_proto::model;
@@ -9,23 +11,44 @@ use rorqual_proto::model;
 /// The ports that are held, and by whom.
 #[derive(Debug, Default)]
 pub(crate) struct HeldPorts {
-    holders: BTreeMap<(u16, Protocol), String>,
+    held: BTreeMap<Port, Holder>,
+}
+
+/// A port of the node, on one of its addresses or on all.
+pub(crate) type Port = (u16, Protocol, Option<IpAddr>);
+
+/// Why a port leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Holder {
+    /// Who has it, for people.
+    Taken(String),
+    /// Nobody could listen behind it.
+    Lacking,
 }
 
 /// A port that the fabric has refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    port: u16,
-    protocol: Protocol,
-    holder: String,
+    port: Port,
+    holder: Holder,
+}
+
+/// What a service publishes.
+pub(crate) fn ports(service: &ServiceView) -> impl Iterator<Item = Port> {
+    service.ports.iter().map(|port| (port.published, port.protocol, port.address))
 }
 
 /// The refused ports where nothing else went wrong, else the error as it was.
 pub(crate) fn refusals(error: Error) -> Result<Vec<Refusal>, Error> {
     fn of(error: &Error) -> Option<Vec<Refusal>> {
         match error {
-            Error::PortTaken { port, protocol, holder } | Error::PortConflict { port, protocol, holder } => {
-                Some(vec![Refusal { port: *port, protocol: *protocol, holder: holder.clone() }])
+            Error::PortTaken { port, protocol, address, holder }
+            | Error::PortConflict { port, protocol, address, holder } => {
+                let port = (*port, *protocol, *address);
+                Some(vec![Refusal { port, holder: Holder::Taken(holder.clone()) }])
+            }
+            Error::ProtocolMissing { port, protocol, address } => {
+                Some(vec![Refusal { port: (*port, *protocol, *address), holder: Holder::Lacking }])
             }
             Error::Many(errors) => {
                 let each: Option<Vec<Vec<Refusal>>> = errors.iter().map(of).collect();
@@ -39,42 +62,44 @@ pub(crate) fn refusals(error: Error) -> Result<Vec<Refusal>, Error> {
 
 impl HeldPorts {
     pub(crate) fn is_empty(&self) -> bool {
-        self.holders.is_empty()
+        self.held.is_empty()
     }
 
     /// Any of a service's ports is among them.
     pub(crate) fn concern(&self, service: &ServiceView) -> bool {
-        service.ports.iter().any(|port| self.holders.contains_key(&(port.published, port.protocol)))
+        ports(service).any(|port| self.held.contains_key(&port))
     }
 
     /// What came of bringing these services up to date. True where it is news.
     pub(crate) fn take(&mut self, applied: &[ServiceView], refused: Vec<Refusal>) -> bool {
-        let before = self.holders.clone();
-        for port in applied.iter().flat_map(|service| &service.ports) {
-            self.holders.remove(&(port.published, port.protocol));
+        let before = self.held.clone();
+        for port in applied.iter().flat_map(ports) {
+            self.held.remove(&port);
         }
-        let refused = refused.into_iter();
-        self.holders.extend(refused.map(|held| ((held.port, held.protocol), held.holder)));
-        self.holders != before
+        self.held.extend(refused.into_iter().map(|held| (held.port, held.holder)));
+        self.held != before
     }
 
     /// Forgets the ports that no service wants any more. True where there were such.
-    pub(crate) fn retain(&mut self, wanted: impl Fn(u16, Protocol) -> bool) -> bool {
-        let before = self.holders.len();
-        self.holders.retain(|(port, protocol), _| wanted(*port, *protocol));
-        self.holders.len() != before
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&Port) -> bool) -> bool {
+        let before = self.held.len();
+        self.held.retain(|port, _| wanted(port));
+        self.held.len() != before
     }
 
     /// As the leader is told.
     pub(crate) fn list(&self) -> Vec<model::HeldPort> {
-        let held = self.holders.iter().filter_map(|((port, protocol), holder)| {
+        let held = self.held.iter().map(|((port, protocol, address), holder)| {
             let protocol = match protocol {
                 Protocol::Tcp => model::Protocol::Tcp,
                 Protocol::Udp => model::Protocol::Udp,
-                // No service publishes any.
-                Protocol::Sctp => return None,
+                Protocol::Sctp => model::Protocol::Sctp,
             };
-            Some(model::HeldPort { port: *port, protocol, holder: holder.clone() })
+            let (holder, lacking) = match holder {
+                Holder::Taken(holder) => (holder.clone(), false),
+                Holder::Lacking => (String::new(), true),
+            };
+            model::HeldPort { port: *port, protocol, holder, address: *address, lacking }
         });
         held.collect()
     }
@@ -98,14 +123,15 @@ mod tests {
             ports: ports.iter().map(port).collect(),
             endpoints: Vec::new(),
             guest: false,
+            unready: Default::default(),
         }
     }
 
     fn taken(port: u16) -> Error {
-        Error::PortTaken { port, protocol: Protocol::Tcp, holder: "process 7 (httpd)".into() }
+        Error::PortTaken { port, protocol: Protocol::Tcp, address: None, holder: "process 7 (httpd)".into() }
     }
 
-    fn ports(held: &HeldPorts) -> Vec<u16> {
+    fn numbers(held: &HeldPorts) -> Vec<u16> {
         held.list().iter().map(|held| held.port).collect()
     }
 
@@ -114,15 +140,28 @@ mod tests {
         let mut held = HeldPorts::default();
         let refused = refusals(Error::Many(vec![taken(80), taken(81)])).unwrap();
         assert!(held.take(&[service(&[80, 81, 82])], refused));
-        assert_eq!(ports(&held), [80, 81]);
+        assert_eq!(numbers(&held), [80, 81]);
         assert_eq!(held.list()[0].holder, "process 7 (httpd)");
         assert!(held.concern(&service(&[81])) && !held.concern(&service(&[82])));
         let again = refusals(taken(81)).unwrap();
         assert!(held.take(&[service(&[80, 81, 82])], again), "80 is free");
-        assert_eq!(ports(&held), [81]);
+        assert_eq!(numbers(&held), [81]);
         assert!(!held.take(&[service(&[81])], refusals(taken(81)).unwrap()), "nothing new");
-        assert!(held.retain(|_, _| false));
+        assert!(held.retain(|_| false));
         assert!(held.is_empty());
+    }
+
+    #[test]
+    fn one_port_may_be_held_on_one_address_and_free_on_another_and_a_protocol_may_be_lacking() {
+        let mut held = HeldPorts::default();
+        let address = Some(IpAddr::from([192, 0, 2, 7]));
+        let taken = Error::PortTaken { port: 80, protocol: Protocol::Tcp, address, holder: "x".into() };
+        let lacking = Error::ProtocolMissing { port: 9000, protocol: Protocol::Sctp, address: None };
+        held.take(&[], refusals(Error::Many(vec![taken, lacking])).unwrap());
+        assert!(!held.concern(&service(&[80])), "it is another address");
+        let told = held.list();
+        assert_eq!((told[0].address, told[0].lacking), (address, false));
+        assert_eq!((told[1].protocol, told[1].lacking), (model::Protocol::Sctp, true));
     }
 
     #[test]

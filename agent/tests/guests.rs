@@ -15,6 +15,7 @@ fn view(leader: &Leader, id: &str, network: &str, up: bool) -> wire::ServiceEndp
         name: "guest".into(),
         address: "10.213.0.9".into(),
         node_id: node_id.clone(),
+        weight: 0,
     };
     wire::ServiceEndpoints {
         service_id: id.to_owned(),

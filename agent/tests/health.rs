@@ -4,8 +4,9 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 
-use rorqual_proto::model::{ContainerSpec, HealthCheck, Mount, MountKind, Probe};
+use rorqual_proto::model::{ContainerSpec, HealthCheck, Mount, MountKind, OnUnhealthy, Probe};
 use rorqual_proto::wire::{ContainerState, Health};
 use support::{Node, eventually, inside, look, run, shell};
 
@@ -40,6 +41,18 @@ async fn becomes(node: &mut Node, name: &str, health: Health) -> String {
     .await
 }
 
+/// With a folder of the test at `/shared`.
+fn with_folder(folder: &Path, script: &str, health: Option<HealthCheck>) -> ContainerSpec {
+    let mount = Mount {
+        kind: MountKind::Bind,
+        source: folder.to_str().unwrap().to_owned(),
+        target: "/shared".to_owned(),
+        read_only: false,
+        tmpfs_size_bytes: 0,
+    };
+    ContainerSpec { mounts: vec![mount], health, ..shell(script) }
+}
+
 fn sleepers() -> usize {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
@@ -52,17 +65,7 @@ fn a_container_is_asked_by_command_http_and_connection() {
         let mut node = world.with_image().await;
         let shared = world.folder.join("shared");
         fs::create_dir(&shared).unwrap();
-        let with = |script: &str, health| ContainerSpec {
-            mounts: vec![Mount {
-                kind: MountKind::Bind,
-                source: shared.to_str().unwrap().to_owned(),
-                target: "/shared".to_owned(),
-                read_only: false,
-                tmpfs_size_bytes: 0,
-            }],
-            health,
-            ..shell(script)
-        };
+        let with = |script: &str, health| with_folder(&shared, script, health);
         let http = Probe::Http { port: 80, path: "/well".into() };
         let waits = format!("while ! ls /shared/go; do sleep 0.05; done; {SERVER}");
         for (name, script, probe) in [
@@ -120,5 +123,34 @@ fn a_question_that_is_not_answered_in_time_is_ended() {
             eventually("one is asked", || async { (sleepers() == 1).then_some(()) }).await;
             eventually("and is ended", || async { (sleepers() == 0).then_some(()) }).await;
         }
+    });
+}
+
+#[test]
+fn an_unhealthy_container_is_restarted_where_that_is_asked_for() {
+    inside("an_unhealthy_container_is_restarted_where_that_is_asked_for", |world| async move {
+        let mut node = world.with_image().await;
+        let shared = world.folder.join("shared");
+        fs::create_dir(&shared).unwrap();
+        // Well from its second start on. Nothing else would restart it.
+        let check = HealthCheck {
+            probe: Some(command(&["test $(wc -l < /shared/starts) -gt 1"], true)),
+            interval_ms: 50,
+            retries: 1,
+            on_unhealthy: Some(OnUnhealthy::Restart),
+            ..HealthCheck::default()
+        };
+        let spec = with_folder(&shared, "echo >> /shared/starts; exec sleep 1000", Some(check));
+        run(&mut node.engine, "phoenix", &ContainerSpec { stop_grace_ms: 1, ..spec }, None).await;
+        let engine = node.engine.clone();
+        eventually("it is well", || {
+            let mut engine = engine.clone();
+            async move {
+                let seen = look(&mut engine, "phoenix").await?;
+                (seen.health() == Health::Healthy).then_some(())
+            }
+        })
+        .await;
+        assert_eq!(fs::read_to_string(shared.join("starts")).unwrap(), "\n\n");
     });
 }

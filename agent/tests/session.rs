@@ -77,10 +77,13 @@ fn endpoints(tasks: &[&Task]) -> wire::ServiceEndpoints {
                 name: task.name(),
                 address: task.addresses[0].address.to_string(),
                 node_id: task.node_id.as_ref().unwrap().to_string(),
+                weight: 0,
             })
             .collect(),
         routes: Vec::new(),
         guest_node_id: String::new(),
+        unready_aliases: Vec::new(),
+        unready: Vec::new(),
     }
 }
 

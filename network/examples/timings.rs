@@ -144,6 +144,7 @@ fn service(id: u32, endpoints: u32) -> ServiceView {
         name: format!("s{id}.{n}"),
         address: Ipv4Addr::from(0x0ad5_0000 + id * 16 + n),
         node: "timings".to_owned(),
+        weight: 100,
     };
     ServiceView {
         id: format!("s{id}"),
@@ -155,6 +156,7 @@ fn service(id: u32, endpoints: u32) -> ServiceView {
         ports: vec![PublishedPort::new(u16::try_from(20_000 + id).unwrap_or(20_000), 80, Protocol::Tcp)],
         endpoints: (1..=endpoints).map(endpoint).collect(),
         guest: false,
+        unready: Default::default(),
     }
 }
 

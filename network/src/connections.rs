@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::error::Error;
 use crate::netlink::conntrack;
 
-/// How many TCP connections to these addresses are open, of those that go through the calling thread's network
+/// How many TCP connections and SCTP associations to these addresses are open, of those that go through the calling thread's network
 /// namespace: all that a container of this node has, but those that it has opened itself.
 pub fn open_connections(addresses: &[IpAddr]) -> Result<usize, Error> {
     let mut netlink = conntrack::open()?;

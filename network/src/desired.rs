@@ -193,6 +193,7 @@ mod tests {
             name: (*a).into(),
             address: a.parse().unwrap(),
             node: "n1".into(),
+            weight: 100,
         };
         ServiceView {
             id: id.into(),
@@ -204,6 +205,7 @@ mod tests {
             ports: vec![],
             endpoints: addresses.iter().map(endpoint).collect(),
             guest: false,
+            unready: Default::default(),
         }
     }
 

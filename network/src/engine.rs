@@ -309,15 +309,19 @@ impl Engine {
                 expected: "expected an address that this node has",
             });
         }
-        let service = self.ruleset.publisher((protocol, number, address), &Item::Ports(id.to_owned()));
+        let service =
+            self.ruleset.publisher((protocol, number, address), &Item::Ports(id.to_owned()), |_, _| true);
         let container = self.containers.with_port(number, protocol, address).filter(|other| *other != id);
         let holder = container.map(|id| format!("container {id}")).or(service.map(describe));
         if let Some(holder) = holder {
-            return Err(Error::PortConflict { port: number, protocol, holder });
+            return Err(Error::PortConflict { port: number, protocol, address, holder });
+        }
+        if !host::has_protocol(protocol) {
+            return Err(Error::ProtocolMissing { port: number, protocol, address });
         }
         match host::port_taken(number, protocol, address)? {
             None => Ok(()),
-            Some(holder) => Err(Error::PortTaken { port: number, protocol, holder }),
+            Some(holder) => Err(Error::PortTaken { port: number, protocol, address, holder }),
         }
     }
 
@@ -350,8 +354,13 @@ impl Engine {
         }
         let dirty = self.desired.take_dirty();
         self.told |= dirty.full;
-        let mut admitted =
-            publish::admit(dirty.services.iter(), &self.desired, &self.ruleset, &self.containers);
+        let mut admitted = publish::admit(
+            dirty.services.iter(),
+            &self.desired,
+            &self.ruleset,
+            &self.containers,
+            &self.options.node,
+        );
         let failure = match self.bring_up_to_date(&dirty, &admitted.ports) {
             Ok(()) => None,
             Err(error) => {

@@ -1,7 +1,7 @@
 //! Everything that can go wrong in the fabric, one variant per operation that fails.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use crate::model::Protocol;
@@ -29,6 +29,8 @@ pub enum Error {
         port: u16,
         /// Its protocol.
         protocol: Protocol,
+        /// The one address on which it was to be.
+        address: Option<IpAddr>,
         /// Who holds it, for people.
         holder: String,
     },
@@ -39,8 +41,23 @@ pub enum Error {
         port: u16,
         /// Its protocol.
         protocol: Protocol,
+        /// The one address on which it was to be.
+        address: Option<IpAddr>,
         /// Service or container id that has it.
         holder: String,
+    },
+    /// Nobody could listen behind the port.
+    #[error(
+        "port {port}/{protocol} leads nowhere: this node's kernel has no {protocol}; load its module (`modprobe \
+         {protocol}`), or let another node run it"
+    )]
+    ProtocolMissing {
+        /// The port that was to be published.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// The one address on which it was to be.
+        address: Option<IpAddr>,
     },
     /// The container is attached with another address already.
     #[error("container {id} is attached with address {have}, not {wanted}; detach it first")]

@@ -1,9 +1,9 @@
 //! The node's own side: kernel settings, its two link-local addresses, and who listens on a port.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
@@ -13,6 +13,7 @@ use crate::netlink::link::{self, Conf, Link};
 use crate::netlink::route::Route;
 use crate::netlink::{Netlink, Request, route};
 use crate::object::Object;
+use crate::sys;
 use crate::twins::{GATEWAY6, Twins};
 
 const LOOPBACK: u32 = 1;
@@ -226,6 +227,16 @@ pub(crate) fn release(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &Twins) 
     let answers = route::list_routes(netlink)?.into_iter().filter(Route::is_loopback_answer);
     requests.extend(answers.map(|route| route.delete()));
     netlink.run(requests)
+}
+
+/// Whether the kernel has a protocol. Only asked where somebody wants it: the question loads its module.
+pub(crate) fn has_protocol(protocol: Protocol) -> bool {
+    let missing = |error: io::Error| {
+        matches!(error.raw_os_error(), Some(nix::libc::EPROTONOSUPPORT | nix::libc::ESOCKTNOSUPPORT))
+    };
+    // RFC 6458, section 3.1.1.
+    let socket = || sys::socket(nix::libc::SOCK_STREAM, nix::libc::IPPROTO_SCTP);
+    protocol != Protocol::Sctp || !socket().is_err_and(missing)
 }
 
 /// Who listens on a port of the node: any address, or one.

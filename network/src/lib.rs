@@ -56,6 +56,6 @@ pub use fabric::{DNS, Fabric, GATEWAY};
 pub use host::{foreign_routes, own_addresses, own_ipv6_addresses};
 pub use model::{
     Attach, Attachment, Block, Change, Endpoint, HostPort, Interface, Join, LOCAL_NETWORK, Network,
-    NetworkOptions, Peer, Protocol, PublishedPort, ServiceView,
+    NetworkOptions, Peer, Protocol, PublishedPort, ServiceView, Unready,
 };
 pub use survey::{Survey, Way};

@@ -211,12 +211,14 @@ pub struct PublishedPort {
     pub protocol: Protocol,
     /// Who may use it; empty: everybody.
     pub allow: Vec<IpNet>,
+    /// It leads to the replicas of this node alone, and is not published while there are none.
+    pub local: bool,
 }
 
 impl PublishedPort {
     /// One that is open to everybody on all addresses.
     pub fn new(published: u16, target: u16, protocol: Protocol) -> PublishedPort {
-        PublishedPort { address: None, published, target, protocol, allow: Vec::new() }
+        PublishedPort { address: None, published, target, protocol, allow: Vec::new(), local: false }
     }
 }
 
@@ -231,6 +233,17 @@ pub struct Endpoint {
     pub address: Ipv4Addr,
     /// The node that it runs on.
     pub node: String,
+    /// How many new connections it gets beside the others, at least 1.
+    pub weight: u32,
+}
+
+/// The tasks of a service that run and are not healthy, and by which names they are found all the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unready {
+    /// DNS names of these and the healthy ones together; empty: none are found.
+    pub aliases: Vec<String>,
+    /// The tasks.
+    pub tasks: Vec<Endpoint>,
 }
 
 /// What a node has to know of a service.
@@ -252,6 +265,8 @@ pub struct ServiceView {
     pub sticky: bool,
     /// The healthy tasks, of all nodes.
     pub endpoints: Vec<Endpoint>,
+    /// The others, where they are to be found.
+    pub unready: Unready,
     /// It is no service but a plain container of some node: its names don't go before those of services, and mean all
     /// the containers that are called so.
     pub guest: bool,

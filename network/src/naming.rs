@@ -4,13 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::container::Record;
 use crate::dns::names::{Entry, Names, Owner};
-use crate::dns::ports::Offer;
+use crate::dns::ports::{Offer, Replica};
 use crate::model::{Attach, Endpoint, ServiceView};
 use crate::twins::Twins;
 
 /// The names of a service in its network: its own and its aliases mean its virtual address (all endpoints where it
 /// has none), `tasks.<name>` all endpoints, and each endpoint has one. Those come first: an address is called after
-/// them. A guest has its name and its aliases.
+/// them. Names that stand for unready ones as well mean all that run, and these have a name each then, too. A guest has
+/// its name and its aliases.
 ///
 /// `twin` tells the IPv6 address of an endpoint.
 pub(crate) fn of_service(
@@ -29,12 +30,17 @@ pub(crate) fn of_service(
         let entries = names.map(|name| entry(name.clone(), all.clone()));
         return (Owner::Guest(service.id.clone()), entries.collect());
     }
-    let mut entries: Vec<Entry> = service.endpoints.iter().map(|e| entry(e.name.clone(), both(e))).collect();
+    let named: &[Endpoint] = if service.unready.aliases.is_empty() { &[] } else { &service.unready.tasks };
+    let running = || service.endpoints.iter().chain(named);
+    let mut entries: Vec<Entry> = running().map(|e| entry(e.name.clone(), both(e))).collect();
     let addresses = service.vip.map_or_else(|| all.clone(), |vip| twins.both(vip).collect());
     for name in std::iter::once(&service.name).chain(&service.aliases) {
         entries.push(entry(name.clone(), addresses.clone()));
     }
     entries.push(entry(format!("tasks.{}", service.name), all));
+    for name in &service.unready.aliases {
+        entries.push(entry(name.clone(), running().flat_map(both).collect()));
+    }
     (Owner::Service(service.id.clone()), entries)
 }
 
@@ -45,9 +51,12 @@ pub(crate) fn offer_of(service: &ServiceView) -> Option<(Vec<&str>, Offer)> {
     }
     let called = std::iter::once(&service.name).chain(&service.aliases).map(String::as_str).collect();
     let ports = service.ports.iter().map(|port| (port.protocol, port.target)).collect();
-    let replicas =
-        service.endpoints.iter().map(|endpoint| (endpoint.name.clone(), endpoint.address)).collect();
-    Some((called, Offer { ports, replicas }))
+    let replica = |endpoint: &Endpoint| Replica {
+        name: endpoint.name.clone(),
+        address: endpoint.address,
+        weight: u16::try_from(endpoint.weight).unwrap_or(u16::MAX),
+    };
+    Some((called, Offer { ports, replicas: service.endpoints.iter().map(replica).collect() }))
 }
 
 /// Makes a container known to the resolver: its name and aliases, and in which networks it asks.

@@ -7,7 +7,7 @@ use crate::container::Containers;
 use crate::desired::Desired;
 use crate::error::Error;
 use crate::host;
-use crate::model::PublishedPort;
+use crate::model::{PublishedPort, ServiceView};
 use crate::netlink::diag::Listeners;
 use crate::ruleset::{Element, Item, Ruleset, parts};
 
@@ -24,6 +24,7 @@ pub(crate) fn admit<'a>(
     desired: &Desired,
     ruleset: &Ruleset,
     containers: &Containers,
+    node: &str,
 ) -> Admitted {
     let mut claims: BTreeMap<Element, &str> = BTreeMap::new();
     let services = || ids.clone().filter_map(|id| desired.services.get(id));
@@ -39,17 +40,20 @@ pub(crate) fn admit<'a>(
     let mut listeners = Listeners::default();
     for service in services() {
         let mut ports = Vec::new();
+        let lives_here = service.endpoints.iter().any(|endpoint| endpoint.node == node);
         for port in &service.ports {
             let element = parts::published(port);
-            match claims.get(&element) {
-                Some(holder) if *holder == service.id => {
-                    ports.push(port.clone());
-                    continue;
-                }
-                _ => {}
+            // Without a replica here nothing is published: nothing is in its way.
+            let idle = port.local && !lives_here;
+            if idle || claims.get(&element).is_some_and(|holder| *holder == service.id) {
+                ports.push(port.clone());
+                continue;
             }
-            let claimed = claims.get(&element).map(|id| format!("service {id}"));
-            let conflict = claimed.or_else(|| other_service(&element, &service.id, desired, ruleset));
+            let key = (port.protocol, port.published, port.address);
+            let mut others = claims.iter().filter(|(_, holder)| **holder != service.id);
+            let claimed = others.find(|(element, _)| parts::meets(element, key));
+            let claimed = claimed.map(|(_, holder)| format!("service {holder}"));
+            let conflict = claimed.or_else(|| other_service(key, &service.id, desired, ruleset));
             let conflict = conflict.or_else(|| {
                 let id = containers.with_port(port.published, port.protocol, port.address)?;
                 Some(format!("container {id}"))
@@ -76,18 +80,27 @@ fn check(listeners: &mut Listeners, port: &PublishedPort, conflict: Option<Strin
         return Ok(());
     }
     if let Some(holder) = conflict {
-        return Err(Error::PortConflict { port, protocol, holder });
+        return Err(Error::PortConflict { port, protocol, address, holder });
+    }
+    if !host::has_protocol(protocol) {
+        return Err(Error::ProtocolMissing { port, protocol, address });
     }
     match host::port_taken_of(listeners, port, protocol, address)? {
         None => Ok(()),
-        Some(holder) => Err(Error::PortTaken { port, protocol, holder }),
+        Some(holder) => Err(Error::PortTaken { port, protocol, address, holder }),
     }
 }
 
-/// A service that has the port in the kernel and still wants it.
-fn other_service(element: &Element, id: &str, desired: &Desired, ruleset: &Ruleset) -> Option<String> {
-    let holder = ruleset.holder(element, &Item::Service(id.to_owned()))?;
-    let Item::Service(other) = holder else { return None };
-    let wants = desired.services.get(other)?.ports.iter().any(|port| parts::published(port) == *element);
-    wants.then(|| format!("service {other}"))
+/// A service that has a part of the port in the kernel and still wants it.
+fn other_service(port: parts::Published, id: &str, desired: &Desired, ruleset: &Ruleset) -> Option<String> {
+    let still_wants = |holder: &Item, element: &Element| {
+        let Item::Service(other) = holder else { return false };
+        let wants =
+            |service: &ServiceView| service.ports.iter().any(|port| parts::published(port) == *element);
+        desired.services.get(other).is_some_and(wants)
+    };
+    match ruleset.publisher(port, &Item::Service(id.to_owned()), still_wants)? {
+        Item::Service(other) => Some(format!("service {other}")),
+        _ => None,
+    }
 }

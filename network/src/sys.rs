@@ -1,11 +1,11 @@
-//! The one call of this crate that no library makes for it: a TUN device exists by an ioctl alone (tuntap.rst of the
-//! kernel's documentation).
+//! The calls of this crate that no library makes for it: a TUN device exists by an ioctl alone (tuntap.rst of the kernel's
+//! documentation), and `nix` knows no sockets of SCTP.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use nix::libc::{IFF_NO_PI, IFF_TUN, TUNSETIFF, TUNSETPERSIST, ifreq};
+use nix::libc::{IFF_NO_PI, IFF_TUN, SOCK_CLOEXEC, TUNSETIFF, TUNSETPERSIST, c_int, ifreq};
 
 nix::ioctl_write_ptr_bad!(tun_set_interface, TUNSETIFF, ifreq);
 nix::ioctl_write_int_bad!(tun_set_persist, TUNSETPERSIST);
@@ -30,4 +30,15 @@ pub(crate) fn attach_tun(file: &File, name: &str) -> io::Result<()> {
     // SAFETY: the argument is a number; the descriptor is open for as long as `file` lives.
     unsafe { tun_set_persist(file.as_raw_fd(), 1) }?;
     Ok(())
+}
+
+/// An IPv4 socket of a protocol that `nix` has no name for.
+pub(crate) fn socket(kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the arguments are numbers.
+    let file = unsafe { nix::libc::socket(nix::libc::AF_INET, kind | SOCK_CLOEXEC, protocol) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made the descriptor, and nothing else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }

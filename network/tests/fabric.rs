@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use lab::{CLIENT, Lab, VIP, assert_even, received};
+use lab::{CLIENT, Lab, VIP, assert_even, eventually, received};
 use rorqual_network::{Change, GATEWAY, Protocol, PublishedPort};
 
 /// An answer that takes longer was not given at once.
@@ -198,4 +198,44 @@ fn datagrams_show_the_client_and_leave_an_endpoint_that_left() {
     lab.apply_all(&service(&[]));
     client.send(b"question").unwrap();
     assert_eq!(received(&client, &mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+/// A connection about which a node forgets all it knew, as the kernel does with one that was idle for its limit (five days,
+/// or what somebody has set) or when its table is full.
+#[test]
+fn an_idle_connection_that_nodes_have_forgotten_goes_on_or_is_reset_at_once() {
+    // Only the node that was called forgets, only those of the replicas, all; and whether it is another replica's turn.
+    for (forgetful, shifted) in [(2..3, false), (2..3, true), (0..2, false), (0..3, false), (0..3, true)] {
+        let lab = Lab::new();
+        let forgetful = &lab.nodes[forgetful];
+        let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+        let (called, caller) = (&lab.nodes[2], lab.nodes[2].container(1));
+        lab.serve(&[&a, &b]);
+        for node in forgetful {
+            let limit = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
+            node.ns.run(move || std::fs::write(limit, "1")).unwrap();
+        }
+        let (port, own) = (called.at(8080), SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let connect = || {
+            [(&lab.client, port), (&caller.ns, (VIP, 80).into()), (&called.ns, own)]
+                .map(|(ns, to)| ns.connect(to).unwrap())
+        };
+        let mut talks: Vec<_> = (0..4).flat_map(|_| connect()).collect();
+        let addresses = [a.address.into(), b.address.into()];
+        let knows = |node: &lab::Node| {
+            node.ns.run(move || rorqual_network::open_connections(&addresses)).unwrap() > 0
+        };
+        eventually("they are forgotten", || !forgetful.iter().any(knows));
+        let _other = shifted.then(|| lab.client.connect(port).unwrap());
+        let mut resets = 0;
+        for talk in &mut talks {
+            let start = Instant::now();
+            if let Err(error) = talk.echo() {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                resets += 1;
+            }
+            assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+        }
+        assert!(resets > 0 || !shifted, "another replica knows nothing of it");
+    }
 }

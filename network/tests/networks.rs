@@ -144,8 +144,10 @@ fn virtual_addresses_and_names_are_those_of_the_shared_networks() {
             name: "db.1".into(),
             address,
             node: lab.nodes[1].name.clone(),
+            weight: 100,
         }],
         guest: false,
+        unready: Default::default(),
     };
     let back_vip = Ipv4Addr::new(10, 214, 0, 6);
     lab.apply_all(&Change {

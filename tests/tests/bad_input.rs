@@ -144,8 +144,19 @@ fn taken_ports(node: &Node) {
     node.rctl(&["service", "inspect", "second"]).fails(1, &["second"]);
     create(node, "second", &[&["--publish", "8081:81"], &sleep[..]].concat()).ok();
     node.rctl(&["service", "update", "--publish-add", "8080:81", "second"]).fails(1, &["8080", "first"]);
+    let loopback = |name, last: u8| {
+        let port = format!("127.0.0.{last}:8080:80");
+        create(node, name, &[&["--publish", &port], &sleep[..]].concat())
+    };
+    loopback("third", 1).fails(1, &["127.0.0.1:8080/tcp", "first"]);
     remove(node, "first");
-    remove(node, "second");
+    // On another address it is another port.
+    loopback("first", 1).ok();
+    loopback("third", 2).ok();
+    loopback("fourth", 2).fails(1, &["127.0.0.2:8080/tcp", "third"]);
+    for name in ["first", "second", "third"] {
+        remove(node, name);
+    }
 }
 
 #[test]

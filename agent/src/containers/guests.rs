@@ -464,6 +464,13 @@ pub(super) fn check_joins(mode: NetworkMode, joins: &[wire::NetworkJoin]) -> Res
         )
         .remedy("leave the address out, or name a network of the cluster that has a subnet"));
     }
+    if joins.iter().any(|join| !join.unready_aliases.is_empty()) {
+        return Err(InvalidField::new(
+            "networks.unready_aliases",
+            "a plain container is found by its names whenever it runs, healthy or not",
+        )
+        .remedy("give it an alias instead (alias=NAME)"));
+    }
     let cluster = cluster.into_iter().enumerate();
     let cluster: Result<Vec<NetworkJoin>, _> = cluster
         .map(|(at, join)| NetworkJoin::try_from(join).map_err(|e| e.within(&format!("networks[{at}]"))))

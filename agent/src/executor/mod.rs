@@ -190,8 +190,13 @@ impl Executor {
             Networking::Alone => return Ok(Place::Alone),
         };
         self.inner.network.attach(attach).await.map(Place::Attached).map_err(|error| {
-            let permanent =
-                matches!(error, Net::Invalid { .. } | Net::PortTaken { .. } | Net::PortConflict { .. });
+            let permanent = matches!(
+                error,
+                Net::Invalid { .. }
+                    | Net::PortTaken { .. }
+                    | Net::PortConflict { .. }
+                    | Net::ProtocolMissing { .. }
+            );
             engine(&error, permanent)
         })
     }

@@ -49,8 +49,8 @@ impl Default for Times {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CheckError {
     #[error(
-        "health: the image has no HEALTHCHECK whose times could be set; say what to ask (--health-cmd, --health-http, \
-         --health-tcp)"
+        "health: the image has no HEALTHCHECK of which anything could be set; say what to ask (--health-cmd, \
+         --health-http, --health-tcp)"
     )]
     NothingToAsk,
     #[error(

@@ -5,8 +5,11 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use rorqual_edge::Edge;
-use rorqual_network::{Block, Change, Endpoint, Error, Fabric, Peer, Protocol, PublishedPort, ServiceView};
+use rorqual_network::{
+    Block, Change, Endpoint, Error, Fabric, Peer, Protocol, PublishedPort, ServiceView, Unready,
+};
 use rorqual_proto::model::NodeEncryption;
+use rorqual_proto::model::node::DEFAULT_WEIGHT;
 use rorqual_proto::wire::{self, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints};
 use tokio::sync::{RwLock, oneshot, watch};
 
@@ -201,14 +204,14 @@ impl Feeder {
             Ok(()) => Vec::new(),
             Err(error) => held::refusals(error)?,
         };
-        let given: BTreeSet<(u16, Protocol)> = if self.held.is_empty() && refused.is_empty() {
+        let given: BTreeSet<held::Port> = if self.held.is_empty() && refused.is_empty() {
             BTreeSet::new()
         } else {
             let ports = self.services.values().flat_map(|service| &service.ports).filter_map(published_port);
-            ports.map(|port| (port.published, port.protocol)).collect()
+            ports.map(|port| (port.published, port.protocol, port.address)).collect()
         };
         let mut news = self.held.take(&services, refused);
-        news |= self.held.retain(|port, protocol| given.contains(&(port, protocol)));
+        news |= self.held.retain(|port| given.contains(port));
         if news {
             tracing::warn!(held = ?self.held.list(), "published ports that something else has on this node");
         }
@@ -267,15 +270,10 @@ impl Feeder {
     }
 
     fn service_view(&self, service: &ServiceEndpoints) -> Option<ServiceView> {
-        let up = service.endpoints.iter().filter(|endpoint| !self.down.contains(&endpoint.task_id));
-        let endpoints = up.filter_map(|endpoint| {
-            Some(Endpoint {
-                id: endpoint.task_id.clone(),
-                name: endpoint.name.clone(),
-                address: readable(&endpoint.address, "endpoint")?,
-                node: self.own.translate(&endpoint.node_id),
-            })
-        });
+        let is_down = |endpoint: &&wire::ServiceEndpoint| self.down.contains(&endpoint.task_id);
+        let (down, up): (Vec<_>, Vec<_>) = service.endpoints.iter().partition(is_down);
+        // Until the leader has taken note of it, one that is down here has its names among the unready.
+        let unready = service.unready.iter().chain(down).filter_map(|given| self.endpoint(given));
         let vip = match service.vip.as_str() {
             "" => None,
             text => Some(readable(text, "virtual address")?),
@@ -288,8 +286,19 @@ impl Feeder {
             vip,
             sticky: service.client_affinity,
             ports: service.ports.iter().filter_map(published_port).collect(),
-            endpoints: endpoints.collect(),
+            endpoints: up.into_iter().filter_map(|given| self.endpoint(given)).collect(),
+            unready: Unready { aliases: service.unready_aliases.clone(), tasks: unready.collect() },
             guest: !service.guest_node_id.is_empty(),
+        })
+    }
+
+    fn endpoint(&self, given: &wire::ServiceEndpoint) -> Option<Endpoint> {
+        Some(Endpoint {
+            id: given.task_id.clone(),
+            name: given.name.clone(),
+            address: readable(&given.address, "endpoint")?,
+            node: self.own.translate(&given.node_id),
+            weight: if given.weight == 0 { DEFAULT_WEIGHT } else { given.weight },
         })
     }
 
@@ -341,10 +350,12 @@ fn readable<T: std::str::FromStr>(text: &str, what: &str) -> Option<T> {
     parsed
 }
 
-fn protocol(number: i32) -> Protocol {
-    match wire::Protocol::try_from(number) {
-        Ok(wire::Protocol::Udp) => Protocol::Udp,
-        _ => Protocol::Tcp,
+/// None for one that this version does not know: as another one it would lead where it was not meant to.
+fn protocol(number: i32) -> Option<Protocol> {
+    match wire::Protocol::try_from(number).ok()? {
+        wire::Protocol::Udp => Some(Protocol::Udp),
+        wire::Protocol::Sctp => Some(Protocol::Sctp),
+        wire::Protocol::Tcp | wire::Protocol::Unspecified => Some(Protocol::Tcp),
     }
 }
 
@@ -360,7 +371,8 @@ pub(super) fn published_port(port: &wire::PortSpec) -> Option<PublishedPort> {
         allow: allow?,
         published: u16::try_from(port.published).ok().filter(|port| *port > 0)?,
         target: u16::try_from(port.target).ok().filter(|port| *port > 0)?,
-        protocol: protocol(port.protocol),
+        protocol: protocol(port.protocol)?,
+        local: port.local,
     })
 }
 
@@ -379,6 +391,7 @@ mod tests {
             name: "web".into(),
             network_id: "net".into(),
             vip: "10.214.0.1".into(),
+            unready_aliases: vec!["all".into()],
             endpoints: endpoints
                 .iter()
                 .map(|(task, node)| wire::ServiceEndpoint {
@@ -386,6 +399,7 @@ mod tests {
                     name: format!("web.{task}"),
                     address: "10.213.0.2".into(),
                     node_id: (*node).into(),
+                    weight: 0,
                 })
                 .collect(),
             ..ServiceEndpoints::default()
@@ -415,6 +429,8 @@ mod tests {
         let mut dirty = Dirty::default();
         feeder.take(Event::Health { task: "a".into(), up: false }, &mut dirty);
         assert_eq!(ids(&feeder.change(&dirty)), ["b"]);
+        let unready = feeder.change(&dirty).services[0].unready.clone();
+        assert_eq!((unready.aliases.as_slice(), unready.tasks.len()), (&["all".to_owned()][..], 1));
         let mut dirty = Dirty::default();
         feeder.take(Event::Health { task: "a".into(), up: true }, &mut dirty);
         assert_eq!(ids(&feeder.change(&dirty)), ["a", "b"]);

@@ -11,8 +11,8 @@
 //!      └──────────failed───────┴── policy spent, or asked to stop ───────▶ ▲
 //! ```
 //!
-//! A service's container that its check calls unhealthy goes the same way (Leaving, Stopping, Killing) and is then
-//! taken for one that has failed: it waits, and starts again.
+//! A container that its check calls unhealthy, and that is not to go on then ([`Unhealthy`]), goes the same way (Leaving,
+//! Stopping, Killing) and is then taken for one that has failed: it waits, and starts again.
 //!
 //! The observed state ([`Status::state`]) only moves forward: a restart in place stays RUNNING and is told
 //! apart by `healthy` and `restarts`.
@@ -50,10 +50,21 @@ pub(crate) struct Rules {
     /// How long its connections are waited for once no balancer sends it new ones; none for a container behind no
     /// balancer.
     pub(crate) drain_ms: Option<u64>,
-    /// One that its check calls unhealthy is stopped, and has failed.
-    pub(crate) replace_unhealthy: bool,
+    /// What becomes of it when its check calls it unhealthy.
+    pub(crate) unhealthy: Unhealthy,
     /// For the message about a kill for want of memory; 0 for no limit.
     pub(crate) memory_limit_bytes: u64,
+}
+
+/// What becomes of a container that its check calls unhealthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unhealthy {
+    /// It goes on, without traffic.
+    Keep,
+    /// It is stopped, and has failed.
+    Fail,
+    /// The same, but it is restarted also where the policy knows no restarts.
+    Restart,
 }
 
 /// How a container ended.
@@ -317,7 +328,7 @@ impl Machine {
         }
         let reason = format!("unhealthy: {note}");
         self.status.message.clone_from(&reason);
-        if self.rules.replace_unhealthy {
+        if self.rules.unhealthy != Unhealthy::Keep {
             self.unwell = Some(reason);
             return self.leave(now_ms);
         }
@@ -329,6 +340,7 @@ impl Machine {
     fn ended(&mut self, exit: Exit, since_ms: i64, now_ms: i64, jitter: f64) -> Vec<Effect> {
         let unwell = self.unwell.take();
         let good = exit.code == 0 && !exit.oom_killed && unwell.is_none();
+        let asked_for = unwell.is_some() && self.rules.unhealthy == Unhealthy::Restart;
         let reason = unwell.unwrap_or_else(|| self.reason(&exit));
         self.status.exit_code = Some(exit.code);
         self.status.oom_killed = exit.oom_killed;
@@ -339,7 +351,7 @@ impl Machine {
             return self.finish(TaskState::Shutdown, message);
         }
         let again = match self.rules.restart.condition {
-            RestartCondition::None => false,
+            RestartCondition::None => asked_for,
             RestartCondition::OnFailure => !good,
             RestartCondition::Any => true,
         };

@@ -11,7 +11,7 @@ fn rules(condition: RestartCondition) -> Rules {
         restart: RestartPolicy { condition, ..RestartPolicy::default() },
         grace_ms: 10_000,
         drain_ms: Some(DEFAULT_DRAIN_MS),
-        replace_unhealthy: true,
+        unhealthy: Unhealthy::Fail,
         memory_limit_bytes: 64 << 20,
     }
 }
@@ -99,8 +99,26 @@ fn without_restarts_an_unhealthy_container_has_failed() {
 }
 
 #[test]
-fn a_plain_container_that_is_unhealthy_goes_on() {
-    let rules = Rules { replace_unhealthy: false, ..rules(RestartCondition::Any) };
+fn an_unhealthy_container_that_is_to_be_restarted_is_also_where_nothing_else_would_be() {
+    let rules = Rules { unhealthy: Unhealthy::Restart, drain_ms: None, ..rules(RestartCondition::None) };
+    let mut machine = Machine::new(rules, Goal::Run, TaskStatus::new(0));
+    machine.step(Event::Begin, 0, 0.5);
+    machine.step(Event::Prepared, 0, 0.5);
+    machine.step(started_checked(0), 0, 0.5);
+    assert_eq!(machine.step(health(Health::Unhealthy), 20, 0.5), [Effect::Report, Effect::Stop]);
+    let effects = machine.step(exit(0, 30), 30, 0.5);
+    assert_eq!(effects, [Effect::Report, Effect::Start, Effect::Report]);
+    machine.step(started_checked(40), 40, 0.5);
+    assert_eq!((machine.status().restarts, machine.status().health), (1, Some(Health::Starting)));
+    // What ends by itself has ended.
+    machine.step(exit(1, 50), 50, 0.5);
+    machine.step(Event::Cleaned, 60, 0.5);
+    assert_eq!(machine.status().state, TaskState::Failed);
+}
+
+#[test]
+fn an_unhealthy_container_that_is_to_go_on_is_without_traffic_until_it_is_well() {
+    let rules = Rules { unhealthy: Unhealthy::Keep, ..rules(RestartCondition::Any) };
     let mut machine = Machine::new(rules, Goal::Run, TaskStatus::new(0));
     machine.step(Event::Begin, 0, 0.5);
     machine.step(Event::Prepared, 0, 0.5);

@@ -13,14 +13,14 @@ pub(crate) mod machine;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rorqual_network::Attach;
-use rorqual_proto::model::{ContainerSpec, RestartPolicy, TaskStatus};
+use rorqual_proto::model::{ContainerSpec, OnUnhealthy, RestartPolicy, TaskStatus};
 use rorqual_runtime::ContainerState;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock;
 use crate::executor::{Executor, Prepared};
-use machine::{Effect, Machine, Rules};
+use machine::{Effect, Machine, Rules, Unhealthy};
 pub(crate) use machine::{Event, Exit, Failure, Goal};
 
 /// Events that may wait for one container's driver.
@@ -79,8 +79,17 @@ impl Workload {
             restart: self.restart,
             grace_ms: self.spec.stop_grace_ms,
             drain_ms: self.drain_ms,
-            replace_unhealthy: self.service.is_some(),
+            unhealthy: self.unhealthy(),
             memory_limit_bytes: self.spec.limits.memory_bytes,
+        }
+    }
+
+    fn unhealthy(&self) -> Unhealthy {
+        match self.spec.health.as_ref().and_then(|check| check.on_unhealthy) {
+            Some(OnUnhealthy::Keep) => Unhealthy::Keep,
+            Some(OnUnhealthy::Restart) => Unhealthy::Restart,
+            None if self.service.is_some() => Unhealthy::Fail,
+            None => Unhealthy::Keep,
         }
     }
 }

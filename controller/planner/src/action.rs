@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
     Cluster, DesiredState, Guest, GuestId, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus,
-    Protocol, Record, Service, ServiceId, Task, TaskId, TaskStatus,
+    PortClaim, Record, Service, ServiceId, Task, TaskId, TaskStatus,
 };
 
 /// One write to the replicated state.
@@ -159,14 +159,11 @@ pub enum Conflict {
     },
     /// Another service publishes the port.
     #[error(
-        "port {port}/{} is already published by service `{service}`: choose another port or remove it there",
-        protocol_name(*.protocol)
+        "port {port} is already published by service `{service}`: choose another port or remove it there"
     )]
     PortTaken {
         /// The published port.
-        port: u16,
-        /// Its transport.
-        protocol: Protocol,
+        port: PortClaim,
         /// The other service's name.
         service: String,
     },
@@ -212,12 +209,4 @@ pub enum Conflict {
         /// The network that has it.
         network: String,
     },
-}
-
-/// `tcp` or `udp`.
-pub(crate) fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    }
 }

@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rorqual_proto::model::{
-    GuestId, Network, NetworkId, Node, NodeId, NodeState, RouteSpec, Service, ServiceId, Task, TaskAddress,
-    TaskId,
+    DesiredState, GuestId, Network, NetworkId, Node, NodeId, NodeState, RouteSpec, Service, ServiceId, Task,
+    TaskAddress, TaskId, TaskState,
 };
 
 use crate::State;
@@ -179,7 +179,7 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
                 touched.everywhere.peers.insert(id.clone());
                 touched.everywhere.controllers = true;
                 // A node that is lost takes its endpoints out; one that is back brings them.
-                let tasks = state.tasks_on_node(id).filter(|task| task.is_endpoint());
+                let tasks = state.tasks_on_node(id).filter(|task| runs(task));
                 touched.everywhere.services.extend(tasks.map(|task| task.service_id.clone()));
                 touched.everywhere.guests.extend(state.guests_on_node(id).map(|guest| guest.id.clone()));
             }
@@ -224,8 +224,11 @@ fn touch_task(
     after: Option<&Task>,
 ) {
     let is_endpoint = |task: Option<&Task>| task.is_some_and(Task::is_endpoint);
+    let is_running = |task: Option<&Task>| task.is_some_and(runs);
+    let named_unready = |task: &Task| state.service(&task.service_id).is_some_and(|s| names_unready(s));
     if let Some(task) = after.or(before)
-        && is_endpoint(before) != is_endpoint(after)
+        && (is_endpoint(before) != is_endpoint(after)
+            || is_running(before) != is_running(after) && named_unready(task))
     {
         touched.everywhere.services.insert(task.service_id.clone());
     }
@@ -263,6 +266,17 @@ fn came_or_went(state: &State, touched: &mut Touched, node_id: &NodeId, addresse
             parts.guests.extend(guest::inside(state, network_id));
         }
     }
+}
+
+/// A replica that is meant to run, and does, whether it is well or not.
+fn runs(task: &Task) -> bool {
+    matches!(task.desired_state, DesiredState::Running | DesiredState::Retiring)
+        && task.status.state == TaskState::Running
+}
+
+/// Replicas of the service are found by some name before they are healthy.
+fn names_unready(service: &Service) -> bool {
+    service.spec.networks.iter().any(|join| !join.unready_aliases.is_empty())
 }
 
 /// Whether the views of a service are the same for two of its records, as far as the record goes.
@@ -371,10 +385,8 @@ fn members(state: &State, node_id: &NodeId, network_id: &NetworkId) -> u32 {
 fn views(state: &State, service: &Service) -> Vec<ServiceView> {
     let names = crate::allocate::network_names(&service.spec);
     let networks = names.into_iter().filter_map(|name| state.network_by_name(name));
-    let aliases = |network: &Network| {
-        let join = service.spec.networks.iter().find(|join| join.network == network.spec.name);
-        join.map(|join| join.aliases.clone()).unwrap_or_default()
-    };
+    let join_of =
+        |network: &Network| service.spec.networks.iter().find(|join| join.network == network.spec.name);
     // A service that is found by the addresses of its replicas keeps the one that it does not use.
     let own_vip = |network: &Network| {
         let mut vips = service.vips.iter().filter(|_| !service.spec.dnsrr);
@@ -384,19 +396,29 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
         let address_in = |task: &Task| {
             task.addresses.iter().find(|given| given.network_id == network.id).map(|given| given.address)
         };
-        let endpoints = state.endpoints_of_service(&service.id).filter_map(|task| {
-            let node_id = task.node_id.clone().filter(|id| !is_lost(state, id))?;
+        let endpoint = |task: &Arc<Task>| {
+            let node = state.node(task.node_id.as_ref()?).filter(|node| !is_lost(state, &node.id))?;
             Some(EndpointView {
                 task_id: task.id.clone(),
                 name: task.name(),
                 address: address_in(task)?,
-                node_id,
+                node_id: node.id.clone(),
+                weight: node.weight(),
             })
-        });
+        };
+        let endpoints = state.endpoints_of_service(&service.id).filter_map(endpoint);
+        let join = join_of(network);
+        let unready_aliases = join.map(|join| join.unready_aliases.clone()).unwrap_or_default();
+        let mut unready: Vec<EndpointView> = Vec::new();
+        if !unready_aliases.is_empty() {
+            let tasks = state.tasks_of_service(&service.id).filter(|task| runs(task) && !task.is_endpoint());
+            unready.extend(tasks.filter_map(endpoint));
+            unready.sort_by(|one, other| one.task_id.cmp(&other.task_id));
+        }
         ServiceView {
             service_id: service.id.clone(),
             name: service.spec.name.clone(),
-            aliases: aliases(network),
+            aliases: join.map(|join| join.aliases.clone()).unwrap_or_default(),
             network_id: network.id.clone(),
             network_name: network.spec.name.clone(),
             vip: own_vip(network),
@@ -404,6 +426,8 @@ fn views(state: &State, service: &Service) -> Vec<ServiceView> {
             ports: if place == 0 { service.ports.clone() } else { Vec::new() },
             routes: if place == 0 { routes(service) } else { Vec::new() },
             endpoints: endpoints.collect(),
+            unready_aliases,
+            unready,
         }
     };
     networks.enumerate().map(view).collect()

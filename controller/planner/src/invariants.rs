@@ -158,9 +158,11 @@ fn services(state: &State, found: &mut Vec<Violation>) {
             if port.published == 0 {
                 add(found, "published ports are given", format!("{name} has port 0"));
             }
-            if let Some(other) = ports.insert((port.protocol, port.published), name.clone()) {
-                add(found, "no port is given twice", format!("{} to {other} and {name}", port.published));
+            let claim = port.claim();
+            if let Some(other) = claim.holders(&ports).next() {
+                add(found, "no port is given twice", format!("{claim} to {other} and {name}"));
             }
+            ports.insert(claim, name.clone());
         }
         for vip in &service.vips {
             if let Some(other) = vips.insert(vip.address, name.clone()) {

@@ -13,10 +13,12 @@ pub mod network;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use rorqual_proto::model::{Meta, PortSpec, Protocol, Service, ServiceId, ServiceMode, ServiceSpec};
+use rorqual_proto::model::{
+    Meta, PortClaim, PortSpec, Protocol, Service, ServiceId, ServiceMode, ServiceSpec,
+};
 
 use crate::State;
-use crate::action::{Action, ActionKind, protocol_name};
+use crate::action::{Action, ActionKind};
 use crate::allocate::{self, Given, network_names};
 
 /// Why a wish is not fulfilled.
@@ -48,22 +50,19 @@ pub enum Refusal {
     },
     /// Another service publishes the port.
     #[error(
-        "port {port}/{} is already published by service `{service}`: choose another port or remove it there",
-        protocol_name(*.protocol)
+        "port {port} is already published by service `{service}`: choose another port, publish the two on different \
+         addresses of the nodes, or remove it there"
     )]
     PortTaken {
         /// The published port.
-        port: u16,
-        /// Its transport.
-        protocol: Protocol,
+        port: PortClaim,
         /// Who has it.
         service: String,
     },
     /// A port is to be published on an address that nobody has.
     #[error(
-        "port {port}/{}: no node has the address {address}; name one that a node has, 127.0.0.1 or ::1 for \
-         the nodes themselves alone, or leave it out",
-        protocol_name(*.protocol)
+        "port {port}/{protocol}: no node has the address {address}; name one that a node has, 127.0.0.1 or ::1 for \
+         the nodes themselves alone, or leave it out"
     )]
     NoAddress {
         /// The published port.
@@ -287,9 +286,8 @@ fn put(state: &State, mut service: Service, version: u64) -> Result<Action, Refu
         if state.has_edge_port(protocol, published) {
             return Err(Refusal::EdgePort(published));
         }
-        let key = (protocol, published);
-        if let Some(owner) = allocate::port_owner(state, &given, &service, key) {
-            return Err(Refusal::PortTaken { port: published, protocol, service: owner });
+        if let Some(owner) = allocate::port_owner(state, &given, &service, port.claim()) {
+            return Err(Refusal::PortTaken { port: port.claim(), service: owner });
         }
     }
     if let Some((port, address)) = unknown_address(state, &service) {

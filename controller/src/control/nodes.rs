@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rorqual_planner::{Action, ActionKind, State};
 use rorqual_proto::model::{Availability, Node, NodeState, Role, TaskState};
-use rorqual_proto::wire;
+use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
@@ -57,6 +57,7 @@ impl Control {
             changed.spec.availability = availability.unwrap_or(changed.spec.availability);
             changed.spec.labels.retain(|label, _| !request.label_remove.contains(label));
             changed.spec.labels.extend(request.label_add.clone());
+            validate::node_spec(&changed.spec).map_err(status::from_field)?;
             let put = ActionKind::PutNode(Box::new(changed));
             let action = Action::expecting(put, node.meta.version);
             Ok((node.id.clone(), action))

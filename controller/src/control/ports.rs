@@ -1,4 +1,5 @@
-//! Published ports that lead nowhere on some node, since something else has them there: where, who, what to do.
+//! Published ports that lead nowhere on some node, since something else has them there or since its kernel lacks the
+//! protocol: where, who, what to do.
 //! Agents tell it ([`HeldPort`]); what a node says that does not answer any more counts for nothing.
 
 use rorqual_planner::State;
@@ -47,11 +48,14 @@ impl<'a> Held<'a> {
 impl HeldSomewhere<'_> {
     fn problem(&self) -> String {
         let Self { port, holders, nodes } = self;
-        let mut places: Vec<String> = holders
-            .iter()
-            .take(NAMED)
-            .map(|(node, held)| format!("{} has it on node {}", held.holder, node.description.hostname))
-            .collect();
+        let place = |(node, held): &(&Node, &HeldPort)| {
+            let hostname = &node.description.hostname;
+            match held.lacking {
+                true => format!("the kernel of node {hostname} has no {}", port.protocol),
+                false => format!("{} has it on node {hostname}", held.holder),
+            }
+        };
+        let mut places: Vec<String> = holders.iter().take(NAMED).map(place).collect();
         if holders.len() > NAMED {
             places.push(format!("others on {} more nodes", holders.len() - NAMED));
         }
@@ -60,7 +64,10 @@ impl HeldSomewhere<'_> {
             1 => "1 other node serves it".to_owned(),
             nodes => format!("{nodes} other nodes serve it"),
         };
-        format!("port {} is taken: {}; {serving}. {}", name(port), places.join(", "), remedy(port))
+        let lacking = holders.iter().all(|(_, held)| held.lacking);
+        let what = if lacking { "leads nowhere" } else { "is taken" };
+        let remedy = if lacking { lacking_remedy(port) } else { remedy(port) };
+        format!("port {} {what}: {}; {serving}. {remedy}", port.claim(), places.join(", "))
     }
 }
 
@@ -69,7 +76,10 @@ pub(super) fn on_node(state: &State, service: &Service, id: &NodeId) -> Option<S
     let node = state.node(id).filter(|node| answers(node))?;
     let told = service.ports.iter().filter_map(|port| {
         let held = find(node, port)?;
-        Some(format!("port {} of this node is taken by {}", name(port), held.holder))
+        Some(match held.lacking {
+            true => format!("port {}: this node's kernel has no {}", port.claim(), port.protocol),
+            false => format!("port {} of this node is taken by {}", port.claim(), held.holder),
+        })
     });
     let told: Vec<String> = told.collect();
     (!told.is_empty()).then(|| told.join("; "))
@@ -86,19 +96,24 @@ fn is_there(node: &Node, port: &PortSpec) -> bool {
 
 fn find<'a>(node: &'a Node, port: &PortSpec) -> Option<&'a HeldPort> {
     let held = &node.description.held_ports;
-    held.iter().find(|held| held.port == port.published && held.protocol == port.protocol)
+    held.iter().find(|held| {
+        held.port == port.published && held.protocol == port.protocol && held.address == port.address
+    })
 }
 
-fn name(port: &PortSpec) -> String {
-    let protocol = match port.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
-    format!("{}/{protocol}", port.published)
+fn lacking_remedy(port: &PortSpec) -> String {
+    format!(
+        "Load the module there (`modprobe {0}`; the port then leads to the service by itself), use kernels that have it, \
+         or publish without {0}",
+        port.protocol
+    )
 }
 
 fn remedy(port: &PortSpec) -> String {
-    let suffix = if port.protocol == Protocol::Udp { "/udp" } else { "" };
+    let suffix = match port.protocol {
+        Protocol::Tcp => String::new(),
+        other => format!("/{other}"),
+    };
     format!(
         "End what holds it (the port then leads to the service by itself), or publish another one: `rctl \
          service update --publish-add PORT:{}{suffix}`",

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rorqual_planner::State;
 use rorqual_planner::assign::{
-    self, AuthsView, BlockView, ControllerView, GuestView, NetworkView, NodeDelta, PeerView, ServiceView,
-    Touched,
+    self, AuthsView, BlockView, ControllerView, EndpointView, GuestView, NetworkView, NodeDelta, PeerView,
+    ServiceView, Touched,
 };
 use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
@@ -329,12 +329,13 @@ fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire
 }
 
 fn service(view: &ServiceView) -> wire::ServiceEndpoints {
-    let endpoints = view.endpoints.iter().map(|endpoint| wire::ServiceEndpoint {
+    let endpoint = |endpoint: &EndpointView| wire::ServiceEndpoint {
         task_id: endpoint.task_id.to_string(),
         name: endpoint.name.clone(),
         address: endpoint.address.to_string(),
         node_id: endpoint.node_id.to_string(),
-    });
+        weight: endpoint.weight,
+    };
     wire::ServiceEndpoints {
         service_id: view.service_id.to_string(),
         name: view.name.clone(),
@@ -342,7 +343,9 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         network_name: view.network_name.clone(),
         vip: view.vip.map(|vip| vip.to_string()).unwrap_or_default(),
         ports: view.ports.iter().map(wire::PortSpec::from).collect(),
-        endpoints: endpoints.collect(),
+        endpoints: view.endpoints.iter().map(endpoint).collect(),
+        unready_aliases: view.unready_aliases.clone(),
+        unready: view.unready.iter().map(endpoint).collect(),
         aliases: view.aliases.clone(),
         client_affinity: view.client_affinity,
         routes: view.routes.iter().map(Into::into).collect(),
@@ -357,6 +360,7 @@ fn guest(view: &GuestView) -> wire::ServiceEndpoints {
         name: view.name.clone(),
         address: address.to_string(),
         node_id: view.node_id.to_string(),
+        weight: 0,
     });
     wire::ServiceEndpoints {
         service_id: view.guest_id.to_string(),

@@ -6,7 +6,7 @@ use simple_dns::rdata::{A, AAAA, RData, SRV};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use super::names::{Asker, Names};
-use super::ports::{self, Offer, Wanted};
+use super::ports::{self, Offer, Replica, Wanted};
 
 /// What a client without EDNS takes over UDP (RFC 1035, section 4.2.1).
 const SMALL_BYTES: usize = 512;
@@ -116,14 +116,14 @@ fn answer(query: &Packet, name: Name, addresses: &[IpAddr], limit: usize) -> Ver
     fit(query, reply, limit)
 }
 
-/// Who serves a port: a record for each replica, all alike, with its address beside it (RFC 2782).
+/// Who serves a port: a record for each replica with its weight, and its address beside it (RFC 2782).
 fn serve(query: &Packet, question: &Question, offer: &Offer, wanted: Wanted<'_>, limit: usize) -> Verdict {
     let Some(port) = offer.port(wanted) else { return refuse(query, RCODE::NameError) };
     let mut reply = reply_to(query, RCODE::NoError);
     if matches!(question.qtype, QTYPE::TYPE(TYPE::SRV) | QTYPE::ANY) {
-        for (name, address) in &offer.replicas {
+        for Replica { name, address, weight } in &offer.replicas {
             let Ok(target) = Name::new(name) else { continue };
-            let data = RData::SRV(SRV { priority: 0, weight: 1, port, target: target.clone() });
+            let data = RData::SRV(SRV { priority: 0, weight: *weight, port, target: target.clone() });
             reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 0, data));
             let data = RData::A(A { address: u32::from(*address) });
             reply.additional_records.push(ResourceRecord::new(target, CLASS::IN, 0, data));
@@ -248,8 +248,12 @@ mod tests {
     #[test]
     fn a_port_of_a_service_leads_to_each_replica_by_name() {
         let names = names(0);
-        let replicas =
-            |count: u8| (1..=count).map(|i| (format!("web.{i}"), Ipv4Addr::new(10, 213, 0, i))).collect();
+        let replica = |i: u8| Replica {
+            name: format!("web.{i}"),
+            address: Ipv4Addr::new(10, 213, 0, i),
+            weight: u16::from(i) * 100,
+        };
+        let replicas = |count: u8| (1..=count).map(replica).collect();
         let offer = |count| Offer { ports: vec![], replicas: replicas(count) };
         let owner = Owner::Service("s".into());
         names.set_offer(&owner, "default", &["Web"], offer(2));
@@ -262,11 +266,11 @@ mod tests {
             .answers
             .iter()
             .map(|record| match &record.rdata {
-                RData::SRV(srv) => (srv.target.to_string(), srv.port, record.ttl),
+                RData::SRV(srv) => (srv.target.to_string(), srv.port, srv.weight, record.ttl),
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(found, [("web.1".to_owned(), 80, 0), ("web.2".to_owned(), 80, 0)]);
+        assert_eq!(found, [("web.1".to_owned(), 80, 100, 0), ("web.2".to_owned(), 80, 200, 0)]);
         assert_eq!(packet.additional_records.len(), 2);
         assert_eq!(ask(&names, "default", "_http._tcp.web", TYPE::A), (RCODE::NoError, 0));
         assert_eq!(ask(&names, "default", "_what._tcp.web", TYPE::SRV), (RCODE::NameError, 0));

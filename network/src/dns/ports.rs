@@ -39,8 +39,17 @@ const KNOWN: [(&str, &[u16]); 23] = [
 pub(crate) struct Offer {
     /// Ports of the containers that are published.
     pub(crate) ports: Vec<(Protocol, u16)>,
-    /// Names and addresses of the healthy replicas.
-    pub(crate) replicas: Vec<(String, Ipv4Addr)>,
+    /// The healthy replicas.
+    pub(crate) replicas: Vec<Replica>,
+}
+
+/// Who serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Replica {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    /// How many clients it should get beside the others.
+    pub(crate) weight: u16,
 }
 
 /// A port, by number or by name.

@@ -22,9 +22,12 @@ const TUPLE_REPLY: u16 = 2;
 const FILTER: u16 = 25;
 const PROTOCOL_INFO: u16 = 4;
 const PROTOCOL_INFO_TCP: u16 = 1;
-const TCP_STATE: u16 = 1;
 /// SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT (linux/netfilter/nf_conntrack_tcp.h).
 const TCP_OPEN: std::ops::RangeInclusive<u8> = 2..=5;
+const PROTOCOL_INFO_SCTP: u16 = 3;
+/// ESTABLISHED, SHUTDOWN_SENT, SHUTDOWN_RECD (linux/netfilter/nf_conntrack_sctp.h).
+const SCTP_OPEN: std::ops::RangeInclusive<u8> = 4..=6;
+const STATE: u16 = 1;
 const FILTER_SOURCE: u32 = 1;
 const FILTER_PROTOCOL: u32 = 1 << 3;
 /// CTA_IP_V4_SRC, CTA_IP_V6_SRC
@@ -97,15 +100,27 @@ pub(crate) fn forget(netlink: &mut Netlink, range: IpNet, kind: Kind) -> Result<
     netlink.run(deletions)
 }
 
-/// How many TCP connections to an address are open: both ends have agreed on them, and not both have ended them. Those
-/// that the address has opened itself don't count.
+/// How many TCP connections and SCTP associations to an address are open: both ends have agreed on them, and not both have
+/// ended them. Those that the address has opened itself don't count.
 pub(crate) fn count_open(netlink: &mut Netlink, address: IpAddr) -> Result<usize, Error> {
+    let tcp = count_open_of(netlink, address, nix::libc::IPPROTO_TCP, PROTOCOL_INFO_TCP, TCP_OPEN)?;
+    let sctp = count_open_of(netlink, address, nix::libc::IPPROTO_SCTP, PROTOCOL_INFO_SCTP, SCTP_OPEN)?;
+    Ok(tcp + sctp)
+}
+
+fn count_open_of(
+    netlink: &mut Netlink,
+    address: IpAddr,
+    protocol: nix::libc::c_int,
+    info: u16,
+    open: std::ops::RangeInclusive<u8>,
+) -> Result<usize, Error> {
     let operation = format!("list connections to {address}");
     let request = Request::new(GET, 0, operation)
         .tolerate(&[Errno::ENOENT])
         .put(&header(address))
         .nest(TUPLE_REPLY, |r| {
-            r.nest(1, |r| put_source(r, address)).nest(2, |r| r.attr(1, &[nix::libc::IPPROTO_TCP as u8]))
+            r.nest(1, |r| put_source(r, address)).nest(2, |r| r.attr(1, &[protocol as u8]))
         })
         .nest(FILTER, |r| r.attr_u32(1, 0).attr_u32(2, FILTER_SOURCE | FILTER_PROTOCOL));
     let is_open = |payload: &[u8]| {
@@ -113,9 +128,9 @@ pub(crate) fn count_open(netlink: &mut Netlink, address: IpAddr) -> Result<usize
         let reply = attribute(payload, 4, TUPLE_REPLY).unwrap_or_default();
         let source = source(reply);
         let state = attribute(payload, 4, PROTOCOL_INFO)
-            .and_then(|info| attribute(info, 0, PROTOCOL_INFO_TCP))
-            .and_then(|tcp| attribute(tcp, 0, TCP_STATE));
-        source == Some(address) && matches!(state, Some([state]) if TCP_OPEN.contains(state))
+            .and_then(|all| attribute(all, 0, info))
+            .and_then(|own| attribute(own, 0, STATE));
+        source == Some(address) && matches!(state, Some([state]) if open.contains(state))
     };
     Ok(netlink.dump(request)?.iter().filter(|answer| is_open(&answer.payload)).count())
 }

@@ -18,23 +18,28 @@ use crate::twins::Twins;
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 const PORT: u16 = 80;
 
-fn endpoint(number: u8) -> Ipv4Addr {
+/// An address of the node.
+pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+pub(super) fn endpoint(number: u8) -> Ipv4Addr {
     // Beside the pools: there, what comes back from `lo` is refused.
     Ipv4Addr::new(192, 0, 2, number)
 }
 
-fn view(endpoints: impl Iterator<Item = u8>, sticky: bool) -> ServiceView {
+pub(super) fn view(endpoints: impl Iterator<Item = u8>, sticky: bool) -> ServiceView {
     let task = |number: u8| Endpoint {
         id: format!("t{number}"),
         name: format!("web.{number}"),
         address: endpoint(number),
         node: "n1".into(),
+        weight: 100,
     };
     ServiceView {
         id: "web".into(),
         name: "web".into(),
         aliases: vec![],
         guest: false,
+        unready: Default::default(),
         network: "default".into(),
         vip: Some(VIP),
         ports: Vec::<PublishedPort>::new(),
@@ -47,8 +52,11 @@ fn twins() -> Twins {
     Twins::new(false, None, "10.215.0.0/24".parse().unwrap())
 }
 
-/// In a network namespace of its own, with ten servers that say their number.
-fn inside(work: impl FnOnce(&mut dyn FnMut(ServiceView)) + Send + 'static) {
+/// In a network namespace of its own, with ten servers that say their number, and these ports of the node.
+pub(super) fn inside(
+    ports: Vec<PublishedPort>,
+    work: impl FnOnce(&mut dyn FnMut(ServiceView)) + Send + 'static,
+) {
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
         let script = "ip link set lo up && ip addr add 192.0.2.1/24 dev lo && ip addr add 198.51.100.1/24 dev lo && \
@@ -80,7 +88,7 @@ fn inside(work: impl FnOnce(&mut dyn FnMut(ServiceView)) + Send + 'static) {
         nft::run(&base.script()).unwrap();
         ruleset.commit(base);
         let mut put = |view: ServiceView| {
-            let parts = parts::service(&view, &[], "n1", &twins(), |_| None);
+            let parts = parts::service(&view, &ports, "n1", &twins(), |_| None);
             let change = ruleset.change(BTreeMap::from([(Item::Service("web".into()), Some(parts))]));
             nft::run(&change.script()).unwrap();
             ruleset.commit(change);
@@ -104,7 +112,7 @@ fn ask(from: Ipv4Addr) -> u8 {
 
 #[test]
 fn new_connections_are_spread_evenly() {
-    inside(|put| {
+    inside(vec![], |put| {
         put(view(1..=10, false));
         const CONNECTIONS: u32 = 10_000;
         let mut counts = BTreeMap::<u8, u32>::new();
@@ -121,8 +129,32 @@ fn new_connections_are_spread_evenly() {
 }
 
 #[test]
+fn new_connections_are_spread_as_the_weights_say() {
+    inside(vec![], |put| {
+        let mut weighed = view(1..=4, false);
+        let weights = [25, 100, 200, 75];
+        for (endpoint, weight) in weighed.endpoints.iter_mut().zip(weights) {
+            endpoint.weight = weight;
+        }
+        put(weighed);
+        const CONNECTIONS: u32 = 10_000;
+        let mut counts = BTreeMap::<u8, u32>::new();
+        for number in 0..CONNECTIONS {
+            *counts.entry(ask(Ipv4Addr::new(198, 51, 100, 1 + (number % 10) as u8))).or_default() += 1;
+        }
+        let off = |(count, weight): (&u32, u32)| {
+            let expected = f64::from(CONNECTIONS) * f64::from(weight) / 400.0;
+            (f64::from(*count) - expected).powi(2) / expected
+        };
+        let chi_square: f64 = counts.values().zip(weights).map(off).sum();
+        // Three degrees of freedom: by chance alone more than this comes once in a thousand times.
+        assert!(counts.len() == 4 && chi_square < 16.27, "{chi_square}: {counts:?}");
+    });
+}
+
+#[test]
 fn a_client_keeps_its_endpoint_while_that_is_there() {
-    inside(|put| {
+    inside(vec![], |put| {
         let clients = || (1..=200).map(|last| Ipv4Addr::new(198, 51, 100, last));
         let seen = || -> BTreeMap<Ipv4Addr, u8> { clients().map(|client| (client, ask(client))).collect() };
         put(view(1..=10, true));

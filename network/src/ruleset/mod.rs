@@ -13,6 +13,9 @@ mod native;
 pub(crate) mod parts;
 mod rule;
 mod script;
+#[cfg(test)]
+mod sctp_tests;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,17 +115,24 @@ impl Ruleset {
         self.exact
     }
 
-    /// Who has an element already, other than `item`.
-    pub(crate) fn holder(&self, element: &Element, item: &Item) -> Option<&Item> {
-        self.wanted.get(element)?.iter().find(|holder| *holder != item)
-    }
-
-    /// Who has published a port that meets this one, other than `item`.
-    pub(crate) fn publisher(&self, port: parts::Published, item: &Item) -> Option<&Item> {
-        let first = Element { set: parts::PUBLISHED.to_owned(), key: Fields(Vec::new()) };
-        let all = self.wanted.range(first..).take_while(|(e, _)| e.set.starts_with(parts::PUBLISHED));
-        let mut meeting = all.filter(|(element, _)| parts::meets(element, port));
-        meeting.find_map(|(_, holders)| holders.iter().find(|holder| *holder != item))
+    /// Who has published a port that meets this one, other than `item`, of those that `counts` lets count.
+    pub(crate) fn publisher(
+        &self,
+        port: parts::Published,
+        item: &Item,
+        counts: impl Fn(&Item, &Element) -> bool,
+    ) -> Option<&Item> {
+        let (protocol, number, address) = port;
+        let exact = [None, address].map(|address| parts::published_at((protocol, number, address)));
+        let exact = exact.iter().filter_map(|element| self.wanted.get_key_value(element));
+        // Those on one address are few. One on all addresses meets them all.
+        let first = Element { set: parts::PUBLISHED_AT.to_owned(), key: Fields(Vec::new()) };
+        let bound = self.wanted.range(first..).take_while(|(e, _)| e.set.starts_with(parts::PUBLISHED_AT));
+        let bound = bound.filter(|(element, _)| address.is_none() && parts::meets(element, port));
+        let mut meeting = exact.chain(bound);
+        meeting.find_map(|(element, holders)| {
+            holders.iter().find(|holder| *holder != item && counts(holder, element))
+        })
     }
 
     /// Whether an item has an element.

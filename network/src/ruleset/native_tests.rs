@@ -48,6 +48,7 @@ fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (
         name: format!("web.{i}"),
         address: Ipv4Addr::from(0x0ad5_0000 + i),
         node: if i.is_multiple_of(2) { "n1" } else { "n2" }.into(),
+        weight: 100,
     };
     let view = ServiceView {
         id: id.into(),
@@ -59,6 +60,7 @@ fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
         guest: false,
+        unready: Default::default(),
     };
     (
         Item::Service(id.into()),

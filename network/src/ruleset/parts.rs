@@ -1,11 +1,13 @@
 //! What each item has in the table.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::base::MARK_SHIFT;
 use super::rule::{Field, Fields, Rule, Turn, Value};
+use super::turns::{Weighed, places, shift, turns};
 use super::{Element, Parts};
 use crate::model::{Block, Endpoint, HostPort, Network, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
@@ -42,8 +44,8 @@ impl Parts {
     }
 }
 
-/// What the names of the maps of published ports begin with.
-pub(crate) const PUBLISHED: &str = "published";
+/// What the names of the maps of published ports on one address each begin with.
+pub(crate) const PUBLISHED_AT: &str = "published_at";
 
 /// Protocol and number of a port of the node, and the address that it is published on.
 pub(crate) type Published = (Protocol, u16, Option<IpAddr>);
@@ -86,9 +88,9 @@ fn element(set: &str, key: &[Field]) -> Element {
 
 /// The addresses that balancing leads to, in their order.
 struct Backends {
-    v4: Vec<Ipv4Addr>,
+    v4: Vec<Weighed>,
     /// The IPv6 address beside those that have one.
-    v6: Vec<(Ipv4Addr, Ipv6Addr)>,
+    v6: BTreeMap<Ipv4Addr, Ipv6Addr>,
     sticky: bool,
 }
 
@@ -96,15 +98,13 @@ impl Backends {
     /// Every address in turn, or each client its own. A service without endpoints refuses at once. What is for IPv6
     /// comes first: to the rules behind it such packets never get.
     fn balance(&self, port: Option<(Protocol, u16)>) -> Vec<Rule> {
-        let v6: Vec<Ipv4Addr> = self.v6.iter().map(|(v4, _)| *v4).collect();
-        let twin = |address: &Ipv4Addr| {
-            let at = self.v6.iter().find(|(v4, _)| v4 == address);
-            at.map_or(IpAddr::V4(*address), |(_, v6)| IpAddr::V6(*v6))
-        };
-        let rule = |addresses: &[Ipv4Addr], name: &dyn Fn(&Ipv4Addr) -> IpAddr| {
+        let v6: Vec<Weighed> = self.v4.iter().filter(|(v4, _)| self.v6.contains_key(v4)).copied().collect();
+        let twin =
+            |address: &Ipv4Addr| self.v6.get(address).map_or(IpAddr::V4(*address), |v6| IpAddr::V6(*v6));
+        let rule = |addresses: &[Weighed], name: &dyn Fn(&Ipv4Addr) -> IpAddr| {
             let by_client = self.sticky && addresses.len() > 1;
             let (addresses, by) =
-                if by_client { (places(addresses), Turn::Client) } else { (addresses.to_vec(), Turn::Next) };
+                if by_client { (places(addresses), Turn::Client) } else { (turns(addresses), Turn::Next) };
             Rule::Balance { addresses: addresses.iter().map(name).collect(), by, port }
         };
         let mut rules = Vec::new();
@@ -130,13 +130,17 @@ pub(crate) fn service(
     twin: impl Fn(&Endpoint) -> Option<Ipv6Addr>,
 ) -> Parts {
     let mut parts = Parts::default();
-    let mut v4: Vec<Ipv4Addr> = service.endpoints.iter().map(|e| e.address).collect();
-    v4.sort_unstable();
-    v4.dedup();
-    shift(&mut v4, node);
-    let of = |address: &Ipv4Addr| service.endpoints.iter().find(|e| e.address == *address).and_then(&twin);
-    let v6 = v4.iter().filter_map(|address| Some((*address, of(address)?))).collect();
-    let backends = Backends { v4, v6, sticky: service.sticky };
+    let to = |endpoints: &[&Endpoint]| {
+        let mut v4: Vec<Weighed> = endpoints.iter().map(|e| (e.address, e.weight.max(1))).collect();
+        v4.sort_unstable();
+        v4.dedup_by_key(|(address, _)| *address);
+        shift(&mut v4, node);
+        let v6 = endpoints.iter().filter_map(|e| Some((e.address, twin(e)?))).collect();
+        Backends { v4, v6, sticky: service.sticky }
+    };
+    let all: Vec<&Endpoint> = service.endpoints.iter().collect();
+    let own: Vec<&Endpoint> = all.iter().filter(|endpoint| endpoint.node == node).copied().collect();
+    let (backends, own_backends) = (to(&all), to(&own));
     if let Some(vip) = service.vip {
         let chain = format!("vip_{}", identifier(&service.id));
         parts.chain(&chain, backends.balance(None));
@@ -144,15 +148,14 @@ pub(crate) fn service(
             parts.element(of_family("vips", vip), &[vip.into()], Some(Value::Goto(chain.clone())));
         }
     }
-    let here: Vec<IpAddr> =
-        service.endpoints.iter().filter(|e| e.node == node).flat_map(|e| twins.both(e.address)).collect();
+    let here: Vec<IpAddr> = own.iter().flat_map(|endpoint| twins.both(endpoint.address)).collect();
     for port in ports {
-        let PublishedPort { address, published, protocol, .. } = *port;
-        parts.publish(
-            (protocol, published, address),
-            backends.balance(Some((protocol, port.target))),
-            &port.allow,
-        );
+        let PublishedPort { address, published, protocol, local, .. } = *port;
+        let backends = if local { &own_backends } else { &backends };
+        if !local || !own.is_empty() {
+            let balance = backends.balance(Some((protocol, port.target)));
+            parts.publish((protocol, published, address), balance, &port.allow);
+        }
         for address in &here {
             let target = [(*address).into(), Field::Protocol(protocol), Field::Port(port.target)];
             parts.element(of_family("targets", *address), &target, None);
@@ -178,7 +181,8 @@ pub(crate) fn published(port: &PublishedPort) -> Element {
     published_at((port.protocol, port.published, port.address))
 }
 
-fn published_at((protocol, port, address): Published) -> Element {
+/// The same by its key.
+pub(crate) fn published_at((protocol, port, address): Published) -> Element {
     let [protocol, port] = [Field::Protocol(protocol), Field::Port(port)];
     match address {
         None => element("published", &[protocol, port]),
@@ -340,28 +344,6 @@ pub(crate) fn network_set(name: &str) -> String {
 
 pub(crate) fn network_set6(name: &str) -> String {
     format!("net6_{}", identifier(name))
-}
-
-/// Who comes first. The kernel begins to count anew with every change, on every node: if it always began with the
-/// lowest address, that one would get more than its share. The same endpoints give the same order.
-fn shift(addresses: &mut [Ipv4Addr], node: &str) {
-    if addresses.is_empty() {
-        return;
-    }
-    let by = random::hash(&format!("{node} {addresses:?}")) % addresses.len() as u64;
-    addresses.rotate_left(by as usize);
-}
-
-/// How many places a service has over which its clients are spread where each has its own endpoint.
-const PLACES: u32 = 512;
-
-/// Who has each place: the address that draws the highest number for it. So one that goes leaves its own places to the
-/// others, one that comes takes its share from all, and everything else stays as it was.
-fn places(addresses: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
-    let draw =
-        |place: u32, address: Ipv4Addr| random::mixed(u64::from(place) << 32 | u64::from(address.to_bits()));
-    let best = |place: u32| addresses.iter().copied().max_by_key(|address| (draw(place, *address), *address));
-    (0..PLACES).filter_map(best).collect()
 }
 
 /// A name of nftables: the id where it is one, else one made from it.

@@ -40,6 +40,7 @@ fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
         name: format!("web.{i}"),
         address: Ipv4Addr::from(0x0ad5_0000 + i),
         node: "n1".into(),
+        weight: 100,
     };
     ServiceView {
         id: id.into(),
@@ -51,6 +52,7 @@ fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
         ports: ports.to_vec(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
         guest: false,
+        unready: Default::default(),
     }
 }
 

@@ -4,6 +4,8 @@
 //! fabric binds to files is taken away by `Drop`.
 #![allow(dead_code, unreachable_pub, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
 
+mod dns;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -23,6 +25,9 @@ use rorqual_network::{
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
+
+#[allow(unused_imports)]
+pub use dns::ask;
 
 pub const PATIENCE: Duration = Duration::from_secs(5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
@@ -404,6 +409,7 @@ impl Container {
             name: format!("web.{}", self.id),
             address: self.address,
             node: self.node.clone(),
+            weight: 100,
         }
     }
 }
@@ -481,6 +487,7 @@ pub fn web(endpoints: &[&Container]) -> ServiceView {
         ports: vec![PublishedPort::new(8080, 80, Protocol::Tcp)],
         endpoints: endpoints.iter().map(|c| c.endpoint()).collect(),
         guest: false,
+        unready: Default::default(),
     }
 }
 

@@ -45,9 +45,11 @@ enums! {
     /// What a health check says from its number on the wire; `None` where there is none.
     health: wire::Health => model::Health { Starting, Healthy, Unhealthy }
     /// A transport from its number on the wire; `None` where unspecified.
-    protocol: wire::Protocol => model::Protocol { Tcp, Udp }
+    protocol: wire::Protocol => model::Protocol { Tcp, Udp, Sctp }
     /// A mount's kind from its number on the wire; `None` where unspecified.
     mount_kind: wire::mount::Kind => model::MountKind { Bind, Volume, Tmpfs }
+    /// What follows when a container is unhealthy from its number on the wire; `None` where unspecified.
+    on_unhealthy: wire::OnUnhealthy => model::OnUnhealthy { Restart, Keep }
     /// An update's order from its number on the wire; `None` where unspecified.
     update_order: wire::UpdateOrder => model::UpdateOrder { StopFirst, StartFirst }
     /// A restart condition from its number on the wire; `None` where unspecified.

@@ -13,6 +13,7 @@ impl From<&model::HealthCheck> for wire::HealthCheck {
             start_period_ms: check.start_period_ms,
             start_interval_ms: check.start_interval_ms,
             retries: check.retries,
+            on_unhealthy: check.on_unhealthy.map_or(wire::OnUnhealthy::Unspecified, Into::into).into(),
         }
     }
 }
@@ -28,6 +29,7 @@ impl TryFrom<wire::HealthCheck> for model::HealthCheck {
             start_period_ms: check.start_period_ms,
             start_interval_ms: check.start_interval_ms,
             retries: check.retries,
+            on_unhealthy: super::on_unhealthy(check.on_unhealthy, "on_unhealthy")?,
         })
     }
 }

@@ -27,8 +27,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 pub use crate::InvalidField;
 pub use container::DEFAULT_STOP_GRACE_MS;
 pub use enums::{
-    availability, desired_state, health, mount_kind, node_state, protocol, restart_condition, role,
-    task_state, update_order,
+    availability, desired_state, health, mount_kind, node_state, on_unhealthy, protocol, restart_condition,
+    role, task_state, update_order,
 };
 pub use node::{NodeStatusChange, node_status_update};
 pub use task::{reported_status, task_desired_update, task_status_update};

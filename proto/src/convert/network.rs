@@ -37,6 +37,7 @@ impl From<&model::NetworkJoin> for wire::NetworkJoin {
             network: join.network.clone(),
             aliases: join.aliases.clone(),
             address: join.address.map(|address| address.to_string()).unwrap_or_default(),
+            unready_aliases: join.unready_aliases.clone(),
         }
     }
 }
@@ -46,7 +47,8 @@ impl TryFrom<wire::NetworkJoin> for model::NetworkJoin {
 
     fn try_from(join: wire::NetworkJoin) -> Result<Self, InvalidField> {
         let wanted = (!join.address.is_empty()).then(|| address(&join.address, "address")).transpose()?;
-        Ok(Self { network: join.network, aliases: join.aliases, address: wanted })
+        let wire::NetworkJoin { network, aliases, unready_aliases, .. } = join;
+        Ok(Self { network, aliases, address: wanted, unready_aliases })
     }
 }
 

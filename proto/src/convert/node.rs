@@ -91,6 +91,8 @@ impl From<&model::HeldPort> for wire::HeldPort {
             port: held.port.into(),
             protocol: wire::Protocol::from(held.protocol).into(),
             holder: held.holder.clone(),
+            address: held.address.map(|address| address.to_string()).unwrap_or_default(),
+            lacking: held.lacking,
         }
     }
 }
@@ -101,6 +103,8 @@ fn held_port(held: wire::HeldPort) -> Option<model::HeldPort> {
         port: u16::try_from(held.port).ok()?,
         protocol: super::protocol(held.protocol, "protocol").ok()??,
         holder: held.holder,
+        address: if held.address.is_empty() { None } else { Some(held.address.parse().ok()?) },
+        lacking: held.lacking,
     })
 }
 

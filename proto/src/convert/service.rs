@@ -75,6 +75,7 @@ impl From<&model::PortSpec> for wire::PortSpec {
             protocol: wire::Protocol::from(port.protocol).into(),
             address: port.address.map(|address| address.to_string()).unwrap_or_default(),
             allow: port.allow.iter().map(ToString::to_string).collect(),
+            local: port.local,
         }
     }
 }
@@ -96,6 +97,7 @@ impl TryFrom<wire::PortSpec> for model::PortSpec {
             protocol: super::protocol(port.protocol, "protocol")?.unwrap_or(model::Protocol::Tcp),
             address: bind_address(&port.address)?,
             allow: allowed.collect::<Result<_, _>>()?,
+            local: port.local,
         })
     }
 }

@@ -76,6 +76,7 @@ fn container() -> ContainerSpec {
             start_period_ms: 3,
             start_interval_ms: 4,
             retries: 5,
+            on_unhealthy: Some(OnUnhealthy::Keep),
         }),
         drain_ms: Some(0),
     }
@@ -107,8 +108,16 @@ fn ports() -> Vec<PortSpec> {
                 "192.0.2.7/32".parse().unwrap(),
                 "fd00::/8".parse().unwrap(),
             ],
+            local: false,
         },
-        PortSpec { published: 0, target: 53, protocol: Protocol::Udp, address: None, allow: vec![] },
+        PortSpec {
+            published: 0,
+            target: 53,
+            protocol: Protocol::Sctp,
+            address: None,
+            allow: vec![],
+            local: true,
+        },
     ]
 }
 
@@ -120,8 +129,12 @@ fn service_spec() -> ServiceSpec {
         mode: ServiceMode::Replicated { replicas: 3 },
         ports: ports(),
         networks: vec![
-            NetworkJoin { network: "front".into(), aliases: texts(&["db"]), address: None },
-            NetworkJoin { address: Some([10, 20, 0, 7].into()), ..NetworkJoin::plain("back") },
+            NetworkJoin { aliases: texts(&["db"]), ..NetworkJoin::plain("front") },
+            NetworkJoin {
+                address: Some([10, 20, 0, 7].into()),
+                unready_aliases: texts(&["peers"]),
+                ..NetworkJoin::plain("back")
+            },
         ],
         restart: restart(),
         placement: placement(),
@@ -219,6 +232,8 @@ fn description() -> NodeDescription {
             port: 8080,
             protocol: Protocol::Udp,
             holder: "process 7 (named)".into(),
+            address: Some([192, 0, 2, 7].into()),
+            lacking: true,
         }],
         routes: vec!["10.0.0.0/24".parse().unwrap()],
         addresses: vec![[192, 0, 2, 7].into()],

@@ -74,6 +74,17 @@ pub struct HealthCheck {
     pub start_interval_ms: u64,
     /// Failures in a row that make it unhealthy.
     pub retries: u32,
+    /// What becomes of it then; absent: a replica is restarted by its service's policy, a plain container goes on.
+    pub on_unhealthy: Option<OnUnhealthy>,
+}
+
+/// What becomes of a container that its check calls unhealthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnhealthy {
+    /// It is restarted, whatever the restart policy says.
+    Restart,
+    /// It goes on; a replica gets no traffic until it is well again.
+    Keep,
 }
 
 /// How a container is asked whether it is well.

@@ -18,7 +18,7 @@ pub mod task;
 
 pub use cluster::Cluster;
 pub use constraint::{Constraint, ConstraintKey, InvalidConstraint};
-pub use container::{ContainerSpec, DnsSpec, HealthCheck, Mount, MountKind, Probe, Resources};
+pub use container::{ContainerSpec, DnsSpec, HealthCheck, Mount, MountKind, OnUnhealthy, Probe, Resources};
 pub use edge::{EdgeSettings, RouteBackend, RouteSpec};
 pub use id::{ClusterId, GuestId, NetworkId, NodeId, ServiceId, TaskId};
 pub use network::{BlockLease, Guest, Network, NetworkJoin, NetworkSpec};
@@ -28,7 +28,7 @@ pub use node::{
 pub use order::UpdateOrder;
 pub use record::Record;
 pub use service::{
-    PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,
+    PortClaim, PortSpec, Protocol, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, Vip,
 };
 pub use task::{DesiredState, Health, Placement, Task, TaskAddress, TaskState, TaskStatus};
 

@@ -55,6 +55,8 @@ pub struct NetworkJoin {
     pub aliases: Vec<String>,
     /// The address that a container which is no task asks for, of the network's own subnets.
     pub address: Option<Ipv4Addr>,
+    /// Names in it that stand for all replicas of a service that run, healthy or not, each a DNS label.
+    pub unready_aliases: Vec<String>,
 }
 
 impl NetworkJoin {

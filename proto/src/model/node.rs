@@ -5,6 +5,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{ClusterId, Meta, NodeId, Protocol};
 
+/// The label of a node that says how many new connections its replicas get beside those of other nodes.
+pub const WEIGHT_LABEL: &str = "rorqual.weight";
+
+/// What a node without it has.
+pub const DEFAULT_WEIGHT: u32 = 100;
+
+/// No node has more than ten times what is usual.
+pub const MAX_WEIGHT: u32 = 1000;
+
+/// The value of a [`WEIGHT_LABEL`], where it is one.
+pub fn parse_weight(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|weight| (1..=MAX_WEIGHT).contains(weight))
+}
+
 /// What a node does. Every node runs the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -89,6 +103,10 @@ pub struct HeldPort {
     pub protocol: Protocol,
     /// Who has it, for people: `process 77 (python3)`.
     pub holder: String,
+    /// The one address on which it was to be published; absent: all.
+    pub address: Option<IpAddr>,
+    /// Nobody has it: the node's kernel lacks the protocol.
+    pub lacking: bool,
 }
 
 /// What the leader sees of a node.
@@ -137,6 +155,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// How many new connections its replicas get beside those of other nodes: the operator's label goes before the
+    /// daemon's own, and one that can't be read counts for nothing.
+    pub fn weight(&self) -> u32 {
+        let labels = [&self.spec.labels, &self.description.labels];
+        let given = labels.iter().find_map(|labels| labels.get(WEIGHT_LABEL));
+        given.and_then(|text| parse_weight(text)).unwrap_or(DEFAULT_WEIGHT)
+    }
+
     /// The address at which the other nodes reach it.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
         let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);

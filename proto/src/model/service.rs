@@ -1,7 +1,7 @@
 //! A service: what the user wants to run, how often, and how it is reached.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -73,6 +73,18 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
 }
 
 /// One port of every node that leads to the service.
@@ -82,19 +94,62 @@ pub struct PortSpec {
     pub published: u16,
     /// Inside the container.
     pub target: u16,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The one address of the nodes on which it is published; a node that has not got it does not publish the port.
     pub address: Option<IpAddr>,
     /// Clients that may use it; empty: all. Of the family that none is of, nobody may.
     pub allow: Vec<IpNet>,
+    /// Each node leads to its own replicas alone; one without any does not publish it.
+    pub local: bool,
 }
 
 impl PortSpec {
+    /// What of it nothing else may have.
+    pub fn claim(&self) -> PortClaim {
+        PortClaim { protocol: self.protocol, published: self.published, address: self.address }
+    }
+
     /// Meets another on a node: the same port and transport, on an address of both.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.claim().meets(&other.claim())
+    }
+}
+
+/// A port of the nodes, on one of their addresses or on all. Of one port, that on all comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortClaim {
+    /// Its transport.
+    pub protocol: Protocol,
+    /// Its number.
+    pub published: u16,
+    /// The one address; absent: all.
+    pub address: Option<IpAddr>,
+}
+
+impl PortClaim {
+    /// The same port, on an address of both.
     pub fn meets(&self, other: &Self) -> bool {
         let apart = self.address.is_some() && other.address.is_some() && self.address != other.address;
         self.published == other.published && self.protocol == other.protocol && !apart
+    }
+
+    /// Who of these has a part of it.
+    pub fn holders<T>(self, claims: &BTreeMap<Self, T>) -> impl Iterator<Item = &T> {
+        let one = |address| Self { address, ..self };
+        let same_port = claims.range(one(None)..=one(Some(Ipv6Addr::from_bits(u128::MAX).into())));
+        same_port.filter(move |(claim, _)| claim.meets(&self)).map(|(_, holder)| holder)
+    }
+}
+
+impl std::fmt::Display for PortClaim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.address {
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            None => {}
+        }
+        write!(f, "{}/{}", self.published, self.protocol)
     }
 }
 

@@ -35,6 +35,10 @@ pub(super) fn check(check: &HealthCheck) -> Result<(), InvalidField> {
             Err(InvalidField::new("none", "nothing is asked, so there is nothing to set about when")
                 .remedy("leave the times and the number of retries out, or ask"))
         }
+        Some(Probe::None) if check.on_unhealthy.is_some() => {
+            Err(InvalidField::new("on_unhealthy", "nothing is asked, so nothing is ever found unhealthy")
+                .remedy("leave it out, or ask"))
+        }
         Some(Probe::None) => Ok(()),
         Some(Probe::Command { args, shell }) => command(args, *shell),
         Some(Probe::Http { port, path }) => {
@@ -71,6 +75,7 @@ fn to(port: u16, field: &str) -> Result<(), InvalidField> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::OnUnhealthy;
 
     fn asking(probe: Probe) -> HealthCheck {
         HealthCheck { probe: Some(probe), ..HealthCheck::default() }
@@ -109,6 +114,8 @@ mod tests {
         assert!(refusal(&asking(blank)).contains("names no command"));
         let never = HealthCheck { retries: 2, ..asking(Probe::None) };
         assert!(refusal(&never).contains("nothing is asked"));
+        let moot = HealthCheck { on_unhealthy: Some(OnUnhealthy::Keep), ..asking(Probe::None) };
+        assert!(refusal(&moot).starts_with("on_unhealthy: nothing is asked"));
         let long = HealthCheck { timeout_ms: MAX_WAIT_MS + 1, ..HealthCheck::default() };
         assert!(refusal(&long).starts_with("timeout_ms"));
     }

@@ -23,6 +23,7 @@ pub use network::{block_prefix, network_joins, network_spec};
 
 use crate::model::{
     Constraint, NodeSpec, Placement, PortSpec, RestartCondition, RestartPolicy, ServiceMode, ServiceSpec,
+    node,
 };
 
 /// The most slots that a service may have.
@@ -195,7 +196,16 @@ pub fn placement(placement: &Placement) -> Result<(), InvalidField> {
 
 /// A node spec.
 pub fn node_spec(spec: &NodeSpec) -> Result<(), InvalidField> {
-    labels(&spec.labels, "labels")
+    labels(&spec.labels, "labels")?;
+    match spec.labels.get(node::WEIGHT_LABEL) {
+        Some(text) if node::parse_weight(text).is_none() => {
+            let field = format!("labels.{}", node::WEIGHT_LABEL);
+            let most = node::MAX_WEIGHT;
+            Err(InvalidField::new(field, format!("`{text}` is not a weight: expected 1 to {most}"))
+                .remedy(format!("{} is what other nodes have", node::DEFAULT_WEIGHT)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The cluster's address pools: private enough, large enough, and apart from each other.

@@ -111,15 +111,23 @@ pub fn network_joins(joins: &[NetworkJoin], path: &str) -> Result<(), InvalidFie
         if !seen.insert(&join.network) {
             return Err(InvalidField::new(path, format!("`{}` is named twice", join.network)));
         }
-        if join.aliases.len() > MAX_ALIASES {
-            let problem = format!("{} aliases are too many: at most {MAX_ALIASES}", join.aliases.len());
-            return Err(InvalidField::new(format!("{path}.aliases"), problem));
-        }
-        for (number, alias) in join.aliases.iter().enumerate() {
-            dns_label(alias, &format!("{path}.aliases[{number}]"))?;
+        aliases(&join.aliases, &format!("{path}.aliases"))?;
+        aliases(&join.unready_aliases, &format!("{path}.unready_aliases"))?;
+        if let Some(both) = join.unready_aliases.iter().find(|alias| join.aliases.contains(alias)) {
+            let problem = format!("`{both}` can't stand for the healthy replicas and for all of them");
+            return Err(InvalidField::new(format!("{path}.unready_aliases"), problem)
+                .remedy("choose another name for one of the two"));
         }
     }
     Ok(())
+}
+
+fn aliases(aliases: &[String], path: &str) -> Result<(), InvalidField> {
+    if aliases.len() > MAX_ALIASES {
+        let problem = format!("{} aliases are too many: at most {MAX_ALIASES}", aliases.len());
+        return Err(InvalidField::new(path, problem));
+    }
+    aliases.iter().enumerate().try_for_each(|(number, alias)| dns_label(alias, &format!("{path}[{number}]")))
 }
 
 fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
@@ -184,8 +192,12 @@ mod tests {
         assert_eq!(check(&[NetworkJoin::plain("front"), db.clone()]), "");
         assert_eq!(check(&[db.clone(), db.clone()]), "networks[1]");
         assert_eq!(check(&[NetworkJoin::plain("host")]), "networks[0]");
-        let bad = NetworkJoin { aliases: vec!["ok".into(), "no_label".into()], ..db };
+        let bad = NetworkJoin { aliases: vec!["ok".into(), "no_label".into()], ..db.clone() };
         assert_eq!(check(&[bad]), "networks[0].aliases[1]");
+        let unready = |name: &str| NetworkJoin { unready_aliases: vec![name.into()], ..db.clone() };
+        assert_eq!(check(&[unready("db-all")]), "");
+        assert_eq!(check(&[unready("no_label")]), "networks[0].unready_aliases[0]");
+        assert_eq!(check(&[unready("db")]), "networks[0].unready_aliases");
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn mount(kind: MountKind, source: &str, target: &str) -> Mount {
 }
 
 fn port(published: u16, target: u16, protocol: Protocol) -> PortSpec {
-    PortSpec { published, target, protocol, address: None, allow: vec![] }
+    PortSpec { published, target, protocol, address: None, allow: vec![], local: false }
 }
 
 #[test]
@@ -153,4 +153,10 @@ fn networks_and_nodes_are_checked_too() {
         labels,
     };
     assert_eq!(node_spec(&node).unwrap_err().path, "labels.a=b");
+    for (weight, fits) in [("1", true), ("1000", true), ("0", false), ("1001", false), ("x", false)] {
+        let labels = [("rorqual.weight".to_owned(), weight.to_owned())].into();
+        let checked = node_spec(&NodeSpec { labels, ..node.clone() });
+        let expected = if fits { Ok(()) } else { Err("labels.rorqual.weight".to_owned()) };
+        assert_eq!(checked.map_err(|error| error.path), expected, "{weight}");
+    }
 }

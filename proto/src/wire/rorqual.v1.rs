@@ -141,6 +141,9 @@ pub struct NetworkJoin {
     /// A container that is no task may ask for an address of the network's own subnets; empty: any.
     #[prost(string, tag = "3")]
     pub address: ::prost::alloc::string::String,
+    /// Names in it that stand for all replicas that run, healthy or not. Services only.
+    #[prost(string, repeated, tag = "4")]
+    pub unready_aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Replicated {
@@ -231,6 +234,8 @@ pub struct HealthCheck {
     /// Failures in a row that make it unhealthy.
     #[prost(uint32, tag = "9")]
     pub retries: u32,
+    #[prost(enumeration = "OnUnhealthy", tag = "10")]
+    pub on_unhealthy: i32,
     /// Absent: the image's command.
     #[prost(oneof = "health_check::Probe", tags = "1, 2, 3, 4")]
     pub probe: ::core::option::Option<health_check::Probe>,
@@ -373,6 +378,9 @@ pub struct PortSpec {
     /// Clients (10.0.0.0/8) that may use it; empty: all.
     #[prost(string, repeated, tag = "61")]
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Each node leads to its own replicas alone; one without any does not publish it.
+    #[prost(bool, tag = "62")]
+    pub local: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RestartPolicy {
@@ -538,6 +546,39 @@ impl UpdateOrder {
         }
     }
 }
+/// What becomes of a container that its check calls unhealthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OnUnhealthy {
+    /// A service's replica is restarted as one that has failed, by the service's restart policy; a plain container goes on.
+    Unspecified = 0,
+    /// It is restarted, whatever the policy says.
+    Restart = 1,
+    /// It goes on; a replica gets no traffic until it is well again.
+    Keep = 2,
+}
+impl OnUnhealthy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ON_UNHEALTHY_UNSPECIFIED",
+            Self::Restart => "ON_UNHEALTHY_RESTART",
+            Self::Keep => "ON_UNHEALTHY_KEEP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ON_UNHEALTHY_UNSPECIFIED" => Some(Self::Unspecified),
+            "ON_UNHEALTHY_RESTART" => Some(Self::Restart),
+            "ON_UNHEALTHY_KEEP" => Some(Self::Keep),
+            _ => None,
+        }
+    }
+}
 /// What a container's health check says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -578,6 +619,7 @@ pub enum Protocol {
     Unspecified = 0,
     Tcp = 1,
     Udp = 2,
+    Sctp = 3,
 }
 impl Protocol {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -589,6 +631,7 @@ impl Protocol {
             Self::Unspecified => "PROTOCOL_UNSPECIFIED",
             Self::Tcp => "PROTOCOL_TCP",
             Self::Udp => "PROTOCOL_UDP",
+            Self::Sctp => "PROTOCOL_SCTP",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -597,6 +640,7 @@ impl Protocol {
             "PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
             "PROTOCOL_TCP" => Some(Self::Tcp),
             "PROTOCOL_UDP" => Some(Self::Udp),
+            "PROTOCOL_SCTP" => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -762,6 +806,12 @@ pub struct HeldPort {
     /// For people: "process 77 (python3)", "container ab12".
     #[prost(string, tag = "3")]
     pub holder: ::prost::alloc::string::String,
+    /// The one address on which it was to be published; empty: all.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// Nobody has it: the node's kernel lacks the protocol.
+    #[prost(bool, tag = "5")]
+    pub lacking: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeStatus {
@@ -4532,6 +4582,12 @@ pub struct ServiceEndpoints {
     pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "60")]
     pub client_affinity: bool,
+    /// Names in this network that stand for the endpoints and the unready.
+    #[prost(string, repeated, tag = "61")]
+    pub unready_aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Replicas that run and are no endpoints; where there are such names.
+    #[prost(message, repeated, tag = "62")]
+    pub unready: ::prost::alloc::vec::Vec<ServiceEndpoint>,
     /// As ports in one view of a service only, each with its port.
     #[prost(message, repeated, tag = "70")]
     pub routes: ::prost::alloc::vec::Vec<RouteSpec>,
@@ -4551,6 +4607,9 @@ pub struct ServiceEndpoint {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub node_id: ::prost::alloc::string::String,
+    /// How many new connections it gets beside the others; 0 stands for 100.
+    #[prost(uint32, tag = "5")]
+    pub weight: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetworkBlock {

@@ -266,7 +266,12 @@ fn own_name(network: String) -> String {
 async fn enter(args: ConnectArgs, daemon: &Daemon) -> Result<()> {
     let ConnectArgs { alias, ip, network, container } = args;
     let attempt = format!("cannot connect container {container} to network {network}");
-    let join = NetworkJoin { network: own_name(network), aliases: alias, address: ip.unwrap_or_default() };
+    let join = NetworkJoin {
+        network: own_name(network),
+        aliases: alias,
+        address: ip.unwrap_or_default(),
+        ..NetworkJoin::default()
+    };
     let request = ConnectContainerRequest { name: container, network: Some(join) };
     let done = daemon.engine().connect_container(within(CALL, request)).await;
     done.map(drop).map_err(|status| Failure::from(status).doing(&attempt))

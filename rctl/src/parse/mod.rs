@@ -24,7 +24,7 @@ pub(crate) use filter::filter;
 pub(crate) use keys::keys;
 pub(crate) use mount::{mount, volume};
 pub(crate) use network::network;
-pub(crate) use order::{client_affinity, is_dnsrr, update_order};
+pub(crate) use order::{client_affinity, is_dnsrr, on_unhealthy, update_order};
 pub(crate) use pair::pair;
 pub(crate) use port::ports;
 pub(crate) use restart::{Restart, restart};

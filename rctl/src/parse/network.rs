@@ -1,4 +1,5 @@
-//! A network to join: `front`, `front,alias=db`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it.
+//! A network to join: `front`, `front,alias=db`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it;
+//! `publish-not-ready=NAME` is a name that stands for replicas before they are healthy, too.
 
 use rorqual_proto::wire::NetworkJoin;
 
@@ -23,8 +24,9 @@ pub(crate) fn network(text: &str) -> Result<NetworkJoin, String> {
             "name" if join.network.is_empty() => value.clone_into(&mut join.network),
             "name" => return Err("name stands there twice: give --network once for each network".to_owned()),
             "alias" => join.aliases.push(value.to_owned()),
+            "publish-not-ready" => join.unready_aliases.push(value.to_owned()),
             "ip" => value.clone_into(&mut join.address),
-            _ => return Err(format!("`{key}` is not one of name, alias and ip")),
+            _ => return Err(format!("`{key}` is not one of name, alias, publish-not-ready and ip")),
         }
     }
     if join.network.is_empty() {
@@ -44,6 +46,8 @@ mod tests {
         assert_eq!((join.network.as_str(), join.address.as_str()), ("back", "10.20.0.7"));
         assert_eq!(join.aliases, ["db", "cache"]);
         assert_eq!(network("back,alias=db,alias=cache,ip=10.20.0.7"), Ok(join));
+        let peers = network("name=back,publish-not-ready=db-peers").unwrap();
+        assert_eq!(peers.unready_aliases, ["db-peers"]);
         for (wrong, expected) in [
             ("", "is not a network"),
             ("a,b", "is not a network"),

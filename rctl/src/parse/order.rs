@@ -1,6 +1,6 @@
-//! `--update-order`, `--endpoint-mode`, `--affinity`: one of two words each.
+//! `--update-order`, `--endpoint-mode`, `--affinity`, `--on-unhealthy`: one of two words each.
 
-use rorqual_proto::wire::UpdateOrder;
+use rorqual_proto::wire::{OnUnhealthy, UpdateOrder};
 
 /// Docker's two words.
 pub(crate) fn update_order(text: &str) -> Result<UpdateOrder, String> {
@@ -17,6 +17,15 @@ pub(crate) fn is_dnsrr(text: &str) -> Result<bool, String> {
         "vip" => Ok(false),
         "dnsrr" => Ok(true),
         other => Err(format!("`{other}` is neither vip nor dnsrr")),
+    }
+}
+
+/// What becomes of an unhealthy container.
+pub(crate) fn on_unhealthy(text: &str) -> Result<OnUnhealthy, String> {
+    match text {
+        "restart" => Ok(OnUnhealthy::Restart),
+        "keep" => Ok(OnUnhealthy::Keep),
+        other => Err(format!("`{other}` is neither restart nor keep")),
     }
 }
 

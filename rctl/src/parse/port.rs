@@ -1,5 +1,5 @@
 //! Published ports: `8080:80`, `127.0.0.1:8080:80`, `[::1]:8080:80`, `53:53/udp`, `8000-8010:80-90`,
-//! `published=8080,target=80,protocol=tcp,address=10.0.0.5,allow=10.0.0.0/8`.
+//! `published=8080,target=80,protocol=tcp,mode=host,address=10.0.0.5,allow=10.0.0.0/8`.
 
 use rorqual_proto::wire::{PortSpec, Protocol};
 
@@ -39,7 +39,7 @@ fn short_form(text: &str) -> Result<Vec<PortSpec>, String> {
         target: target.0 + offset,
         protocol: protocol.into(),
         address: bound.clone(),
-        allow: Vec::new(),
+        ..PortSpec::default()
     };
     Ok((0..=count).map(one).collect())
 }
@@ -54,11 +54,10 @@ fn long_form(text: &str) -> Result<Vec<PortSpec>, String> {
             "protocol" => port.protocol = protocol(value)?.into(),
             "address" | "ip" => port.address = address(value),
             "allow" => port.allow.push(value.to_owned()),
-            "mode" if value == "ingress" => {}
-            "mode" => return Err(format!("mode {value} is not supported, only ingress is")),
+            "mode" => port.local = is_local(value)?,
             _ => {
                 return Err(format!(
-                    "unknown key `{key}`: expected published, target, protocol, address or allow"
+                    "unknown key `{key}`: expected published, target, protocol, mode, address or allow"
                 ));
             }
         }
@@ -90,7 +89,17 @@ fn protocol(text: &str) -> Result<Protocol, String> {
     match text {
         "tcp" => Ok(Protocol::Tcp),
         "udp" => Ok(Protocol::Udp),
-        _ => Err(format!("`{text}` is not a protocol: expected tcp or udp")),
+        "sctp" => Ok(Protocol::Sctp),
+        _ => Err(format!("`{text}` is not a protocol: expected tcp, udp or sctp")),
+    }
+}
+
+/// Docker's two words: every node leads to all replicas, or each to its own.
+fn is_local(text: &str) -> Result<bool, String> {
+    match text {
+        "ingress" => Ok(false),
+        "host" => Ok(true),
+        _ => Err(format!("`{text}` is neither ingress nor host")),
     }
 }
 
@@ -148,6 +157,11 @@ mod tests {
         assert_eq!(ports("published=8080,target=80"), Ok(vec![tcp(8080, 80)]));
         assert_eq!(ports("target=53,protocol=udp"), Ok(vec![udp(0, 53)]));
         assert_eq!(ports("published=1,target=2,mode=ingress"), Ok(vec![tcp(1, 2)]));
+        let local = PortSpec { local: true, ..tcp(1, 2) };
+        assert_eq!(ports("published=1,target=2,mode=host"), Ok(vec![local]));
+        let sctp = PortSpec { protocol: Protocol::Sctp.into(), ..tcp(9000, 9001) };
+        assert_eq!(ports("published=9000,target=9001,protocol=sctp"), Ok(vec![sctp.clone()]));
+        assert_eq!(ports("9000:9001/sctp"), Ok(vec![sctp]));
     }
 
     #[test]
@@ -157,12 +171,12 @@ mod tests {
             ("8080:", "is not a port"),
             ("8080:0", "expected 1 to 65535"),
             ("70000:80", "70000"),
-            ("80/sctp", "expected tcp or udp"),
+            ("80/dccp", "expected tcp, udp or sctp"),
             ("90-80:1-11", "ends before"),
             ("fd00::7:8080:80", "in brackets, as [fd00::7]"),
             ("80-90:80", "same length"),
             ("published=8080", "target"),
-            ("target=80,mode=host", "only ingress"),
+            ("target=80,mode=global", "neither ingress nor host"),
             ("target=80,name=x", "unknown key"),
             ("target=80-90", "short form"),
         ];

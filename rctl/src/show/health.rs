@@ -1,7 +1,7 @@
 //! A health check as `inspect` shows it: Docker's `Healthcheck`, with two kinds of test that Docker does not have.
 
-use rorqual_proto::wire::HealthCheck;
 use rorqual_proto::wire::health_check::Probe;
+use rorqual_proto::wire::{HealthCheck, OnUnhealthy};
 use serde::Serialize;
 
 const NANOS_PER_MS: u64 = 1_000_000;
@@ -22,6 +22,8 @@ pub(crate) struct Healthcheck {
     start_interval: u64,
     #[serde(skip_serializing_if = "is_zero")]
     retries: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_unhealthy: Option<&'static str>,
 }
 
 fn is_zero(value: &u64) -> bool {
@@ -30,6 +32,11 @@ fn is_zero(value: &u64) -> bool {
 
 impl From<HealthCheck> for Healthcheck {
     fn from(check: HealthCheck) -> Self {
+        let on_unhealthy = match check.on_unhealthy() {
+            OnUnhealthy::Unspecified => None,
+            OnUnhealthy::Restart => Some("restart"),
+            OnUnhealthy::Keep => Some("keep"),
+        };
         let test = match check.probe {
             None => Vec::new(),
             Some(Probe::None(_)) => vec!["NONE".to_owned()],
@@ -47,6 +54,7 @@ impl From<HealthCheck> for Healthcheck {
             start_period: check.start_period_ms.saturating_mul(NANOS_PER_MS),
             start_interval: check.start_interval_ms.saturating_mul(NANOS_PER_MS),
             retries: check.retries.into(),
+            on_unhealthy,
         }
     }
 }
@@ -70,5 +78,7 @@ mod tests {
         let http = HttpProbe { port: 80, path: "/w".into() };
         assert_eq!(shown(Probe::Http(http))["Test"], json!(["HTTP", "80", "/w"]));
         assert_eq!(shown(Probe::Tcp(TcpProbe { port: 5 }))["Test"], json!(["TCP", "5"]));
+        let kept = HealthCheck { on_unhealthy: OnUnhealthy::Keep.into(), ..HealthCheck::default() };
+        assert_eq!(serde_json::to_value(Healthcheck::from(kept)).unwrap(), json!({"OnUnhealthy": "keep"}));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rorqual_proto::wire::{Availability, HeldPort, NodeEncryption, NodeState, NodeView, Protocol};
+use rorqual_proto::wire::{Availability, HeldPort, NodeEncryption, NodeState, NodeView};
 use serde::Serialize;
 
 use super::service_inspect::Version;
@@ -253,8 +253,12 @@ fn encryption_words(encryption: Option<&Encryption>) -> String {
 }
 
 fn held_port(held: &HeldPort) -> String {
-    let protocol = if held.protocol() == Protocol::Udp { "udp" } else { "tcp" };
-    format!("{}/{protocol} by {}", held.port, held.holder)
+    let protocol = super::ports::protocol_word(held.protocol());
+    let at = if held.address.is_empty() { String::new() } else { format!("{}:", held.address) };
+    match held.lacking {
+        true => format!("{at}{}/{protocol}: the kernel has no {protocol}", held.port),
+        false => format!("{at}{}/{protocol} by {}", held.port, held.holder),
+    }
 }
 
 fn host_of(address: &str) -> &str {

@@ -26,10 +26,16 @@ pub(crate) fn cell(ports: &[PortSpec], all: &str) -> String {
     ports.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-/// `tcp` or `udp`.
+/// `tcp`, `udp` or `sctp`.
 pub(crate) fn protocol(port: &PortSpec) -> &'static str {
-    match port.protocol() {
+    protocol_word(port.protocol())
+}
+
+/// The same of the protocol alone.
+pub(crate) fn protocol_word(protocol: Protocol) -> &'static str {
+    match protocol {
         Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
         Protocol::Tcp | Protocol::Unspecified => "tcp",
     }
 }

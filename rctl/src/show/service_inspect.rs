@@ -73,6 +73,8 @@ struct Target {
     target: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     aliases: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    publish_not_ready: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -305,7 +307,11 @@ fn spec(spec: ServiceSpec) -> Spec {
 }
 
 fn target(join: &NetworkJoin) -> Target {
-    Target { target: join.network.clone(), aliases: join.aliases.clone() }
+    Target {
+        target: join.network.clone(),
+        aliases: join.aliases.clone(),
+        publish_not_ready: join.unready_aliases.clone(),
+    }
 }
 
 fn replicas(view: &ServiceView) -> u32 {
@@ -391,7 +397,7 @@ fn port(port: &PortSpec) -> Port {
         protocol: ports::protocol(port),
         target_port: port.target,
         published_port: port.published,
-        publish_mode: "ingress",
+        publish_mode: if port.local { "host" } else { "ingress" },
         address: port.address.clone(),
         allow: port.allow.clone(),
     }

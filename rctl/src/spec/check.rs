@@ -37,6 +37,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("container.sysctls", "--sysctl", "--sysctl"),
     ("container.health.http", "--health-http", "--health-http"),
     ("container.health.tcp", "--health-tcp", "--health-tcp"),
+    ("container.health.on_unhealthy", "--on-unhealthy", "--on-unhealthy"),
     ("container.health.none", "--no-healthcheck", "--no-healthcheck"),
     ("container.health", "--health-cmd", "--health-cmd"),
     ("client_affinity", "--affinity", "--affinity"),

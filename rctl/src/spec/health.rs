@@ -2,7 +2,7 @@
 
 use clap::Args;
 use rorqual_proto::wire::health_check::Probe;
-use rorqual_proto::wire::{CommandProbe, HealthCheck, HttpProbe, NoProbe, TcpProbe};
+use rorqual_proto::wire::{CommandProbe, HealthCheck, HttpProbe, NoProbe, OnUnhealthy, TcpProbe};
 
 use crate::parse;
 
@@ -36,11 +36,15 @@ pub(crate) struct HealthArgs {
     /// The longest pause between two questions while the container starts
     #[arg(long, value_name = "DURATION", value_parser = parse::wait)]
     health_start_interval: Option<u64>,
+    /// What to do with an unhealthy container: `restart` it, or `keep` it, without traffic. Otherwise services restart it by
+    /// their restart policy, and plain containers go on
+    #[arg(long, value_name = "restart|keep", value_parser = parse::on_unhealthy)]
+    on_unhealthy: Option<OnUnhealthy>,
 }
 
 impl HealthArgs {
     /// Names of the flags, as clap has them.
-    pub(crate) const NAMES: [&str; 9] = [
+    pub(crate) const NAMES: [&str; 10] = [
         "health_cmd",
         "health_http",
         "health_tcp",
@@ -50,6 +54,7 @@ impl HealthArgs {
         "health_retries",
         "health_start_period",
         "health_start_interval",
+        "on_unhealthy",
     ];
 
     /// Changes what was named.
@@ -78,6 +83,7 @@ impl HealthArgs {
             *field = given.unwrap_or(*field);
         }
         changed.retries = self.health_retries.unwrap_or(changed.retries);
+        changed.on_unhealthy = self.on_unhealthy.map_or(changed.on_unhealthy, Into::into);
         *check = (changed != HealthCheck::default()).then_some(changed);
     }
 }
@@ -119,6 +125,7 @@ mod tests {
             check,
             &["--health-retries", "4", "--health-start-period", "1m", "--health-start-interval", "1s"],
         );
+        let check = after(check, &["--on-unhealthy", "keep"]);
         let expected = HealthCheck {
             probe: Some(Probe::Command(CommandProbe { args: vec!["test -e /well".into()], shell: true })),
             interval_ms: 2000,
@@ -126,6 +133,7 @@ mod tests {
             start_period_ms: 60_000,
             start_interval_ms: 1000,
             retries: 4,
+            on_unhealthy: OnUnhealthy::Keep.into(),
         };
         assert_eq!(check, Some(expected));
     }
@@ -143,6 +151,7 @@ mod tests {
         assert_eq!(after(Some(http.clone()), &[]), Some(http));
         assert!(Line::try_parse_from(["x", "--health-tcp", "1", "--no-healthcheck"]).is_err());
         assert!(Line::try_parse_from(["x", "--health-tcp", "0"]).is_err());
+        assert!(Line::try_parse_from(["x", "--on-unhealthy", "kill"]).is_err());
         for wrong in ["healthz", "0/x", "70000", "/x"] {
             assert!(super::http(wrong).is_err(), "{wrong}");
         }

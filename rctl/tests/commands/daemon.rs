@@ -396,7 +396,7 @@ impl Engine for Fake {
         request: Request<ConnectContainerRequest>,
     ) -> Answer<ContainerResponse> {
         let ConnectContainerRequest { name, network } = request.into_inner();
-        let NetworkJoin { network, aliases, address } = network.unwrap_or_default();
+        let NetworkJoin { network, aliases, address, .. } = network.unwrap_or_default();
         self.ask(format!("connect {name} to {network} as {aliases:?} at {address}"));
         Ok(Response::new(ContainerResponse::default()))
     }

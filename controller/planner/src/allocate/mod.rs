@@ -8,10 +8,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::network::DEFAULT_NETWORK;
-use rorqual_proto::model::{NetworkJoin, PortSpec, Protocol, Service, ServiceSpec, Vip};
+use rorqual_proto::model::{NetworkJoin, PortClaim, PortSpec, Service, ServiceSpec, Vip};
 
 use crate::State;
-use crate::action::protocol_name;
 
 /// Ports that are given where a spec leaves the published port open.
 pub const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
@@ -20,7 +19,7 @@ pub const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 #[derive(Debug, Default)]
 pub(crate) struct Given {
     /// With the name of the service that has it.
-    ports: BTreeMap<(Protocol, u16), String>,
+    ports: BTreeMap<PortClaim, String>,
     vips: BTreeSet<Ipv4Addr>,
     last_vip: Option<Ipv4Addr>,
 }
@@ -55,12 +54,11 @@ pub(crate) fn service(state: &State, given: &mut Given, service: &Service) -> Al
 }
 
 fn ports(state: &State, given: &mut Given, service: &Service, problems: &mut Vec<String>) -> Vec<PortSpec> {
-    let fixed: BTreeSet<(Protocol, u16)> =
-        service.spec.ports.iter().map(|port| (port.protocol, port.published)).collect();
+    let fixed: BTreeMap<PortClaim, ()> = service.spec.ports.iter().map(|port| (port.claim(), ())).collect();
     let mut ports: Vec<PortSpec> = Vec::new();
     for wanted in &service.spec.ports {
-        let key = |published| (wanted.protocol, published);
-        let own = |published| ports.iter().any(|port| (port.protocol, port.published) == key(published));
+        let key = |published| PortClaim { published, ..wanted.claim() };
+        let own = |published| ports.iter().any(|port| port.claim().meets(&key(published)));
         let owner = |published| {
             let edge = state.has_edge_port(wanted.protocol, published).then(|| "the HTTP edge".to_owned());
             edge.or_else(|| port_owner(state, given, service, key(published)))
@@ -74,15 +72,14 @@ fn ports(state: &State, given: &mut Given, service: &Service, problems: &mut Vec
         } else {
             let kept = service.ports.iter().filter(|had| {
                 had.target == wanted.target
-                    && had.protocol == wanted.protocol
+                    && had.claim() == key(had.published)
                     && DYNAMIC_PORTS.contains(&had.published)
             });
             // A port that the service had for another target rests, or is claimed by that one.
-            let had =
-                |port: &u16| service.ports.iter().any(|had| (had.protocol, had.published) == key(*port));
-            kept.map(|had| had.published)
-                .chain(DYNAMIC_PORTS.filter(|port| !had(port)))
-                .find(|port| !own(*port) && !fixed.contains(&key(*port)) && owner(*port).is_none())
+            let had = |port: &u16| service.ports.iter().any(|had| had.claim().meets(&key(*port)));
+            kept.map(|had| had.published).chain(DYNAMIC_PORTS.filter(|port| !had(port))).find(|port| {
+                !own(*port) && key(*port).holders(&fixed).next().is_none() && owner(*port).is_none()
+            })
         };
         match published {
             Some(published) => ports.push(PortSpec { published, ..wanted.clone() }),
@@ -91,37 +88,29 @@ fn ports(state: &State, given: &mut Given, service: &Service, problems: &mut Vec
                 DYNAMIC_PORTS.start(),
                 DYNAMIC_PORTS.end(),
                 wanted.target,
-                protocol_name(wanted.protocol)
+                wanted.protocol
             )),
         }
     }
     for port in &ports {
-        given.ports.insert((port.protocol, port.published), service.spec.name.clone());
+        given.ports.insert(port.claim(), service.spec.name.clone());
     }
     ports
 }
 
 fn taken(port: &PortSpec, by: &str) -> String {
     format!(
-        "port {}/{} is already published by service `{by}`: choose another port or remove it there",
-        port.published,
-        protocol_name(port.protocol)
+        "port {} is already published by service `{by}`: choose another port or remove it there",
+        port.claim()
     )
 }
 
 /// The name of the other service that has a port.
-pub(crate) fn port_owner(
-    state: &State,
-    given: &Given,
-    service: &Service,
-    port: (Protocol, u16),
-) -> Option<String> {
-    if let Some(owner) = state.index.ports.get(&port)
-        && *owner != service.id
-    {
+pub(crate) fn port_owner(state: &State, given: &Given, service: &Service, port: PortClaim) -> Option<String> {
+    if let Some(owner) = port.holders(&state.index.ports).find(|owner| **owner != service.id) {
         return Some(state.service(owner).map_or_else(|| owner.to_string(), |other| other.spec.name.clone()));
     }
-    given.ports.get(&port).filter(|name| **name != service.spec.name).cloned()
+    port.holders(&given.ports).find(|name| **name != service.spec.name).cloned()
 }
 
 fn vips(state: &State, given: &mut Given, service: &Service, problems: &mut Vec<String>) -> Vec<Vip> {

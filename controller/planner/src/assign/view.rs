@@ -95,6 +95,10 @@ pub struct ServiceView {
     pub routes: Vec<RouteSpec>,
     /// Who may get traffic, by task id.
     pub endpoints: Vec<EndpointView>,
+    /// Names in this network that stand for the endpoints and the unready.
+    pub unready_aliases: Vec<String>,
+    /// Those that run and may not get traffic, where there are such names.
+    pub unready: Vec<EndpointView>,
 }
 
 /// A task that may get traffic.
@@ -108,6 +112,8 @@ pub struct EndpointView {
     pub address: Ipv4Addr,
     /// Where it runs.
     pub node_id: NodeId,
+    /// How many new connections it gets beside the others.
+    pub weight: u32,
 }
 
 /// A plain container as seen in one of its networks.

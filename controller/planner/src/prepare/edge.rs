@@ -1,6 +1,6 @@
 //! The HTTP edge: its ports, and whose a route is.
 
-use rorqual_proto::model::{Cluster, EdgeSettings, Protocol, RouteSpec, ServiceId};
+use rorqual_proto::model::{Cluster, EdgeSettings, PortClaim, Protocol, RouteSpec, ServiceId};
 use rorqual_proto::validate;
 
 use super::Refusal;
@@ -11,10 +11,13 @@ use crate::action::{Action, ActionKind};
 pub fn set(state: &State, edge: EdgeSettings) -> Result<Action, Refusal> {
     validate::edge_settings(&edge).map_err(Refusal::Edge)?;
     let cluster = state.cluster().ok_or(Refusal::NotFound { kind: "cluster", name: String::new() })?;
-    let owner = |port: u16| Some((port, state.index.ports.get(&(Protocol::Tcp, port))?));
+    let owner = |published: u16| {
+        let claim = PortClaim { protocol: Protocol::Tcp, published, address: None };
+        Some((claim, claim.holders(&state.index.ports).next()?))
+    };
     if let Some((port, owner)) = edge.ports().find_map(owner) {
         let service = state.service(owner).map_or_else(|| owner.to_string(), |other| other.spec.name.clone());
-        return Err(Refusal::PortTaken { port, protocol: Protocol::Tcp, service });
+        return Err(Refusal::PortTaken { port, service });
     }
     let version = cluster.meta.version;
     let cluster = Cluster { edge, ..Cluster::clone(cluster) };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use rorqual_proto::model::{
-    Cluster, DesiredState, Guest, Network, NetworkId, NodeId, Protocol, Service, ServiceId, Task,
+    Cluster, DesiredState, Guest, Network, NetworkId, NodeId, PortClaim, Protocol, Service, ServiceId, Task,
     TaskAddress, TaskId,
 };
 
@@ -139,13 +139,9 @@ impl State {
             if self.has_edge_port(port.protocol, port.published) {
                 return Err(Conflict::EdgePort { port: port.published });
             }
-            if let Some(owner) = self.index.ports.get(&(port.protocol, port.published)).filter(|id| taken(id))
-            {
-                return Err(Conflict::PortTaken {
-                    port: port.published,
-                    protocol: port.protocol,
-                    service: name_of(owner),
-                });
+            let claim = port.claim();
+            if let Some(owner) = claim.holders(&self.index.ports).find(|id| taken(id)) {
+                return Err(Conflict::PortTaken { port: claim, service: name_of(owner) });
             }
         }
         for vip in &service.vips {
@@ -158,10 +154,13 @@ impl State {
     }
 
     fn check_cluster(&self, cluster: &Cluster) -> Result<(), Conflict> {
-        let owner = |port| Some((port, self.index.ports.get(&(Protocol::Tcp, port))?));
+        let owner = |published| {
+            let claim = PortClaim { protocol: Protocol::Tcp, published, address: None };
+            Some((claim, claim.holders(&self.index.ports).next()?))
+        };
         let Some((port, owner)) = cluster.edge.ports().find_map(owner) else { return Ok(()) };
         let service = self.services.get(owner).map_or_else(String::new, |other| other.spec.name.clone());
-        Err(Conflict::PortTaken { port, protocol: Protocol::Tcp, service })
+        Err(Conflict::PortTaken { port, service })
     }
 
     /// The HTTP edge listens on the port, on every node.
@@ -239,7 +238,7 @@ impl State {
 #[derive(Default)]
 struct Batch {
     names: BTreeMap<String, ServiceId>,
-    ports: BTreeMap<(Protocol, u16), (ServiceId, String)>,
+    ports: BTreeMap<PortClaim, (ServiceId, String)>,
     vips: BTreeMap<Ipv4Addr, (ServiceId, String)>,
     addresses: BTreeMap<Ipv4Addr, String>,
     slots: BTreeMap<(ServiceId, u32), TaskId>,
@@ -284,11 +283,11 @@ impl Batch {
             return Err(Conflict::NameTaken { kind: "service", name: service.spec.name.clone() });
         }
         for port in &service.ports {
-            let key = (port.protocol, port.published);
-            if let Some((_, name)) = other(self.ports.insert(key, own())) {
-                let (port, protocol) = (port.published, port.protocol);
-                return Err(Conflict::PortTaken { port, protocol, service: name });
+            let claim = port.claim();
+            if let Some((_, name)) = claim.holders(&self.ports).find(|(id, _)| *id != service.id) {
+                return Err(Conflict::PortTaken { port: claim, service: name.clone() });
             }
+            self.ports.insert(claim, own());
         }
         for vip in &service.vips {
             if let Some((_, name)) = other(self.vips.insert(vip.address, own())) {

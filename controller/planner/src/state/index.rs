@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use rorqual_proto::model::{
-    DesiredState, Guest, GuestId, Network, NetworkId, Node, NodeId, Protocol, RestartCondition, Service,
+    DesiredState, Guest, GuestId, Network, NetworkId, Node, NodeId, PortClaim, RestartCondition, Service,
     ServiceId, Task, TaskId, TaskState,
 };
 
@@ -29,7 +29,7 @@ pub(crate) struct Indices {
     pub(crate) waiting: BTreeSet<ServiceId>,
     /// Services with a `problem`.
     pub(crate) problems: BTreeSet<ServiceId>,
-    pub(crate) ports: BTreeMap<(Protocol, u16), ServiceId>,
+    pub(crate) ports: BTreeMap<PortClaim, ServiceId>,
     /// Routes by host and path.
     pub(crate) routes: BTreeMap<(String, String), ServiceId>,
     pub(crate) vips: BTreeMap<Ipv4Addr, ServiceId>,
@@ -175,7 +175,7 @@ impl Indices {
         remove_owned(&mut self.service_names, &service.spec.name, &service.id);
         self.problems.remove(&service.id);
         for port in &service.ports {
-            remove_owned(&mut self.ports, &(port.protocol, port.published), &service.id);
+            remove_owned(&mut self.ports, &port.claim(), &service.id);
         }
         for route in &service.spec.routes {
             remove_owned(&mut self.routes, &(route.host.clone(), route.path.clone()), &service.id);
@@ -191,7 +191,7 @@ impl Indices {
             self.problems.insert(service.id.clone());
         }
         for port in &service.ports {
-            self.ports.insert((port.protocol, port.published), service.id.clone());
+            self.ports.insert(port.claim(), service.id.clone());
         }
         for route in &service.spec.routes {
             self.routes.insert((route.host.clone(), route.path.clone()), service.id.clone());

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod assignments;
+mod balance;
 mod edge;
 mod encryption;
 mod golden;

@@ -384,7 +384,8 @@ fn ports_and_names_are_given_once() {
     let refusal = prepare::create_service(&world.state, api, id.clone(), Vec::new()).unwrap_err();
     assert_eq!(
         refusal.to_string(),
-        "port 8080/tcp is already published by service `web`: choose another port or remove it there"
+        "port 8080/tcp is already published by service `web`: choose another port, publish the two on different \
+         addresses of the nodes, or remove it there"
     );
     let refusal = prepare::create_service(&world.state, spec("web", 1), id, Vec::new()).unwrap_err();
     assert!(matches!(refusal, prepare::Refusal::NameTaken { .. }), "{refusal}");

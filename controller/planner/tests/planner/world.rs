@@ -458,7 +458,7 @@ pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
 }
 
 pub(crate) fn port(published: u16, target: u16) -> PortSpec {
-    PortSpec { published, target, protocol: Protocol::Tcp, address: None, allow: vec![] }
+    PortSpec { published, target, protocol: Protocol::Tcp, address: None, allow: vec![], local: false }
 }
 
 pub(crate) fn memory(memory_bytes: u64) -> Resources {

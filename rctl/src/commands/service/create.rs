@@ -28,7 +28,7 @@ pub(crate) struct CreateArgs {
     /// The most tasks on one node; 0 means no bound
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     replicas_max_per_node: u32,
-    /// Publish a port on every node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,address=…,allow=CIDR
+    /// Publish a port on every node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,protocol=tcp,mode=ingress|host,address=…,allow=CIDR
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
     /// Lead requests for a host and path to it: Host(app.example)/path[,port=…,backend=h2c,proxy-header=v2,timeout=…]
