@@ -51,6 +51,8 @@ pub struct Parts {
     pub auths: BTreeSet<ServiceId>,
     /// Networks that were written or removed.
     pub networks: BTreeSet<NetworkId>,
+    /// Networks in which tasks or guests of the node came or went.
+    pub moved_in: BTreeSet<NetworkId>,
     /// Blocks may differ.
     pub blocks: bool,
     /// Nodes whose name or address may differ, or who came or went.
@@ -110,10 +112,41 @@ impl Parts {
         self.guests.extend(other.guests.iter().cloned());
         self.auths.extend(other.auths.iter().cloned());
         self.networks.extend(other.networks.iter().cloned());
+        self.moved_in.extend(other.moved_in.iter().cloned());
         self.blocks |= other.blocks;
         self.peers.extend(other.peers.iter().cloned());
         self.controllers |= other.controllers;
         self.edge |= other.edge;
+    }
+}
+
+/// The networks in which a node had somebody when it was told last. Its first live task or guest in a network makes it
+/// see who else is there, and the last one's end takes them away: which of them is the first is not to be seen from the
+/// changes, of which several come together and are seen later than the state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Joined(BTreeSet<NetworkId>);
+
+impl Joined {
+    /// As a node knows that is told everything now.
+    pub fn of(state: &State, node_id: &NodeId) -> Self {
+        let node = state.index.nodes.get(node_id);
+        Self(node.into_iter().flat_map(|node| node.networks.keys().cloned()).collect())
+    }
+
+    /// Adds what the node sees from now on, or sees no more.
+    fn look(&mut self, state: &State, node_id: &NodeId, parts: &mut Parts) {
+        for network_id in std::mem::take(&mut parts.moved_in) {
+            let is_in = members(state, node_id, &network_id) > 0;
+            let news = if is_in { self.0.insert(network_id.clone()) } else { self.0.remove(&network_id) };
+            if !news {
+                continue;
+            }
+            let inside = state.services().filter(|service| {
+                !is_everywhere(service) && service.vips.iter().any(|vip| vip.network_id == network_id)
+            });
+            parts.services.extend(inside.map(|service| service.id.clone()));
+            parts.guests.extend(guest::inside(state, &network_id));
+        }
     }
 }
 
@@ -206,7 +239,7 @@ pub fn touched<'a>(state: &State, changes: impl IntoIterator<Item = &'a Change>)
                 touch_task(state, &mut touched, id, node_id.as_ref(), before.as_deref(), after.as_deref());
             }
             Change::Guest { id, before, after } => {
-                guest::touch(state, &mut touched, id, before.as_deref(), after.as_deref());
+                guest::touch(&mut touched, id, before.as_deref(), after.as_deref());
             }
             Change::Edge => touched.everywhere.edge = true,
             Change::Nothing => {}
@@ -250,21 +283,13 @@ fn touch_task(
         touched.nodes.entry(node_id.clone()).or_default().auths.insert(task.service_id.clone());
     }
     let addresses = after.or(before).map(|task| task.addresses.as_slice()).unwrap_or_default();
-    came_or_went(state, touched, node_id, addresses);
+    came_or_went(touched, node_id, addresses);
 }
 
-/// The node's first live task or guest in a network makes it see who else is there, the last one's end takes them
-/// away. A count of one may be either, so it is looked at.
-fn came_or_went(state: &State, touched: &mut Touched, node_id: &NodeId, addresses: &[TaskAddress]) {
-    for TaskAddress { network_id, .. } in addresses {
-        if members(state, node_id, network_id) <= 1 {
-            let inside = state.services().filter(|service| {
-                !is_everywhere(service) && service.vips.iter().any(|vip| vip.network_id == *network_id)
-            });
-            let parts = touched.nodes.entry(node_id.clone()).or_default();
-            parts.services.extend(inside.map(|service| service.id.clone()));
-            parts.guests.extend(guest::inside(state, network_id));
-        }
+fn came_or_went(touched: &mut Touched, node_id: &NodeId, addresses: &[TaskAddress]) {
+    if !addresses.is_empty() {
+        let parts = touched.nodes.entry(node_id.clone()).or_default();
+        parts.moved_in.extend(addresses.iter().map(|address| address.network_id.clone()));
     }
 }
 
@@ -291,7 +316,8 @@ pub(crate) fn looks_same(one: &Service, other: &Service) -> bool {
 }
 
 /// What to tell a node about parts that were touched.
-pub fn delta_for(state: &State, node_id: &NodeId, parts: &Parts) -> NodeDelta {
+pub fn delta_for(state: &State, node_id: &NodeId, mut parts: Parts, joined: &mut Joined) -> NodeDelta {
+    joined.look(state, node_id, &mut parts);
     let mut delta = NodeDelta::default();
     for id in &parts.tasks {
         match state.task(id).filter(|task| task.node_id.as_ref() == Some(node_id)) {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rorqual_planner::State;
 use rorqual_planner::assign::{
-    self, AuthsView, BlockView, ControllerView, EndpointView, GuestView, NetworkView, NodeDelta, PeerView,
-    ServiceView, Touched,
+    self, AuthsView, BlockView, ControllerView, EndpointView, GuestView, Joined, NetworkView, NodeDelta,
+    PeerView, ServiceView, Touched,
 };
 use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
@@ -102,6 +102,7 @@ struct Session {
     acknowledged: u64,
     /// What it was told last of what all nodes have in effect.
     told: u64,
+    joined: Joined,
 }
 
 struct Fanout {
@@ -170,8 +171,10 @@ impl Fanout {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Register { node, session, outbox, evict } => {
+                let (set, acknowledged, told) = (0, 0, 0);
+                let joined = Joined::default();
                 let mut session =
-                    Session { number: session, outbox, _evict: evict, set: 0, acknowledged: 0, told: 0 };
+                    Session { number: session, outbox, _evict: evict, set, acknowledged, told, joined };
                 if self.give_all(&node, &mut session) {
                     self.sessions.insert(node, session);
                 }
@@ -242,7 +245,10 @@ impl Fanout {
 
     /// Sends the whole truth for one node; false when the session is too slow or gone.
     fn give_all(&mut self, node: &NodeId, session: &mut Session) -> bool {
-        let (set, assignment) = self.store.read(|state| (state.index(), assign::assignment_for(state, node)));
+        let (set, assignment) = self.store.read(|state| {
+            session.joined = Joined::of(state, node);
+            (state.index(), assign::assignment_for(state, node))
+        });
         self.blocks.extend(assignment.blocks.iter().map(|view| view.block.to_string()));
         let (container_pool, vip_pool) = assignment
             .pools
@@ -273,7 +279,9 @@ impl Fanout {
     /// Sends one node what was touched and concerns it; false when the session is too slow or gone.
     fn give(&self, node: &NodeId, session: &mut Session, touched: &Touched, blocks_gone: &[String]) -> bool {
         let parts = touched.for_node(node);
-        let (set, delta) = self.store.read(|state| (state.index(), assign::delta_for(state, node, &parts)));
+        let (set, delta) = self
+            .store
+            .read(|state| (state.index(), assign::delta_for(state, node, parts, &mut session.joined)));
         if delta.is_empty() && blocks_gone.is_empty() {
             return true;
         }

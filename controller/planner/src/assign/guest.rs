@@ -25,20 +25,14 @@ pub(super) fn inside<'a>(state: &'a State, network_id: &'a NetworkId) -> impl It
 }
 
 /// What a change of a guest touches: its views, and what its node sees of the networks that it came into or left.
-pub(super) fn touch(
-    state: &State,
-    touched: &mut Touched,
-    id: &GuestId,
-    before: Option<&Guest>,
-    after: Option<&Guest>,
-) {
+pub(super) fn touch(touched: &mut Touched, id: &GuestId, before: Option<&Guest>, after: Option<&Guest>) {
     touched.everywhere.guests.insert(id.clone());
     let addresses = |guest: Option<&Guest>| guest.map(|guest| guest.addresses.clone()).unwrap_or_default();
     let (had, has) = (addresses(before), addresses(after));
     let came = has.iter().filter(|given| !had.contains(given));
     let moved: Vec<_> = had.iter().filter(|given| !has.contains(given)).chain(came).cloned().collect();
     if let Some(guest) = after.or(before) {
-        came_or_went(state, touched, &guest.node_id, &moved);
+        came_or_went(touched, &guest.node_id, &moved);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rorqual_planner::{State, assign};
-use rorqual_proto::model::{DesiredState, NodeState, Task};
+use rorqual_proto::model::{DesiredState, NodeId, NodeState, ServiceSpec, Task};
 
 use crate::world::{World, port, spec};
 
@@ -43,11 +43,47 @@ fn assignments_follow_what_changes_touch() {
         let changes = std::mem::take(&mut world.changes);
         let touched = assign::touched(&world.state, &changes);
         for (id, known) in &mut known {
-            known.take(assign::delta_for(&world.state, id, &touched.for_node(id)));
+            known.hear(&world.state, id, &touched);
             assert_eq!(*known, Known::full(&world.state, id), "round {round}");
         }
     }
     assert!(world.state.service(&inner).is_none());
+}
+
+#[test]
+fn a_node_that_gets_several_tasks_at_once_sees_who_else_is_in_their_network() {
+    let mut world = World::new(2);
+    let on = |host: &str, mut spec: ServiceSpec| {
+        spec.placement.constraints = vec![format!("node.hostname=={host}")];
+        spec
+    };
+    let other = world.create(on("n1", spec("other", 1)));
+    world.run_until_whole();
+    let node = world.node_named("n2");
+    let mut known = Known::full(&world.state, &node);
+    assert!(known.services.is_empty());
+    let web = world.create(on("n2", spec("web", 3)));
+    world.changes.clear();
+    // All three come with one batch, and it is looked at when more has been applied.
+    let plan = world.plan();
+    world.write(plan.actions);
+    let first = assign::touched(&world.state, &std::mem::take(&mut world.changes));
+    world.scale(&web, 6);
+    let plan = world.plan();
+    world.write(plan.actions);
+    known.hear(&world.state, &node, &first);
+    let second = assign::touched(&world.state, &std::mem::take(&mut world.changes));
+    known.hear(&world.state, &node, &second);
+    assert_eq!(known.tasks.len(), 6);
+    assert_eq!(known, Known::full(&world.state, &node));
+    assert!(known.services.contains_key(other.as_str()));
+    // And none of them once all have gone at once.
+    world.scale(&web, 0);
+    world.run_until("no task is left", |world| world.live_tasks(&web).is_empty());
+    let last = assign::touched(&world.state, &std::mem::take(&mut world.changes));
+    known.hear(&world.state, &node, &last);
+    assert_eq!(known, Known::full(&world.state, &node));
+    assert!(!known.services.contains_key(other.as_str()));
 }
 
 #[test]
@@ -117,6 +153,7 @@ fn a_service_without_a_virtual_address_is_told_to_nodes_as_such() {
 /// What a node has taken in.
 #[derive(Debug, Default, PartialEq)]
 struct Known {
+    joined: assign::Joined,
     tasks: BTreeMap<String, DesiredState>,
     services: BTreeMap<String, assign::ServiceView>,
     auths: BTreeMap<String, Vec<u8>>,
@@ -125,9 +162,10 @@ struct Known {
 }
 
 impl Known {
-    fn full(state: &State, id: &rorqual_proto::model::NodeId) -> Self {
+    fn full(state: &State, id: &NodeId) -> Self {
         let full = assign::assignment_for(state, id);
-        let mut known = Self { blocks: full.blocks, ..Self::default() };
+        let joined = assign::Joined::of(state, id);
+        let mut known = Self { joined, blocks: full.blocks, ..Self::default() };
         known.put(&full.tasks, full.services, full.peers);
         known.put_auths(full.auths);
         known
@@ -148,7 +186,8 @@ impl Known {
         self.auths.extend(auths.into_iter().map(|view| (view.service_id.to_string(), view.sealed)));
     }
 
-    fn take(&mut self, delta: assign::NodeDelta) {
+    fn hear(&mut self, state: &State, id: &NodeId, touched: &assign::Touched) {
+        let delta = assign::delta_for(state, id, touched.for_node(id), &mut self.joined);
         self.tasks.retain(|id, _| !delta.removed_tasks.iter().any(|gone| gone.as_str() == id));
         self.services.retain(|id, _| !delta.removed_services.iter().any(|gone| gone.as_str() == id));
         self.peers.retain(|id, _| !delta.removed_peers.iter().any(|gone| gone.as_str() == id));

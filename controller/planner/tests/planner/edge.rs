@@ -43,8 +43,9 @@ fn every_node_is_told_of_routes_and_of_the_edge() {
     world.changes.clear();
     open(&mut world, Some(80)).unwrap();
     let node = world.node_named("n1");
+    let mut joined = assign::Joined::of(&world.state, &node);
     let parts = assign::touched(&world.state, &world.changes).for_node(&node);
-    let delta = assign::delta_for(&world.state, &node, &parts);
+    let delta = assign::delta_for(&world.state, &node, parts, &mut joined);
     assert_eq!(delta.edge.unwrap().settings.http_port, Some(80));
     // And of its records, which nothing is planned by.
     world.changes.clear();
@@ -52,8 +53,9 @@ fn every_node_is_told_of_routes_and_of_the_edge() {
     let put = |key: &str| Action::new(ActionKind::PutRecord(Box::new(record(key))));
     world.write(vec![put("edge/certificate/a"), put("registry/x")]);
     assert_eq!(world.changes, [Change::Edge, Change::Nothing]);
+    let mut joined = assign::Joined::of(&world.state, &node);
     let parts = assign::touched(&world.state, &world.changes).for_node(&node);
-    let records = assign::delta_for(&world.state, &node, &parts).edge.unwrap().records;
+    let records = assign::delta_for(&world.state, &node, parts, &mut joined).edge.unwrap().records;
     assert_eq!(records.iter().map(|record| record.key.as_str()).collect::<Vec<_>>(), ["edge/certificate/a"]);
 }
 

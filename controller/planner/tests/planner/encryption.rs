@@ -26,8 +26,9 @@ fn nodes_are_told_of_keys_and_that_all_ways_change() {
     let action = prepare::cluster::set(&world.state, EdgeSettings::default(), Some(true)).unwrap();
     world.write(vec![action]);
     assert_eq!(world.changes, [Change::Cluster]);
+    let mut joined = assign::Joined::of(&world.state, &nodes[0]);
     let parts = assign::touched(&world.state, &world.changes).for_node(&nodes[0]);
-    let delta = assign::delta_for(&world.state, &nodes[0], &parts);
+    let delta = assign::delta_for(&world.state, &nodes[0], parts, &mut joined);
     assert_eq!(delta.peers, assign::assignment_for(&world.state, &nodes[0]).peers);
     let keys: Vec<&[u8]> = delta.peers.iter().map(|peer| peer.public_key.as_slice()).collect();
     assert_eq!(keys.len(), 2);

@@ -181,11 +181,14 @@ fn a_node_that_is_gone_takes_its_guests_and_blocks_along() {
     assert!(world.state.network(&back).unwrap().blocks.is_empty());
 }
 
+/// What a node has been told of networks and guests.
+type Heard = (assign::Joined, Vec<GuestView>);
+
 /// What a node knows of guests after it was told of what was written.
-fn told(world: &mut World, node: &NodeId, known: &mut Vec<GuestView>) {
+fn told(world: &mut World, node: &NodeId, (joined, known): &mut Heard) {
     let changes = std::mem::take(&mut world.changes);
     let parts = assign::touched(&world.state, &changes).for_node(node);
-    let delta = assign::delta_for(&world.state, node, &parts);
+    let delta = assign::delta_for(&world.state, node, parts, joined);
     known.retain(|view| {
         let named = delta.guests.iter().any(|new| new.guest_id == view.guest_id);
         !named && !delta.removed_guests.contains(&view.guest_id)
@@ -202,26 +205,26 @@ fn nodes_know_the_guests_of_the_networks_in_which_they_have_somebody() {
     let mut world = World::new(2);
     make(&mut world, "back", "");
     let (n1, n2) = (world.node_named("n1"), world.node_named("n2"));
-    let (mut here, mut there) = (Vec::new(), Vec::new());
-    let look = |world: &mut World, here: &mut Vec<GuestView>, there: &mut Vec<GuestView>| {
+    let (mut here, mut there) = (Heard::default(), Heard::default());
+    let look = |world: &mut World, here: &mut Heard, there: &mut Heard| {
         let changes = world.changes.clone();
         told(world, &n1, here);
         world.changes = changes;
         told(world, &n2, there);
-        (here.len(), there.len())
+        (here.1.len(), there.1.len())
     };
     let mut wished = wish(&world, 1, "n1", &["back"]);
     wished.joins[0].aliases = vec!["db".into()];
     put(&mut world, wished.clone()).unwrap();
     assert_eq!(look(&mut world, &mut here, &mut there), (1, 0));
-    assert_eq!((here[0].aliases.clone(), here[0].address.is_some()), (vec!["db".to_owned()], true));
+    assert_eq!((here.1[0].aliases.clone(), here.1[0].address.is_some()), (vec!["db".to_owned()], true));
     // Another guest, then a task, lets the other node in; the last one's end takes it out.
     let second = wish(&world, 2, "n2", &["back"]);
     put(&mut world, second.clone()).unwrap();
     assert_eq!(look(&mut world, &mut here, &mut there), (2, 2));
     put(&mut world, GuestWish { up: false, ..wished }).unwrap();
     look(&mut world, &mut here, &mut there);
-    assert!(there[0].address.is_none() && there[1].address.is_some());
+    assert!(there.1[0].address.is_none() && there.1[1].address.is_some());
     let action = guest::remove(&world.state, &second.id, &n2).unwrap().unwrap();
     world.write(vec![action]);
     assert_eq!(look(&mut world, &mut here, &mut there), (1, 0));
@@ -237,5 +240,5 @@ fn nodes_know_the_guests_of_the_networks_in_which_they_have_somebody() {
     look(&mut world, &mut here, &mut there);
     world.set_node(&n1, NodeState::Down);
     look(&mut world, &mut here, &mut there);
-    assert!(here[0].address.is_none());
+    assert!(here.1[0].address.is_none());
 }

@@ -214,8 +214,9 @@ fn a_new_network_and_its_end_are_told_to_every_node() {
     world.changes.clear();
     let spec = NetworkSpec { internal: true, ..wanted("back", &["10.20.0.0/24"]) };
     let back = make(&mut world, spec).unwrap();
+    let mut joined = assign::Joined::of(&world.state, &node);
     let parts = assign::touched(&world.state, &world.changes).for_node(&node);
-    let delta = assign::delta_for(&world.state, &node, &parts);
+    let delta = assign::delta_for(&world.state, &node, parts, &mut joined);
     assert_eq!(
         delta.networks.iter().map(|view| (&view.network_id, view.internal)).collect::<Vec<_>>(),
         [(&back, true)]
@@ -224,8 +225,9 @@ fn a_new_network_and_its_end_are_told_to_every_node() {
     let action = network::remove(&world.state, &back).unwrap();
     world.changes.clear();
     world.write(vec![action]);
+    let mut joined = assign::Joined::of(&world.state, &node);
     let parts = assign::touched(&world.state, &world.changes).for_node(&node);
-    assert_eq!(assign::delta_for(&world.state, &node, &parts).removed_networks, [back]);
+    assert_eq!(assign::delta_for(&world.state, &node, parts, &mut joined).removed_networks, [back]);
 }
 
 #[test]
