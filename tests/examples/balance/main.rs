@@ -1,9 +1,10 @@
 //! The measuring half of `tests/bench/balance` and `tests/bench/maps`.
 //!
-//! `balance ROUNDS SECONDS ENDPOINTS`
+//! `balance ROUNDS SECONDS`, `balance spread ENDPOINTS KILLS`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod peers;
+mod rules;
 mod spread;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use rorqual_tests::wait::hold;
 use rorqual_tests::{Lab, Node, images, wait_until};
 
-use peers::Peers;
+use peers::{Peers, Rules};
 
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
@@ -26,20 +27,30 @@ struct Rate {
     p99_ms: f64,
 }
 
+/// A way to the replicas.
+struct System<'a> {
+    name: &'static str,
+    from: &'a Node,
+    address: &'a str,
+    port: u16,
+    rules: Rules,
+}
+
 /// By system and kind of connections.
 type Rates = BTreeMap<(&'static str, &'static str), Vec<Rate>>;
 
 fn main() {
-    let arguments: Vec<u32> = std::env::args().skip(1).map(|text| text.parse().unwrap()).collect();
-    let [rounds, seconds, endpoints] = arguments[..] else { panic!("balance ROUNDS SECONDS ENDPOINTS") };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |text: &String| -> u32 { text.parse().expect("a number") };
     let lab = Lab::up("blnc", 3);
     // The only controller: nobody takes its node for lost while its daemon is away.
     lab.form(1);
-    if rounds > 0 {
-        balance(&lab, rounds, seconds);
-    }
-    if endpoints > 0 {
-        spread::measure(&lab, endpoints as usize);
+    match &arguments[..] {
+        [spread, endpoints, kills] if spread == "spread" => {
+            spread::measure(&lab, number(endpoints) as usize, number(kills) as usize);
+        }
+        [rounds, seconds] => balance(&lab, number(rounds), number(seconds)),
+        _ => panic!("balance ROUNDS SECONDS, or balance spread ENDPOINTS KILLS"),
     }
     lab.finish();
 }
@@ -59,45 +70,67 @@ fn balance(lab: &Lab, rounds: u32, seconds: u32) {
             node.exec("sysctl", &["-q", "-w", setting]);
         }
     }
+    // Containers and table need no daemon, and nobody mends what the others do without.
+    lab.kill(1);
+    let peers = Peers::start(node, &addresses);
+    let systems = [
+        System { name: "ours", from: node, address: "127.0.0.1", port: 8080, rules: Rules::Ours },
+        System {
+            name: "nftables_by_hand",
+            from: node,
+            address: "127.0.0.1",
+            port: peers::NFT,
+            rules: Rules::ByHand,
+        },
+        System {
+            name: "haproxy_tcp",
+            from: node,
+            address: "127.0.0.1",
+            port: peers::HAPROXY,
+            rules: Rules::None,
+        },
+        System {
+            name: "nginx_stream",
+            from: node,
+            address: "127.0.0.1",
+            port: peers::NGINX,
+            rules: Rules::None,
+        },
+        System { name: "direct", from: node, address: &addresses[0], port: 80, rules: Rules::None },
+        System {
+            name: "direct_with_our_table",
+            from: node,
+            address: &addresses[0],
+            port: 80,
+            rules: Rules::Ours,
+        },
+        System {
+            name: "ours_from_another_node",
+            from: other,
+            address: "127.0.0.1",
+            port: 8080,
+            rules: Rules::Ours,
+        },
+    ];
     let mut rates = Rates::new();
-    let ours = |rates: &mut Rates| {
-        measure(rates, seconds, node, &[("direct_with_our_table", &addresses[0], 80)]);
-        measure(rates, seconds, node, &[("ours", "127.0.0.1", 8080)]);
-        measure(rates, seconds, other, &[("ours_from_another_node", "127.0.0.1", 8080)]);
-    };
-    // Who is measured first is measured on another machine than who comes last: they take turns.
     for round in 0..rounds {
-        if round % 2 == 0 {
-            ours(&mut rates);
-        }
-        others(lab, &mut rates, seconds, &addresses);
-        if round % 2 == 1 {
-            ours(&mut rates);
+        for kind in ["kept", "new"] {
+            // Who is measured first is measured on another machine than who comes last: they take turns.
+            let mut order: Vec<&System> = systems.iter().collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for system in order {
+                peers.set(system.rules);
+                rates.entry((system.name, kind)).or_default().push(measure(system, seconds, kind));
+            }
         }
     }
-    tell(&rates);
-    node.rctl(&["service", "rm", "web"]).ok();
-}
-
-/// Containers run on without daemon and table; both come back.
-fn others(lab: &Lab, rates: &mut Rates, seconds: u32, addresses: &[String]) {
-    let node = lab.node(1);
-    lab.kill(1);
-    let peers = Peers::start(node, addresses);
-    let systems = [
-        ("direct", &*addresses[0], 80),
-        ("nftables_by_hand", "127.0.0.1", peers::NFT),
-        ("haproxy_tcp", "127.0.0.1", peers::HAPROXY),
-        ("nginx_stream", "127.0.0.1", peers::NGINX),
-    ];
-    measure(rates, seconds, node, &systems);
     peers.end();
+    tell(&rates);
     lab.start(1);
     lab.wait_ready(3);
-    wait_until("the published port leads to the replicas again", SOON, || {
-        let answer = rorqual_tests::http::get(node.port(8080), "/health");
-        answer.map(drop).map_err(|error| error.to_string())
-    });
+    node.rctl(&["service", "rm", "web"]).ok();
 }
 
 fn addresses(node: &Node) -> Vec<String> {
@@ -110,15 +143,11 @@ fn addresses(node: &Node) -> Vec<String> {
     })
 }
 
-fn measure(rates: &mut Rates, seconds: u32, node: &Node, systems: &[(&'static str, &str, u16)]) {
-    for (name, address, port) in systems {
-        for kind in ["kept", "new"] {
-            // The first second of a program, a path and a set of connections is not like those that follow.
-            wrk(node, 1, &format!("http://{address}:{port}/"), kind);
-            let rate = wrk(node, seconds, &format!("http://{address}:{port}/"), kind);
-            rates.entry((name, kind)).or_default().push(rate);
-        }
-    }
+fn measure(system: &System<'_>, seconds: u32, kind: &str) -> Rate {
+    let url = format!("http://{}:{}/", system.address, system.port);
+    // The first second of a program, a path and a set of connections is not like those that follow.
+    wrk(system.from, 1, &url, kind);
+    wrk(system.from, seconds, &url, kind)
 }
 
 fn wrk(node: &Node, seconds: u32, url: &str, kind: &str) -> Rate {

@@ -12,11 +12,23 @@ pub(crate) const NFT: u16 = 9090;
 pub(crate) const HAPROXY: u16 = 9091;
 pub(crate) const NGINX: u16 = 9092;
 
-/// Running peers, in place of our table.
+/// The file of the rules.
+const BY_HAND: &str = "rules";
+
+/// What stands in the node's nftables while something is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rules {
+    None,
+    Ours,
+    ByHand,
+}
+
+/// Running peers, and the tables that take turns.
 pub(crate) struct Peers {
     node: Node,
     programs: Vec<Child>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+    ours: String,
 }
 
 impl Peers {
@@ -28,11 +40,8 @@ impl Peers {
             path.to_str().unwrap().to_owned()
         };
         let tables = node.exec("nft", &["list", "tables"]).ok();
-        let own = tables
-            .lines()
-            .find_map(|line| line.strip_prefix("table inet rorqual_"))
-            .expect("no table of ours");
-        node.exec("nft", &["delete", "table", "inet", &format!("rorqual_{own}")]).ok();
+        let ours = tables.lines().find_map(|line| line.strip_prefix("table inet rorqual_"));
+        let ours = format!("inet rorqual_{}", ours.expect("no table of ours"));
         let map: Vec<String> = addresses.iter().enumerate().map(|(at, to)| format!("{at} : {to}")).collect();
         let rules = format!(
             "table inet hand {{\n chain out {{\n  type nat hook output priority -100\n  ip daddr 127.0.0.1 tcp dport {NFT} \
@@ -41,7 +50,7 @@ impl Peers {
             addresses.len(),
             map.join(", ")
         );
-        node.exec("nft", &["-f", &write("rules", rules)]).ok();
+        write(BY_HAND, rules);
         let servers: Vec<String> =
             addresses.iter().enumerate().map(|(at, to)| format!("  server s{at} {to}:80\n")).collect();
         let haproxy = format!(
@@ -76,15 +85,28 @@ impl Peers {
                 hold(node.exec("curl", &["-sf", "-o", "/dev/null", &url]).code == 0, || url.clone())
             });
         }
-        Self { node: node.clone(), programs, _folder: folder }
+        Self { node: node.clone(), programs, folder, ours }
+    }
+
+    /// A dormant table has no hooks, and wakes as it was.
+    pub(crate) fn set(&self, rules: Rules) {
+        let nft = |words: &[&str]| self.node.exec("nft", words);
+        // Fails where it is not there.
+        nft(&["delete", "table", "inet", "hand"]);
+        let flags = if rules == Rules::Ours { "" } else { "{ flags dormant; }" };
+        nft(&["add", "table", &self.ours, flags]).ok();
+        if rules == Rules::ByHand {
+            let path = self.folder.path().join(BY_HAND);
+            nft(&["-f", path.to_str().unwrap()]).ok();
+        }
     }
 
     pub(crate) fn end(mut self) {
+        self.set(Rules::Ours);
         for program in &mut self.programs {
             let pid = nix::unistd::Pid::from_raw(program.id().try_into().unwrap());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
             program.wait().unwrap();
         }
-        self.node.exec("nft", &["delete", "table", "inet", "hand"]).ok();
     }
 }

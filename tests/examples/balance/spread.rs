@@ -1,44 +1,20 @@
 //! How long after a replica's end the balancers of all nodes are without it.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use rorqual_tests::{Lab, Node, command, images};
+use rorqual_tests::{Lab, Node, images};
 
 use crate::SOON;
-
-const ROUNDS: usize = 40;
+use crate::rules::Ear;
 
 /// For many replicas to start.
 const START: Duration = Duration::from_secs(600);
 
-/// Changes of a node's rules, as the kernel tells them.
-struct Monitor {
-    program: Child,
-    seen: Receiver<Instant>,
-}
+/// Nothing happens to the rules for so long before a replica is killed.
+const QUIET: Duration = Duration::from_millis(300);
 
-impl Monitor {
-    fn start(node: &Node) -> Self {
-        let mut command = node.exec_command("nft");
-        let mut program = command.args(["monitor", "rules"]).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(program.stdout.take().unwrap()).split(b'\n');
-        let (tell, seen) = channel();
-        // Ends with the program.
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                if line.starts_with(b"add rule") && tell.send(Instant::now()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { program, seen }
-    }
-}
-
-pub(crate) fn measure(lab: &Lab, endpoints: usize) {
+/// Kills `kills` of the replicas one after the other.
+pub(crate) fn measure(lab: &Lab, endpoints: usize, kills: usize) {
     let node = lab.node(1);
     node.load(&images::archive("busybox"));
     let count = endpoints.to_string();
@@ -47,39 +23,60 @@ pub(crate) fn measure(lab: &Lab, endpoints: usize) {
     let rest =
         ["--restart-condition", "none", "--stop-signal", "SIGKILL", images::BUSYBOX, "sleep", "100000"];
     node.rctl_within(START, &[&create[..], &rest].concat()).ok();
-    let tasks = node.running("many").unwrap();
-    assert_eq!(tasks.len(), endpoints);
-    let monitors: Vec<Monitor> = lab.nodes().iter().map(Monitor::start).collect();
+    let replicas = replicas(node, endpoints);
+    let ears: Vec<Ear> = lab.nodes().iter().map(Ear::start).collect();
     let mut times = Vec::new();
-    for task in tasks.iter().step_by((endpoints / ROUNDS).max(1)).take(ROUNDS) {
-        let own = lab.nodes().iter().find(|node| node.hostname() == task.node).unwrap();
-        let pid = own.task_pid(&task.id).unwrap();
-        quiet(&monitors);
+    for Replica { id, address, node } in replicas.iter().step_by((endpoints / kills).max(1)).take(kills) {
+        let own = lab.nodes().iter().find(|own| own.hostname() == *node).unwrap();
+        let pid = nix::unistd::Pid::from_raw(own.task_pid(id).unwrap().try_into().unwrap());
+        ears.iter().for_each(|ear| ear.forget(QUIET));
         let killed = Instant::now();
-        command::run(Command::new("kill").args(["-KILL", &pid.to_string()]), SOON).ok();
-        let last =
-            monitors.iter().map(|monitor| monitor.seen.recv_timeout(SOON).expect("no change of rules"));
-        let last = last.max().unwrap();
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let last = ears.iter().map(|ear| ear.next(SOON).expect("no change of rules")).max().unwrap();
         times.push(last.saturating_duration_since(killed).as_secs_f64() * 1000.0);
-    }
-    for mut monitor in monitors {
-        monitor.program.kill().unwrap();
-        monitor.program.wait().unwrap();
+        // What was heard was that, and not something else.
+        for node in lab.nodes() {
+            assert!(!leads_to(node, address), "{id} is dead, and n{} still leads to {address}", node.number);
+        }
     }
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
     println!(
-        "RESULT spread endpoints={endpoints} rounds={} p50_ms={:.1} p99_ms={:.1} (from SIGKILL to the rules of three nodes)",
+        "RESULT spread endpoints={endpoints} kills={} p50_ms={:.1} p99_ms={:.1} max_ms={:.1} (from SIGKILL to the rules of \
+         three nodes)",
         times.len(),
         at(0.5),
-        at(0.99)
+        at(0.99),
+        at(1.0)
     );
+    drop(ears);
     node.rctl_within(START, &["service", "rm", "many"]).ok();
 }
 
-/// Until no change has been seen for a moment.
-fn quiet(monitors: &[Monitor]) {
-    for monitor in monitors {
-        while monitor.seen.recv_timeout(Duration::from_millis(300)).is_ok() {}
-    }
+struct Replica {
+    id: String,
+    address: String,
+    node: String,
+}
+
+fn replicas(node: &Node, count: usize) -> Vec<Replica> {
+    let tasks = node.try_json(&["service", "ps", "many"]).unwrap();
+    let text = |task: &serde_json::Value, field: &str| task[field].as_str().unwrap().to_owned();
+    let running =
+        tasks.iter().filter(|task| text(task, "CurrentState").to_lowercase().starts_with("running"));
+    let replicas: Vec<Replica> = running
+        .map(|task| Replica {
+            id: text(task, "ID"),
+            address: text(task, "Address"),
+            node: text(task, "Node"),
+        })
+        .collect();
+    assert_eq!(replicas.len(), count);
+    replicas
+}
+
+/// Whether an address stands anywhere in a node's rules.
+fn leads_to(node: &Node, address: &str) -> bool {
+    let rules = node.exec("nft", &["list", "ruleset"]).ok();
+    rules.split(|letter: char| !letter.is_ascii_digit() && !"./".contains(letter)).any(|word| word == address)
 }
