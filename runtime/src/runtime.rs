@@ -100,7 +100,8 @@ impl Runtime {
     }
 
     /// A stream that gives one line, [`ExitStatus`] as JSON, when the container has ended (at once if it has), and then
-    /// ends. An end without a line means that the monitor died, and the container with it.
+    /// ends. Where it runs until then, an empty line before that says that its first process has ended: how is told once
+    /// it is on disk. An end without a line means that the monitor died, and the container with it.
     pub fn watch(&self, id: &str) -> Result<UnixStream> {
         check_id(id)?;
         let deadline = Instant::now() + MONITOR_DEADLINE;

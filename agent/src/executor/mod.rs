@@ -22,14 +22,14 @@ use rorqual_proto::model::Resources;
 use rorqual_runtime::spec::{ContainerSettings, Limits, default_spec};
 use rorqual_runtime::{ContainerState, Launch, LaunchError, LogPolicy, Rootfs, Runtime, Started};
 use tokio::io::AsyncReadExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::clock;
 use crate::error::{AgentError, one_line};
 use crate::health::Check;
 use crate::images::Images;
 use crate::network::Network;
-use crate::workload::{Exit, Failure, Networking, Workload};
+use crate::workload::{Event, Exit, Failure, Networking, Workload};
 use folder::{Folder, Identity};
 use place::Place;
 use process::Process;
@@ -231,10 +231,11 @@ impl Executor {
         blocking(launch).await
     }
 
-    /// Waits for the end of a container's process.
-    pub(crate) async fn exit(&self, id: &str) -> Exit {
+    /// Waits for the end of a container's process. `dead` is told as soon as there is none, some milliseconds before it is
+    /// known for good how it ended.
+    pub(crate) async fn exit(&self, id: &str, dead: Option<&mpsc::Sender<Event>>) -> Exit {
         loop {
-            if let Some(exit) = self.watch(id).await {
+            if let Some(exit) = self.watch(id, dead).await {
                 return exit;
             }
             let (runtime, name) = (self.inner.runtime.clone(), id.to_owned());
@@ -251,12 +252,17 @@ impl Executor {
         }
     }
 
-    async fn watch(&self, id: &str) -> Option<Exit> {
+    async fn watch(&self, id: &str, dead: Option<&mpsc::Sender<Event>>) -> Option<Exit> {
         let (runtime, name) = (self.inner.runtime.clone(), id.to_owned());
         let stream = tokio::task::spawn_blocking(move || runtime.watch(&name)).await.ok()?.ok()?;
         stream.set_nonblocking(true).ok()?;
-        let stream = tokio::net::UnixStream::from_std(stream).ok()?;
-        let mut line = Vec::new();
+        let mut stream = tokio::net::UnixStream::from_std(stream).ok()?;
+        // White space before JSON, or its beginning: nothing is said before the end.
+        let mut line = vec![stream.read_u8().await.ok()?];
+        if let Some(driver) = dead {
+            // One that has ended needs not know.
+            let _ = driver.send(Event::Dead).await;
+        }
         stream.take(MOST_EXIT_BYTES).read_to_end(&mut line).await.ok()?;
         serde_json::from_slice(&line).ok().map(exit_of)
     }
@@ -332,7 +338,7 @@ impl Executor {
     /// Kills and takes away a container that nobody wants any more, with its folder.
     pub(crate) async fn discard(&self, id: &str) {
         if self.kill(id).await.is_ok() {
-            self.exit(id).await;
+            self.exit(id, None).await;
         }
         self.clean(id).await;
         self.remove_folder(id).await;

@@ -13,6 +13,7 @@ use super::{End, Parts};
 use crate::edge;
 use crate::error::one_line;
 use crate::set::AssignmentSet;
+use crate::store::SetWrite;
 
 /// How long a controller may take to answer a Hello.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -169,7 +170,8 @@ impl Open<'_> {
         }
     }
 
-    /// On disk first, then in effect.
+    /// What balancers and routes have to be takes effect while the set is being written; what is to run begins once it is on
+    /// disk. It is acknowledged after both: by [`Self::run`], which waits for this.
     async fn assign(&mut self, mut assignments: wire::Assignments) -> Result<(), End> {
         let (full, auths) = (assignments.full, std::mem::take(&mut assignments.auths));
         let removed_auths = std::mem::take(&mut assignments.removed_auths);
@@ -179,17 +181,6 @@ impl Open<'_> {
         }
         let mut change = self.set.take(assignments).map_err(|refused| End::Lost(refused.to_string()))?;
         let writes = std::mem::take(&mut change.writes);
-        let store = self.parts.store.clone();
-        let written = tokio::task::spawn_blocking(move || store.write_set(writes)).await;
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::error!(error = %one_line(&error), "can't keep the assignment set");
-                self.reload();
-                return Err(End::Lost("the set could not be kept".to_owned()));
-            }
-            Err(_) => return Err(End::Lost("the agent is shutting down".to_owned())),
-        }
         tracing::debug!(
             set = change.number,
             full = change.full,
@@ -197,17 +188,29 @@ impl Open<'_> {
             services = change.services.len(),
             "assignment set"
         );
+        let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
+        self.parts.containers.note_set(&change);
+        self.parts.network.apply(change).await;
+        self.keep(writes).await?;
         self.parts.link.set_controllers(self.set.controllers.clone());
         // Never on disk, and there before the tasks that need it.
         self.parts.images.auths().take(full, auths, &removed_auths);
-        let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
-        // In effect first, so that a slow connection delays nothing; it is on disk either way.
         self.parts.tasks.apply(tasks, removed).await;
         self.parts.tasks.release();
-        self.parts.containers.note_set(&change);
-        // It is acknowledged when it is in effect.
-        self.parts.network.apply(change).await;
         Ok(())
+    }
+
+    async fn keep(&mut self, writes: Vec<SetWrite>) -> Result<(), End> {
+        let store = self.parts.store.clone();
+        match tokio::task::spawn_blocking(move || store.write_set(writes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::error!(error = %one_line(&error), "can't keep the assignment set");
+                self.reload();
+                Err(End::Lost("the set could not be kept".to_owned()))
+            }
+            Err(_) => Err(End::Lost("the agent is shutting down".to_owned())),
+        }
     }
 
     async fn say(&self, message: from_agent::Message) -> Result<(), End> {

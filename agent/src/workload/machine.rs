@@ -107,6 +107,8 @@ pub(crate) enum Event {
     Health { health: Health, note: String },
     /// Its process could not be started.
     StartFailed(Failure),
+    /// Its process has ended; how is not known yet.
+    Dead,
     /// Its process ended.
     Exited(Exit),
     /// No balancer sends it anything new, and what it had to do is done or had its time.
@@ -247,6 +249,10 @@ impl Machine {
             }
             (Event::Health { health, note }, Phase::Running { .. }) => self.found(health, note, now_ms),
             (Event::StartFailed(failure), Phase::Starting) => self.failed(failure, now_ms, jitter),
+            // Nothing is to be sent to it from now on.
+            (Event::Dead, Phase::Running { .. }) if std::mem::take(&mut self.status.healthy) => {
+                vec![Effect::Report]
+            }
             (Event::Exited(exit), Phase::Running { since_ms } | Phase::Leaving { since_ms, .. }) => {
                 self.ended(exit, since_ms, now_ms, jitter)
             }

@@ -66,6 +66,17 @@ fn one_with_a_check_gets_traffic_once_that_calls_it_well() {
 }
 
 #[test]
+fn one_that_is_dead_gets_no_traffic_before_it_is_known_how_it_ended() {
+    let mut machine = machine(RestartCondition::Any);
+    run(&mut machine, 0);
+    assert_eq!(machine.step(Event::Dead, 10, 0.5), [Effect::Report]);
+    assert_eq!((machine.status().state, machine.status().healthy), (TaskState::Running, false));
+    assert!(machine.step(Event::Dead, 10, 0.5).is_empty());
+    let effects = machine.step(exit(1, 20), 20, 0.5);
+    assert!(effects.contains(&Effect::Report) && machine.status().exit_code == Some(1));
+}
+
+#[test]
 fn a_services_unhealthy_container_leaves_and_starts_again_as_one_that_failed() {
     let mut machine = machine(RestartCondition::OnFailure);
     machine.step(Event::Begin, 0, 0.5);
@@ -371,6 +382,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (goal, prop::option::of(0u64..20_000)).prop_map(|(goal, grace_ms)| Event::Goal { goal, grace_ms }),
         Just(Event::Due),
         Just(Event::Drained),
+        Just(Event::Dead),
         Just(Event::Cleaned),
     ]
 }

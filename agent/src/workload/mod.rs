@@ -303,7 +303,7 @@ impl Driver {
                     let pid = u32::try_from(started.pid).unwrap_or(0);
                     let event = Event::Started { pid, started_at_ms: started.started_at_ms, checked };
                     if events.send(event).await.is_ok() {
-                        let exit = executor.exit(&workload.id).await;
+                        let exit = executor.exit(&workload.id, Some(&events)).await;
                         let _ = events.send(Event::Exited(exit)).await;
                     }
                 }
@@ -321,7 +321,7 @@ impl Driver {
         self.operations.spawn(async move {
             // What a restart in place needs of the network is made sure of while the container runs.
             executor.readopt(&workload).await;
-            let exit = executor.exit(&workload.id).await;
+            let exit = executor.exit(&workload.id, Some(&events)).await;
             let _ = events.send(Event::Exited(exit)).await;
         });
     }

@@ -239,6 +239,15 @@ impl Clients {
         attached
     }
 
+    /// Tells watchers that the first process has ended: an empty line before the one that says how. What that says has
+    /// to be on disk first, and who sends traffic to the container need not wait for it.
+    pub(super) fn announce_the_end(&mut self) {
+        self.accept();
+        for client in self.list.iter_mut().filter(|client| client.role == Role::Watcher) {
+            client.send(b"\n");
+        }
+    }
+
     /// Tells everyone how the container ended. What the sockets do not take within the deadline is given up: exit.json
     /// has it.
     pub(super) fn tell_the_end(&mut self, line: &str, deadline: std::time::Instant) {

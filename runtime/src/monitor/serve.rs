@@ -100,6 +100,7 @@ impl Server {
                 ended = self.reap();
             }
         }
+        self.clients.announce_the_end();
         let deadline = Instant::now() + DRAIN;
         while self.is_draining() && Instant::now() < deadline {
             self.read_streams();
