@@ -13,6 +13,8 @@ use rorqual_network::{
 
 const CONTAINERS: u32 = 10;
 const SERVICES: u32 = 1000;
+/// Endpoints of one service more.
+const MANY: u32 = 1000;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,7 +69,7 @@ async fn measure(fabric: &Fabric) -> Result<(), Error> {
     fabric.apply(Change { full: true, blocks, services: vec![service(0, 1)], ..Change::default() }).await?;
     show("change one of 1 services", scale(fabric).await?);
     show("a connection to the only service", connections(0));
-    let before_bytes = memory_bytes();
+    let (before_bytes, before_kernel) = (memory_bytes(), kernel_bytes());
     let start = Instant::now();
     let services = (0..SERVICES).map(|i| service(i, 10)).collect();
     fabric.apply(Change { services, ..Change::default() }).await?;
@@ -75,9 +77,13 @@ async fn measure(fabric: &Fabric) -> Result<(), Error> {
     show(&format!("change one of {SERVICES} services"), scale(fabric).await?);
     let grown = memory_bytes().saturating_sub(before_bytes) as f64 / f64::from(1 << 20);
     println!("{:<36} {grown:>8.2} MiB", "memory that they take, here");
+    let grown = kernel_bytes().saturating_sub(before_kernel) as f64 / f64::from(1 << 20);
+    println!("{:<36} {grown:>8.2} MiB", "in the kernel, roughly");
     show("one endpoint of ten, gone and back", endpoint_changes(fabric).await?);
     show(&format!("a connection to the first of {SERVICES}"), connections(0));
     show(&format!("a connection to the last of {SERVICES}"), connections(SERVICES - 1));
+    fabric.apply(one(SERVICES, MANY)).await?;
+    show(&format!("one endpoint of {MANY}, gone and back"), many(fabric).await?);
     let start = Instant::now();
     let mut all = tokio::task::JoinSet::new();
     for n in 1..=10 {
@@ -115,6 +121,21 @@ async fn endpoint_changes(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
     Ok(times)
 }
 
+/// A service of many loses an endpoint and gets it back.
+async fn many(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
+    let mut times = Vec::new();
+    for round in 0..100 {
+        let mut change = one(SERVICES, MANY);
+        change.services[0].endpoints.remove(round * 7 % MANY as usize);
+        for change in [change, one(SERVICES, MANY)] {
+            let start = Instant::now();
+            fabric.apply(change).await?;
+            times.push(start.elapsed());
+        }
+    }
+    Ok(times)
+}
+
 /// From the call of a virtual address to the answer, which is a refusal: nobody has the addresses of the endpoints.
 fn connections(service: u32) -> Vec<Duration> {
     let vip = SocketAddr::from((Ipv4Addr::from(0x0ad6_0001 + service), 80));
@@ -132,6 +153,13 @@ fn connections(service: u32) -> Vec<Duration> {
 fn memory_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     pages.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * 4096
+}
+
+/// What the kernel has in memory for itself, whoever makes it need that.
+fn kernel_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("SUnreclaim:"));
+    lines.filter_map(|line| line.trim().split(' ').next()?.parse::<u64>().ok()).sum::<u64>() * 1024
 }
 
 fn one(id: u32, endpoints: u32) -> Change {

@@ -5,7 +5,7 @@ mod mend;
 mod survey;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
@@ -34,10 +34,10 @@ use crate::survey::Survey;
 use crate::twins::Twins;
 use crate::watch::{self, Changes, Kinds, Watch};
 
-/// How many requests may wait. More than that is a caller gone wild.
-const QUEUE: usize = 1024;
+/// How many requests may wait here. More of them wait with whoever makes them: each container of a node may have one.
+pub(crate) const QUEUE: usize = 1024;
 /// How many changes are put together at most.
-const BATCH: usize = 256;
+pub(crate) const BATCH: usize = 256;
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -210,6 +210,7 @@ impl Engine {
         }
         changes.retain(|_, parts| parts.is_some());
         if nft::has_table(self.ruleset.table())? {
+            self.ruleset.take_over(nft::places(self.ruleset.table())?);
             let as_it_should_be = self.ruleset.change(changes);
             self.ruleset.commit(as_it_should_be);
             return Ok(());
@@ -218,42 +219,32 @@ impl Engine {
         self.commit(transaction)
     }
 
+    /// Changes go first: an endpoint that is gone must not wait for a hundred containers that start or end.
     fn run(mut self, queue: &Receiver<Event>) {
-        let mut waiting = None;
+        let mut waiting = VecDeque::new();
         while !self.torn_down {
             let look_in = self.make_rounds(Instant::now());
-            let event = match waiting.take() {
-                Some(event) => event,
-                None => match queue.recv_timeout(look_in) {
-                    Ok(event) => event,
+            if waiting.is_empty() {
+                match queue.recv_timeout(look_in) {
+                    Ok(event) => waiting.push_back(event),
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
-                },
-            };
-            // Whoever does not wait for the answer any more does not need it: a closed reply is fine.
-            match event {
-                Event::Attach(attach, reply) => drop(reply.send(self.attach(attach))),
-                Event::Detach(id, reply) => drop(reply.send(self.detach(&id))),
-                Event::Attached(reply) => drop(reply.send(Ok(self.attached()))),
-                Event::Teardown(reply) => drop(reply.send(self.teardown())),
-                Event::Survey(reply) => drop(reply.send(self.survey())),
-                Event::Changed => {}
-                Event::Apply(change, reply) => {
-                    let mut batch = vec![(change, reply)];
-                    while batch.len() < BATCH
-                        && let Ok(event) = queue.try_recv()
-                    {
-                        match event {
-                            Event::Apply(change, reply) => batch.push((change, reply)),
-                            Event::Changed => {}
-                            other => {
-                                waiting = Some(other);
-                                break;
-                            }
-                        }
-                    }
-                    self.apply(batch);
                 }
+            }
+            waiting.extend(queue.try_iter().take(QUEUE));
+            let batch = take_changes(&mut waiting);
+            if !batch.is_empty() {
+                self.apply(batch);
+                continue;
+            }
+            // Whoever does not wait for the answer any more does not need it: a closed reply is fine.
+            match waiting.pop_front() {
+                Some(Event::Attach(attach, reply)) => drop(reply.send(self.attach(attach))),
+                Some(Event::Detach(id, reply)) => drop(reply.send(self.detach(&id))),
+                Some(Event::Attached(reply)) => drop(reply.send(Ok(self.attached()))),
+                Some(Event::Teardown(reply)) => drop(reply.send(self.teardown())),
+                Some(Event::Survey(reply)) => drop(reply.send(self.survey())),
+                Some(Event::Apply(..) | Event::Changed) | None => {}
             }
         }
     }
@@ -293,11 +284,11 @@ impl Engine {
         let stays = |one: &&Interface| now.interfaces.iter().any(|i| i.address == one.address);
         let gone: Vec<&Interface> = before.interfaces.iter().filter(|one| !stays(one)).collect();
         self.names.remove_client(&gone.iter().map(|one| one.address).collect::<Vec<_>>());
-        let mut errors = Vec::new();
-        for address in gone.into_iter().flat_map(Interface::addresses) {
-            errors.extend(conntrack::forget(&mut self.conntrack, address.into(), conntrack::Kind::All).err());
-        }
-        Error::all(errors)
+        let addresses = gone.into_iter().flat_map(Interface::addresses);
+        conntrack::forget(
+            &mut self.conntrack,
+            addresses.map(|address| (address.into(), conntrack::Kind::All)),
+        )
     }
 
     fn check_host_port(&self, id: &str, port: &HostPort) -> Result<(), Error> {
@@ -401,12 +392,13 @@ impl Engine {
         for id in &dirty.services {
             let ports = ports.get(id).map(Vec::as_slice).unwrap_or_default();
             let service = self.desired.services.get(id);
+            let item = Item::Service(id.clone());
             let parts = service.map(|service| {
-                parts::service(service, ports, &self.options.node, &self.twins, |endpoint| {
-                    self.twin(endpoint)
-                })
+                let before = |map: &str| self.ruleset.places(&item, map);
+                let twin = |endpoint: &crate::model::Endpoint| self.twin(endpoint);
+                parts::service(service, ports, &self.options.node, &self.twins, twin, before)
             });
-            changes.insert(Item::Service(id.clone()), parts);
+            changes.insert(item, parts);
         }
         if dirty.full {
             let used = |item: &Item| match item {
@@ -419,11 +411,12 @@ impl Engine {
         self.transact(changes, dirty.full)?;
         self.rename(dirty);
         errors.extend(self.routes.remove(removals).err());
-        for (range, kind) in &dirty.forget {
-            for range in self.twins.both_ranges(*range) {
-                errors.extend(conntrack::forget(&mut self.conntrack, range, *kind).err());
-            }
-        }
+        let both = |(range, kind): (&ipnet::Ipv4Net, &conntrack::Kind)| {
+            let kind = *kind;
+            self.twins.both_ranges(*range).map(move |range| (range, kind))
+        };
+        let forgotten = dirty.forget.iter().flat_map(both);
+        errors.extend(conntrack::forget(&mut self.conntrack, forgotten).err());
         Error::all(errors)
     }
 
@@ -469,6 +462,19 @@ impl Engine {
         let requests = ours.map(|l| link::delete(&l.name)).collect();
         self.netlink.run(requests)
     }
+}
+
+/// Takes the changes out of what waits, as many as are put together.
+fn take_changes(waiting: &mut VecDeque<Event>) -> Vec<(Change, Reply<()>)> {
+    let mut changes = Vec::new();
+    for event in std::mem::take(waiting) {
+        match event {
+            Event::Apply(change, reply) if changes.len() < BATCH => changes.push((change, reply)),
+            Event::Changed => {}
+            other => waiting.push_back(other),
+        }
+    }
+    changes
 }
 
 /// An item in words for people.

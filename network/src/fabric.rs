@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::dns::{self, names::Names};
@@ -31,6 +31,9 @@ pub struct Fabric {
 #[derive(Debug)]
 struct Inner {
     events: Arc<SyncSender<Event>>,
+    /// Places in the engine's queue: those of changes, and those of everything else. One more is for the watch.
+    changes: Semaphore,
+    others: Semaphore,
     encryption: Told,
     /// The resolver: its tasks end with the last handle.
     resolver: Mutex<JoinSet<()>>,
@@ -46,7 +49,9 @@ impl Fabric {
         let encryption = Told::default();
         let events = engine::spawn(options, Arc::clone(&names), Arc::clone(&encryption)).await?;
         let resolver = Mutex::new(dns::start(names, upstreams).await?);
-        Ok(Fabric { inner: Arc::new(Inner { events, encryption, resolver }) })
+        let changes = Semaphore::new(engine::BATCH);
+        let others = Semaphore::new(engine::QUEUE - engine::BATCH - 1);
+        Ok(Fabric { inner: Arc::new(Inner { events, changes, others, encryption, resolver }) })
     }
 
     /// Gives a container its namespace, address and ports. The same id again returns what it has, with its name,
@@ -104,7 +109,11 @@ impl Fabric {
         event: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Event,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.inner.events.try_send(event(reply)).map_err(|error| match error {
+        let event = event(reply);
+        let places = if matches!(event, Event::Apply(..)) { &self.inner.changes } else { &self.inner.others };
+        // Until it is answered: so the queue always has room. Fails never, since nobody closes it.
+        let _place = places.acquire().await.map_err(|_| Error::Stopped)?;
+        self.inner.events.try_send(event).map_err(|error| match error {
             TrySendError::Full(_) => Error::Busy,
             TrySendError::Disconnected(_) => Error::Stopped,
         })?;

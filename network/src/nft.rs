@@ -1,7 +1,8 @@
 //! Runs `nft`: one script, one transaction. And asks it what a table holds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +55,28 @@ pub(crate) fn is_made_by(script: &str, table: &str) -> Result<bool, Error> {
     })?;
     let there = thread.join().unwrap_or(Err(Error::Stopped))?.unwrap_or_default();
     Ok(parts(&here) == parts(&there))
+}
+
+/// How the names of maps of places begin.
+const PLACES: [&str; 4] = ["to_", "to6_", "here_", "here6_"];
+
+/// What stands in the table's maps of places, in the order of the places.
+pub(crate) fn places(table: &str) -> Result<BTreeMap<String, Vec<IpAddr>>, Error> {
+    let listing = list(table)?.unwrap_or_default();
+    let parts = parts(&listing);
+    Ok(parts.iter().filter_map(|part| places_of(part)).collect())
+}
+
+fn places_of(part: &str) -> Option<(String, Vec<IpAddr>)> {
+    let (head, elements) = part.strip_prefix("map ")?.split_once("elements = {")?;
+    let name = head.split(' ').next().filter(|name| PLACES.iter().any(|word| name.starts_with(word)))?;
+    let element = |text: &str| {
+        let (place, address) = text.trim().split_once(" : ")?;
+        Some((place.parse::<u32>().ok()?, address.parse::<IpAddr>().ok()?))
+    };
+    let places: BTreeMap<u32, IpAddr> =
+        elements.trim_end_matches([' ', '}']).split(',').filter_map(element).collect();
+    Some((name.to_owned(), places.into_values().collect()))
 }
 
 /// Everything that nftables holds, as JSON.
@@ -178,6 +201,17 @@ mod tests {
         assert_ne!(parts(ONE), parts(&other.replace("accept\n\t\tdrop", "drop\n\t\taccept")));
         assert_ne!(parts(ONE), parts(&other.replace("goto b,", "goto a,")));
         assert_ne!(parts(ONE), parts(&other.replace("10.0.0.2 : goto b, ", "")));
+    }
+
+    #[test]
+    fn maps_of_places_are_read() {
+        let table = ONE.replace(
+            "chain a",
+            "map to_a {\n\t\ttypeof numgen inc mod 2 : ip daddr\n\t\telements = { 10 : 10.0.0.3, 0 : 10.0.0.9,\n\t\t\t     2 : 10.0.0.1 }\n\t}\n\n\tchain a",
+        );
+        let found: Vec<_> = parts(&table).iter().filter_map(|part| places_of(part)).collect();
+        let expected = [[10, 0, 0, 9], [10, 0, 0, 1], [10, 0, 0, 3]].map(IpAddr::from).to_vec();
+        assert_eq!(found, [("to_a".to_owned(), expected)]);
     }
 
     #[test]

@@ -110,6 +110,36 @@ fn a_restart_disturbs_nothing() {
 }
 
 #[test]
+fn a_restart_finds_who_is_at_which_place() {
+    let mut lab = Lab::new();
+    let all: Vec<_> = (1..=5).map(|number| lab.nodes[0].container(number)).collect();
+    let some = |numbers: &[usize]| -> Vec<_> { numbers.iter().map(|number| &all[*number]).collect() };
+    // What is where depends on all that was.
+    for endpoints in [&[0, 1, 2, 3, 4][..], &[1, 2, 3, 4], &[1, 3, 4], &[0, 1, 3, 4]] {
+        lab.serve(&some(endpoints));
+    }
+    let mut full = lab.base();
+    full.services = vec![lab::web(&some(&[0, 1, 3, 4]))];
+    let node = &mut lab.nodes[0];
+    // With handles, which everything new has others of. Neighbours' addresses are learnt when they are.
+    let table = |node: &lab::Node| -> Vec<String> {
+        let listing = node.ns.command("nft", "-a list ruleset");
+        listing
+            .lines()
+            .filter(|line| line.contains("to_") || line.contains("chain"))
+            .map(str::to_owned)
+            .collect()
+    };
+    node.apply(full.clone()).unwrap();
+    let before = table(node);
+    assert!(before.iter().any(|line| line.contains("numgen inc mod 4 map @to_")), "{before:?}");
+    node.stop();
+    node.start().unwrap();
+    node.apply(full).unwrap();
+    assert_eq!(table(node), before);
+}
+
+#[test]
 fn a_full_change_after_a_restart_drops_what_it_does_not_name() {
     let mut lab = Lab::new();
     let a = lab.nodes[0].container(1);
@@ -122,6 +152,33 @@ fn a_full_change_after_a_restart_drops_what_it_does_not_name() {
     assert!(!node.ns.ip("rule").contains("fwmark"), "{}", node.ns.ip("rule"));
     assert!(!node.ns.ip("route").contains("10.213.0.64"), "{}", node.ns.ip("route"));
     assert!(node.ns.ip("route").contains(&format!("{} dev", a.address)));
+}
+
+#[test]
+fn however_many_ask_at_once_all_are_served_and_changes_come_first() {
+    const MANY: usize = 1100;
+    let lab = Lab::new();
+    let container = lab.nodes[0].container(1);
+    let fabric = lab.nodes[0].fabric().clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let answered = Arc::new(AtomicUsize::new(0));
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..MANY {
+            let (fabric, answered) = (fabric.clone(), Arc::clone(&answered));
+            all.spawn(async move {
+                fabric.survey().await.unwrap();
+                answered.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        // Each of them has asked.
+        tokio::task::yield_now().await;
+        let services = vec![lab::web(&[&container])];
+        fabric.apply(Change { services, ..Change::default() }).await.unwrap();
+        assert!(answered.load(Ordering::Relaxed) < MANY, "the change has waited for everybody");
+        all.join_all().await;
+        assert_eq!(answered.load(Ordering::Relaxed), MANY);
+    });
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! node that died would wait for its own time-out. Without the entry the next packet is balanced anew: UDP goes on
 //! with another endpoint, TCP is reset by it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -55,7 +56,7 @@ fn source(tuple: &[u8]) -> Option<IpAddr> {
 }
 
 /// Which connections to an endpoint are forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// The endpoint left its service: established TCP connections may end in peace.
     Datagrams,
@@ -63,13 +64,34 @@ pub(crate) enum Kind {
     All,
 }
 
-/// Forgets this namespace's connections that are answered by an address of `range`.
-pub(crate) fn forget(netlink: &mut Netlink, range: IpNet, kind: Kind) -> Result<(), Error> {
-    let header = header(range.addr());
+/// Forgets this namespace's connections that are answered by addresses of these ranges. The kernel looks through all
+/// connections of the machine for it, which takes milliseconds: once for all ranges of a family.
+pub(crate) fn forget(
+    netlink: &mut Netlink,
+    ranges: impl IntoIterator<Item = (IpNet, Kind)>,
+) -> Result<(), Error> {
+    let (v4, v6): (Ranges, Ranges) = ranges.into_iter().partition(|(range, _)| range.addr().is_ipv4());
+    let mut errors = Vec::new();
+    for ranges in [v4, v6] {
+        errors.extend(forget_of_family(netlink, &ranges).err());
+    }
+    Error::all(errors)
+}
+
+type Ranges = BTreeMap<IpNet, Kind>;
+
+fn forget_of_family(netlink: &mut Netlink, ranges: &Ranges) -> Result<(), Error> {
+    let Some(first) = ranges.keys().next() else { return Ok(()) };
+    let words = match ranges.len() {
+        1 => first.to_string(),
+        more => format!("{first} and {} others", more - 1),
+    };
+    let header = header(first.addr());
     let mut request =
-        Request::new(GET, 0, format!("list connections to {range}")).tolerate(&[Errno::ENOENT]).put(&header);
-    // The kernel can look for one address; for a range everything is listed.
-    if kind == Kind::Datagrams && range.prefix_len() == range.max_prefix_len() {
+        Request::new(GET, 0, format!("list connections to {words}")).tolerate(&[Errno::ENOENT]).put(&header);
+    let is_single = |range: &IpNet| range.prefix_len() == range.max_prefix_len();
+    // The kernel can look for one address; for more everything is listed.
+    if let ([(range, Kind::Datagrams)], true) = (&ranges.iter().collect::<Vec<_>>()[..], is_single(first)) {
         request = request
             .nest(TUPLE_REPLY, |r| {
                 r.nest(1, |r| put_source(r, range.addr()))
@@ -77,20 +99,25 @@ pub(crate) fn forget(netlink: &mut Netlink, range: IpNet, kind: Kind) -> Result<
             })
             .nest(FILTER, |r| r.attr_u32(1, 0).attr_u32(2, FILTER_SOURCE | FILTER_PROTOCOL));
     }
+    let wide: Vec<_> = ranges.iter().filter(|(range, _)| !is_single(range)).collect();
+    let kind_of = |source: IpAddr| {
+        let single = ranges.get(&IpNet::from(source)).into_iter();
+        single.chain(wide.iter().filter(|(range, _)| range.contains(&source)).map(|(_, kind)| *kind)).max()
+    };
     let mut deletions = Vec::new();
     for answer in netlink.dump(request)? {
         // An old kernel ignores the filter: look again.
         let reply = attribute(&answer.payload, 4, TUPLE_REPLY).unwrap_or_default();
-        let source = source(reply);
         let protocol = attribute(reply, 0, 2).and_then(|proto| attribute(proto, 0, 1));
         let udp = protocol == Some(&[nix::libc::IPPROTO_UDP as u8][..]);
-        let meant = source.is_some_and(|source| range.contains(&source));
-        if !meant || (kind == Kind::Datagrams && !udp) {
-            continue;
+        match source(reply).and_then(kind_of) {
+            Some(Kind::All) => {}
+            Some(Kind::Datagrams) if udp => {}
+            Some(Kind::Datagrams) | None => continue,
         }
         if let Some(original) = attribute(&answer.payload, 4, TUPLE_ORIGINAL) {
             deletions.push(
-                Request::new(DELETE, 0, format!("forget a connection to {range}"))
+                Request::new(DELETE, 0, format!("forget a connection to {words}"))
                     .tolerate(&[Errno::ENOENT])
                     .put(&header)
                     .attr(TUPLE_ORIGINAL | NESTED, original),

@@ -19,6 +19,7 @@ const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
 const NEW_SET: u16 = SUBSYSTEM << 8 | 9;
+const DELETE_SET: u16 = SUBSYSTEM << 8 | 11;
 const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
 const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 /// For new rules: behind those that are there.
@@ -31,20 +32,38 @@ const AROUND: [u8; 4] = [0, 0, 0, SUBSYSTEM as u8];
 
 /// `struct nlattr` names of a list's elements and of what an expression is made of.
 const LIST_ELEMENT: u16 = 1;
-/// Name that the kernel completes, as `nft` gives it to the map of a rule.
-const ANONYMOUS: &str = "__map%d";
-/// NFT_SET_ANONYMOUS, NFT_SET_CONSTANT, NFT_SET_MAP
-const ANONYMOUS_MAP: u32 = 0x01 | 0x02 | 0x08;
+/// NFT_SET_MAP
+const MAP: u32 = 0x08;
 /// How `nft` calls data types in what it stores with a set: an integer, an IPv4 address, an IPv6 address.
 const TYPE_INTEGER: u32 = 4;
 const TYPE_ADDRESS: u32 = 7;
 const TYPE_ADDRESS6: u32 = 8;
-/// For `nft list`: the key is in host order, the value in network order and no range.
-const USER_DATA: [u8; 18] = {
-    let [a, b, c, d] = 1u32.to_ne_bytes();
-    let [e, f, g, h] = 2u32.to_ne_bytes();
-    [0, 4, a, b, c, d, 1, 4, e, f, g, h, 6, 4, 0, 0, 0, 0]
-};
+
+/// What `nft` keeps with a map that was declared as `typeof numgen inc mod 2 : ip daddr` (`ip6` with `v6`), so that it is
+/// listed as that: orders of bytes, and the two expressions (libnftnl, `udata.h`; nft, `proto.h`).
+fn user_data(v6: bool) -> Vec<u8> {
+    const HOST_ORDER: u32 = 1;
+    const NETWORK_ORDER: u32 = 2;
+    const NUMGEN: u32 = 23;
+    const PAYLOAD: u32 = 7;
+    let value = |kind: u8, value: u32| [&[kind, 4][..], &value.to_ne_bytes()].concat();
+    let nest = |kind: u8, parts: &[Vec<u8>]| {
+        let body = parts.concat();
+        [&[kind, body.len() as u8][..], &body].concat()
+    };
+    let (header, field) = if v6 { (0x0d, 0x09) } else { (0x0c, 0x0c) };
+    let counted = nest(1, &[value(0, 0), value(1, 2), value(2, 0)]);
+    let address = nest(1, &[value(0, header), value(1, field)]);
+    [
+        value(0, HOST_ORDER),
+        value(1, NETWORK_ORDER),
+        nest(3, &[value(0, NUMGEN), counted]),
+        nest(4, &[value(0, PAYLOAD), address]),
+        value(6, 0),
+    ]
+    .concat()
+}
+
 /// The two registers that rules use.
 const FIRST: u32 = 1;
 const SECOND: u32 = 2;
@@ -76,19 +95,19 @@ pub(crate) enum Expression {
     /// The rule goes on if the register holds this.
     Equals(Vec<u8>),
     /// The next of 0, 1, … below a bound.
-    Count(usize),
+    Count(u32),
     /// The packet's source, in the second register.
     LoadSourceApart {
         v6: bool,
     },
     /// A number below a bound, made from the second register.
     Hash {
-        bound: usize,
+        bound: u32,
         seed: u32,
         v6: bool,
     },
-    /// What an anonymous map of this batch has for the register.
-    LookUp(u32),
+    /// What a map has for the register.
+    LookUp(String),
     LoadAddress(IpAddr),
     LoadPort(u16),
     /// The connection's new destination; with `port`, also its port.
@@ -145,45 +164,34 @@ impl<'a> Batch<'a> {
         self.requests.push(request.attr_str(2, chain).nest(4, fill));
     }
 
-    /// A map without a name from 0, 1, … to the addresses, for one rule of this batch. Returns its number.
-    pub(crate) fn add_numbered(&mut self, addresses: &[IpAddr]) -> u32 {
-        let (kind, bytes) = match addresses.first() {
-            Some(IpAddr::V6(_)) => (TYPE_ADDRESS6, 16),
-            _ => (TYPE_ADDRESS, 4),
-        };
+    /// A map from 0, 1, … to addresses. One that is there stays as it is.
+    pub(crate) fn add_numbered(&mut self, name: &str, v6: bool) {
+        let (kind, bytes) = if v6 { (TYPE_ADDRESS6, 16) } else { (TYPE_ADDRESS, 4) };
         self.maps += 1;
-        let id = self.maps;
-        let count = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-        let request = self.request(NEW_SET, CREATE, "add the map of a rule".to_owned());
-        let request =
-            number(number(number(request.attr_str(2, ANONYMOUS), 3, ANONYMOUS_MAP), 4, TYPE_INTEGER), 5, 4);
-        let request = number(number(number(request, 6, kind), 7, bytes), 10, id);
-        self.requests.push(request.nest(9, |r| number(r, 1, count)).attr(13, &USER_DATA));
-        let elements: Vec<_> = (0u32..)
-            .zip(addresses)
-            .map(|(at, address)| (at.to_ne_bytes().to_vec(), Some(Data::Bytes(octets(*address)))))
-            .collect();
-        self.elements(NEW_ELEMENTS, ANONYMOUS, Some(id), &elements);
-        id
+        let request = self.request(NEW_SET, CREATE, format!("add map {name}")).attr_str(2, name);
+        let request = number(number(number(request, 3, MAP), 4, TYPE_INTEGER), 5, 4);
+        let request = number(number(number(request, 6, kind), 7, bytes), 10, self.maps);
+        self.requests.push(request.attr(13, &user_data(v6)));
+    }
+
+    pub(crate) fn delete_set(&mut self, name: &str) {
+        let request = self.request(DELETE_SET, 0, format!("delete map {name}"));
+        self.requests.push(request.attr_str(2, name));
     }
 
     /// An element that is there with the same value is fine.
     pub(crate) fn add_elements(&mut self, set: &str, elements: &[(Vec<u8>, Option<Data>)]) {
-        self.elements(NEW_ELEMENTS, set, None, elements);
+        self.elements(NEW_ELEMENTS, set, elements);
     }
 
     pub(crate) fn delete_elements(&mut self, set: &str, keys: &[(Vec<u8>, Option<Data>)]) {
-        self.elements(DELETE_ELEMENTS, set, None, keys);
+        self.elements(DELETE_ELEMENTS, set, keys);
     }
 
-    fn elements(&mut self, kind: u16, set: &str, id: Option<u32>, elements: &[(Vec<u8>, Option<Data>)]) {
+    fn elements(&mut self, kind: u16, set: &str, elements: &[(Vec<u8>, Option<Data>)]) {
         let (flags, verb) = if kind == NEW_ELEMENTS { (CREATE, "add") } else { (0, "delete") };
         for some in elements.chunks(ELEMENTS) {
             let request = self.request(kind, flags, format!("{verb} elements of {set}")).attr_str(2, set);
-            let request = match id {
-                Some(id) => number(request, 4, id),
-                None => request,
-            };
             self.requests.push(request.nest(3, |list| some.iter().fold(list, put_element)));
         }
     }
@@ -271,9 +279,8 @@ impl Expression {
                 number(number(number(number(r, 1, register), 2, NETWORK_HEADER), 3, at), 4, bytes)
             }
             Expression::Hash { bound, seed, v6 } => {
-                let bound = u32::try_from(*bound).unwrap_or(u32::MAX);
                 let bytes = if *v6 { 16 } else { 4 };
-                let r = number(number(number(number(r, 1, SECOND), 2, FIRST), 3, bytes), 4, bound);
+                let r = number(number(number(number(r, 1, SECOND), 2, FIRST), 3, bytes), 4, *bound);
                 number(number(r, 5, *seed), 7, JENKINS)
             }
             Expression::Mask(bits) => {
@@ -283,13 +290,8 @@ impl Expression {
             }
             Expression::Goto(chain) => verdict(number(r, 1, VERDICT_REGISTER), chain),
             Expression::Equals(bytes) => value(number(number(r, 1, FIRST), 2, 0), 3, bytes),
-            Expression::Count(bound) => {
-                let bound = u32::try_from(*bound).unwrap_or(u32::MAX);
-                number(number(number(number(r, 1, FIRST), 2, bound), 3, 0), 4, 0)
-            }
-            Expression::LookUp(id) => {
-                number(number(number(r, 2, FIRST), 3, FIRST).attr_str(1, ANONYMOUS), 4, *id)
-            }
+            Expression::Count(bound) => number(number(number(number(r, 1, FIRST), 2, *bound), 3, 0), 4, 0),
+            Expression::LookUp(map) => number(number(r, 2, FIRST), 3, FIRST).attr_str(1, map),
             Expression::LoadAddress(address) => value(number(r, 1, FIRST), 2, &octets(*address)),
             Expression::LoadPort(port) => value(number(r, 1, SECOND), 2, &port.to_be_bytes()),
             Expression::Translate { port, v6 } => {

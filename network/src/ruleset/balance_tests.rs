@@ -88,8 +88,10 @@ pub(super) fn inside(
         nft::run(&base.script()).unwrap();
         ruleset.commit(base);
         let mut put = |view: ServiceView| {
-            let parts = parts::service(&view, &ports, "n1", &twins(), |_| None);
-            let change = ruleset.change(BTreeMap::from([(Item::Service("web".into()), Some(parts))]));
+            let item = Item::Service("web".into());
+            let before = |map: &str| ruleset.places(&item, map);
+            let parts = parts::service(&view, &ports, "n1", &twins(), |_| None, before);
+            let change = ruleset.change(BTreeMap::from([(item, Some(parts))]));
             nft::run(&change.script()).unwrap();
             ruleset.commit(change);
         };

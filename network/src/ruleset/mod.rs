@@ -11,6 +11,7 @@ mod balance_tests;
 mod base;
 mod native;
 pub(crate) mod parts;
+mod places;
 mod rule;
 mod script;
 #[cfg(test)]
@@ -18,9 +19,10 @@ mod sctp_tests;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 pub(crate) use base::{Fixed, MARK_MASK, MARK_SHIFT};
-use rule::{Fields, Rule, Value};
+use rule::{Field, Fields, Kind, Rule, Value};
 use script::Step;
 
 use crate::netlink::Request;
@@ -47,8 +49,7 @@ pub(crate) struct Element {
 /// What one item has in the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Parts {
-    /// Name and declaration, for example `type ipv4_addr; flags interval;`.
-    pub(crate) sets: BTreeMap<String, &'static str>,
+    pub(crate) sets: BTreeMap<String, Kind>,
     /// Name and rules.
     pub(crate) chains: BTreeMap<String, Vec<Rule>>,
     /// Elements of maps have a value, elements of sets have none.
@@ -64,6 +65,8 @@ pub(crate) struct Ruleset {
     wanted: BTreeMap<Element, BTreeSet<Item>>,
     /// The kernel's table is what `items` say, and nothing else. Not so right after a start.
     exact: bool,
+    /// Maps of places that were there at the start, until the table is known.
+    found: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// What has to be done, and the state that holds once it was done.
@@ -98,7 +101,13 @@ impl Transaction {
 impl Ruleset {
     /// A table that may have been filled by an earlier process.
     pub(crate) fn new(fixed: Fixed) -> Ruleset {
-        Ruleset { fixed, items: BTreeMap::new(), wanted: BTreeMap::new(), exact: false }
+        Ruleset {
+            fixed,
+            items: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            exact: false,
+            found: BTreeMap::new(),
+        }
     }
 
     /// The interface that encrypts from the next time on that the table is made anew. Returns what it was.
@@ -162,8 +171,8 @@ impl Ruleset {
         let elements = self.element_changes(changes);
         let mut steps = deletions(&elements);
         for (old, new) in &pairs {
-            for (name, declaration) in new.sets.iter().filter(|(name, _)| !old.sets.contains_key(*name)) {
-                steps.push(Step::AddSet { name: name.clone(), declaration });
+            for (name, kind) in new.sets.iter().filter(|(name, _)| !old.sets.contains_key(*name)) {
+                steps.push(Step::AddSet { name: name.clone(), kind: *kind });
             }
         }
         for (old, new) in &pairs {
@@ -181,8 +190,8 @@ impl Ruleset {
             steps.extend(gone.map(|name| Step::DeleteChain { name: name.clone() }));
         }
         for (old, new) in &pairs {
-            let gone = old.sets.keys().filter(|name| !new.sets.contains_key(*name));
-            steps.extend(gone.map(|name| Step::DeleteSet { name: name.clone() }));
+            let gone = old.sets.iter().filter(|(name, _)| !new.sets.contains_key(*name));
+            steps.extend(gone.map(|(name, kind)| Step::DeleteSet { name: name.clone(), kind: *kind }));
         }
         steps
     }
@@ -221,59 +230,93 @@ impl Ruleset {
             self.items.clear();
             self.wanted.clear();
             self.exact = true;
+            self.found.clear();
         }
         for (item, parts) in done.items {
-            if let Some(old) = self.items.remove(&item) {
-                for element in old.elements.keys() {
-                    if let Some(holders) = self.wanted.get_mut(element) {
-                        holders.remove(&item);
-                        if holders.is_empty() {
-                            self.wanted.remove(element);
-                        }
+            let old = self.items.remove(&item);
+            for (element, comes) in differences(old.as_ref(), parts.as_ref()) {
+                if comes {
+                    self.wanted.entry(element.clone()).or_default().insert(item.clone());
+                } else if let Some(holders) = self.wanted.get_mut(element) {
+                    holders.remove(&item);
+                    if holders.is_empty() {
+                        self.wanted.remove(element);
                     }
                 }
             }
-            let Some(parts) = parts else { continue };
-            for element in parts.elements.keys() {
-                self.wanted.entry(element.clone()).or_default().insert(item.clone());
+            if let Some(parts) = parts {
+                self.items.insert(item, parts);
             }
-            self.items.insert(item, parts);
         }
     }
 
-    /// For every element that changed items have or had: its value before and after.
+    /// For every element that changed items get, give up or change: its value before and after.
     fn element_changes<'a>(
         &'a self,
         changes: &'a BTreeMap<Item, Option<Parts>>,
     ) -> BTreeMap<&'a Element, ElementChange> {
-        let mut touched: BTreeMap<&Element, Vec<(&Item, &Option<Value>)>> = BTreeMap::new();
+        let mut touched: BTreeMap<&Element, Vec<&Item>> = BTreeMap::new();
         for (item, new) in changes {
-            for element in self.items.get(item).into_iter().flat_map(|parts| parts.elements.keys()) {
-                touched.entry(element).or_default();
-            }
-            for (element, value) in new.iter().flat_map(|parts| &parts.elements) {
-                touched.entry(element).or_default().push((item, value));
+            for (element, comes) in differences(self.items.get(item), new.as_ref()) {
+                let items = touched.entry(element).or_default();
+                items.extend(comes.then_some(item));
             }
         }
         let mut result = BTreeMap::new();
         for (element, coming) in touched {
             let holders = self.wanted.get(element);
-            let old = holders
-                .and_then(|h| h.first())
-                .and_then(|item| self.items.get(item))
-                .and_then(|parts| parts.elements.get(element));
-            let staying = holders
-                .into_iter()
-                .flatten()
-                .filter(|item| !changes.contains_key(*item))
-                .filter_map(|item| Some((item, self.items.get(item)?.elements.get(element)?)));
-            let new = staying.chain(coming).min_by_key(|(item, _)| *item).map(|(_, value)| value);
+            let old = holders.and_then(|h| h.first()).and_then(|item| value(self.items.get(item)?, element));
+            let all = holders.into_iter().flatten().chain(coming);
+            let after = |item: &Item| match changes.get(item) {
+                Some(new) => value(new.as_ref()?, element),
+                None => value(self.items.get(item)?, element),
+            };
+            let new = all.filter_map(|item| Some((item, after(item)?))).min_by_key(|(item, _)| *item);
+            let new = new.map(|(_, value)| value);
             if old != new {
                 result.insert(element, ElementChange { old: old.cloned(), new: new.cloned() });
             }
         }
         result
     }
+
+    /// What stands in a map of places: in the one that is known, or in the one that was found.
+    pub(crate) fn places(&self, item: &Item, map: &str) -> Vec<IpAddr> {
+        let Some(parts) = self.items.get(item) else {
+            return self.found.get(map).cloned().unwrap_or_default();
+        };
+        let first = Element { set: map.to_owned(), key: Fields(Vec::new()) };
+        let elements = parts.elements.range(first..).take_while(|(element, _)| element.set == map);
+        let address = |value: &Option<Value>| match value {
+            Some(Value::Fields(Fields(fields))) => match fields[..] {
+                [Field::Address(address)] => Some(address),
+                _ => None,
+            },
+            _ => None,
+        };
+        elements.filter_map(|(_, value)| address(value)).collect()
+    }
+
+    /// Notes the maps of places of a table that an earlier process made.
+    pub(crate) fn take_over(&mut self, found: BTreeMap<String, Vec<IpAddr>>) {
+        self.found = found;
+    }
+}
+
+fn value<'a>(parts: &'a Parts, element: &Element) -> Option<&'a Option<Value>> {
+    parts.elements.get(element)
+}
+
+/// The elements in which an item differs; with each, whether it has it afterwards.
+fn differences<'a>(
+    old: Option<&'a Parts>,
+    new: Option<&'a Parts>,
+) -> impl Iterator<Item = (&'a Element, bool)> {
+    let gone = old.into_iter().flat_map(|parts| &parts.elements);
+    let gone = gone.filter(move |(element, _)| !new.is_some_and(|new| new.elements.contains_key(*element)));
+    let other = new.into_iter().flat_map(|parts| &parts.elements);
+    let other = other.filter(move |(element, new)| old.and_then(|old| value(old, element)) != Some(*new));
+    gone.map(|(element, _)| (element, false)).chain(other.map(|(element, _)| (element, true)))
 }
 
 struct ElementChange {

@@ -1,12 +1,12 @@
 //! The steps of a transaction as netlink messages, where every step has that form.
 //!
-//! What changes while services run has it: chains that balance or refuse, and elements without ranges. Blocks,
+//! What changes while services run has it: chains that balance or refuse, their maps, and elements without ranges. Blocks,
 //! networks and containers in several of them, which come and go with leases and not with tasks, have not: `nft` cuts their ranges into the pieces
 //! that the kernel's interval sets want, and what it has cut only it can take away again.
 
 use std::net::IpAddr;
 
-use super::rule::{Field, Fields, Rule, SEED, Turn, Value, is_v6};
+use super::rule::{Field, Fields, Kind, Rule, SEED, Target, Turn, Value};
 use super::script::Step;
 use crate::model::Protocol;
 use crate::netlink::Request;
@@ -29,12 +29,14 @@ pub(crate) fn requests(table: &str, steps: &[Step]) -> Option<Vec<Request>> {
                 batch.add_chain(name);
                 batch.flush_chain(name);
                 for rule in rules {
-                    let expressions = expressions(&mut batch, rule)?;
-                    batch.add_rule(name, &expressions);
+                    batch.add_rule(name, &expressions(rule)?);
                 }
             }
             Step::DeleteChain { name } => batch.delete_chain(name),
-            Step::AddSet { .. } | Step::DeleteSet { .. } => return None,
+            Step::AddSet { kind: Kind::Ranges | Kind::Ranges6, .. } => return None,
+            Step::DeleteSet { kind: Kind::Ranges | Kind::Ranges6, .. } => return None,
+            Step::AddSet { name, kind } => batch.add_numbered(name, *kind == Kind::Places6),
+            Step::DeleteSet { name, .. } => batch.delete_set(name),
         }
     }
     Some(batch.finish())
@@ -62,6 +64,8 @@ fn bytes(fields: &Fields) -> Option<Vec<u8>> {
             Field::Protocol(protocol) => all.push(number(*protocol)),
             Field::Port(port) => all.extend_from_slice(&port.to_be_bytes()),
             Field::Mac(mac) => all.extend_from_slice(mac),
+            // Made by the kernel, in its own order.
+            Field::Place(place) => all.extend_from_slice(&place.to_ne_bytes()),
             Field::Range(_) => return None,
         }
         if fields.0.len() > 1 {
@@ -84,34 +88,32 @@ fn number(protocol: Protocol) -> u8 {
     }
 }
 
-fn expressions(batch: &mut Batch, rule: &Rule) -> Option<Vec<Expression>> {
+fn expressions(rule: &Rule) -> Option<Vec<Expression>> {
     let only = |protocol| [Expression::LoadProtocol, Expression::Equals(vec![number(protocol)])];
     match rule {
-        Rule::Balance { addresses, by, port } => {
+        Rule::Balance { to, port } => {
             let mut all = Vec::new();
-            let v6 = is_v6(addresses);
+            let v6 = to.is_v6();
             if v6 {
                 all.extend([Expression::LoadFamily, Expression::Equals(vec![IPV6])]);
             }
             if let Some((protocol, _)) = port {
                 all.extend(only(*protocol));
             }
-            match addresses[..] {
-                [address] => all.push(Expression::LoadAddress(address)),
-                _ => {
-                    let map = batch.add_numbered(addresses);
+            match to {
+                Target::One(address) => all.push(Expression::LoadAddress(*address)),
+                Target::Places { map, count, by, .. } => {
                     match by {
-                        Turn::Next => all.push(Expression::Count(addresses.len())),
+                        Turn::Next => all.push(Expression::Count(*count)),
                         Turn::Client => {
                             if !v6 {
                                 all.extend([Expression::LoadFamily, Expression::Equals(vec![IPV4])]);
                             }
-                            let (bound, seed) = (addresses.len(), SEED);
-                            let hash = Expression::Hash { bound, seed, v6 };
+                            let hash = Expression::Hash { bound: *count, seed: SEED, v6 };
                             all.extend([Expression::LoadSourceApart { v6 }, hash]);
                         }
                     }
-                    all.push(Expression::LookUp(map));
+                    all.push(Expression::LookUp(map.clone()));
                 }
             }
             all.extend(port.map(|(_, port)| Expression::LoadPort(port)));

@@ -64,11 +64,18 @@ fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (
     };
     (
         Item::Service(id.into()),
-        Some(parts::service(&view, ports, "n1", &twins(), |endpoint| {
-            // One of three runs where there is no IPv6.
-            let without = endpoint.address.to_bits().is_multiple_of(3);
-            twins().of(endpoint.address).filter(|_| !without)
-        })),
+        Some(parts::service(
+            &view,
+            ports,
+            "n1",
+            &twins(),
+            |endpoint| {
+                // One of three runs where there is no IPv6.
+                let without = endpoint.address.to_bits().is_multiple_of(3);
+                twins().of(endpoint.address).filter(|_| !without)
+            },
+            |_| Vec::new(),
+        )),
     )
 }
 
@@ -173,7 +180,7 @@ fn a_table_reads_the_same_whichever_way_the_changes_came() {
         }
         assert_eq!(text.lines().count(), netlink.lines().count(), "after change {at}:\n{netlink}");
     }
-    assert!(by_netlink[4].contains("numgen inc mod 1500"), "{}", by_netlink[4]);
+    assert!(by_netlink[4].contains("numgen inc mod 1500 map @to_ccc"), "{}", by_netlink[4]);
     assert!(
         by_netlink[6].contains("ip saddr 10.32.0.0/11 goto port_tcp_8443_at_10_99_0_1"),
         "{}",

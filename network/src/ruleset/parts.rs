@@ -1,13 +1,14 @@
 //! What each item has in the table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use super::base::MARK_SHIFT;
-use super::rule::{Field, Fields, Rule, Turn, Value};
-use super::turns::{Weighed, places, shift, turns};
+use super::places;
+use super::rule::{Field, Fields, Kind, Rule, Target, Turn, Value};
+use super::turns::{Weighed, places as places_of_clients, shift, turns};
 use super::{Element, Parts};
 use crate::model::{Block, Endpoint, HostPort, Network, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
@@ -86,48 +87,88 @@ fn element(set: &str, key: &[Field]) -> Element {
     Element { set: set.to_owned(), key: Fields(key.to_vec()) }
 }
 
-/// The addresses that balancing leads to, in their order.
+/// What balancing leads to, by family.
+#[derive(Default)]
 struct Backends {
-    v4: Vec<Weighed>,
-    /// The IPv6 address beside those that have one.
-    v6: BTreeMap<Ipv4Addr, Ipv6Addr>,
-    sticky: bool,
+    v4: Option<Target>,
+    v6: Option<Target>,
 }
 
 impl Backends {
     /// Every address in turn, or each client its own. A service without endpoints refuses at once. What is for IPv6
     /// comes first: to the rules behind it such packets never get.
     fn balance(&self, port: Option<(Protocol, u16)>) -> Vec<Rule> {
-        let v6: Vec<Weighed> = self.v4.iter().filter(|(v4, _)| self.v6.contains_key(v4)).copied().collect();
-        let twin =
-            |address: &Ipv4Addr| self.v6.get(address).map_or(IpAddr::V4(*address), |v6| IpAddr::V6(*v6));
-        let rule = |addresses: &[Weighed], name: &dyn Fn(&Ipv4Addr) -> IpAddr| {
-            let by_client = self.sticky && addresses.len() > 1;
-            let (addresses, by) =
-                if by_client { (places(addresses), Turn::Client) } else { (turns(addresses), Turn::Next) };
-            Rule::Balance { addresses: addresses.iter().map(name).collect(), by, port }
-        };
         let mut rules = Vec::new();
-        if !v6.is_empty() {
-            rules.push(rule(&v6, &twin));
+        for to in self.v6.iter().chain(&self.v4) {
+            rules.push(Rule::Balance { to: to.clone(), port });
+            if matches!(to, Target::Places { by: Turn::Next, .. }) {
+                // A packet may meet the rules of before a change and the map of after it, without the last place. The
+                // second rule counts for itself, and begins with the first.
+                rules.push(Rule::Balance { to: to.clone(), port });
+            }
         }
-        if self.v4.is_empty() {
+        if self.v4.is_none() {
             rules.extend([Rule::Reset, Rule::Refuse]);
-        } else {
-            rules.push(rule(&self.v4, &|address| IpAddr::V4(*address)));
         }
         rules
     }
 }
 
+/// Endpoints, and the IPv6 address beside those that have one.
+type Addresses = (Vec<Weighed>, BTreeMap<Ipv4Addr, Ipv6Addr>);
+
+/// What of a service is the same in all of its chains: who is where. `before` tells what stands in a map.
+fn backends(
+    parts: &mut Parts,
+    service: &ServiceView,
+    word: &str,
+    (v4, twins): Addresses,
+    node: &str,
+    before: &impl Fn(&str) -> Vec<IpAddr>,
+) -> Backends {
+    let with_twin: Vec<Weighed> = v4.iter().filter(|(v4, _)| twins.contains_key(v4)).copied().collect();
+    let mut target = |addresses: &[Weighed], v6: bool| {
+        let (_, weight) = addresses.first()?;
+        let even = addresses.iter().all(|(_, other)| other == weight);
+        let of = |address: &Ipv4Addr| match twins.get(address).filter(|_| v6) {
+            Some(twin) => IpAddr::V6(*twin),
+            None => IpAddr::V4(*address),
+        };
+        let (kind, six) = if v6 { (Kind::Places6, "6") } else { (Kind::Places, "") };
+        let map = format!("{word}{six}_{}", identifier(&service.id));
+        let by = if service.sticky && addresses.len() > 1 { Turn::Client } else { Turn::Next };
+        let places: Vec<IpAddr> = match by {
+            Turn::Client => places_of_clients(addresses).iter().map(of).collect(),
+            Turn::Next if even => {
+                let wanted: BTreeSet<IpAddr> = addresses.iter().map(|(address, _)| of(address)).collect();
+                places::in_turn(&before(&map), &wanted, node)
+            }
+            Turn::Next => turns(addresses).iter().map(of).collect(),
+        };
+        for (place, address) in (0..).zip(&places) {
+            let address = Value::Fields(Fields(vec![Field::Address(*address)]));
+            parts.element(&map, &[Field::Place(place)], Some(address));
+        }
+        parts.sets.insert(map.clone(), kind);
+        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        Some(match places[..] {
+            // The map stays: it may still be asked.
+            [only] => Target::One(only),
+            _ => Target::Places { map, count, by, v6 },
+        })
+    };
+    Backends { v4: target(&v4, false), v6: target(&with_twin, true) }
+}
+
 /// A service: its virtual addresses and those of its ports that are published here. `twin` tells the IPv6 address of an
-/// endpoint.
+/// endpoint, `before` what stands in a map now.
 pub(crate) fn service(
     service: &ServiceView,
     ports: &[PublishedPort],
     node: &str,
     twins: &Twins,
     twin: impl Fn(&Endpoint) -> Option<Ipv6Addr>,
+    before: impl Fn(&str) -> Vec<IpAddr>,
 ) -> Parts {
     let mut parts = Parts::default();
     let to = |endpoints: &[&Endpoint]| {
@@ -136,11 +177,15 @@ pub(crate) fn service(
         v4.dedup_by_key(|(address, _)| *address);
         shift(&mut v4, node);
         let v6 = endpoints.iter().filter_map(|e| Some((e.address, twin(e)?))).collect();
-        Backends { v4, v6, sticky: service.sticky }
+        (v4, v6)
     };
     let all: Vec<&Endpoint> = service.endpoints.iter().collect();
     let own: Vec<&Endpoint> = all.iter().filter(|endpoint| endpoint.node == node).copied().collect();
-    let (backends, own_backends) = (to(&all), to(&own));
+    let backends = backends(&mut parts, service, "to", to(&all), node, &before);
+    let own_backends = match ports.iter().any(|port| port.local) {
+        true => self::backends(&mut parts, service, "here", to(&own), node, &before),
+        false => Backends::default(),
+    };
     if let Some(vip) = service.vip {
         let chain = format!("vip_{}", identifier(&service.id));
         parts.chain(&chain, backends.balance(None));
@@ -211,8 +256,7 @@ pub(crate) fn host_ports(addresses: &[IpAddr], ports: &[HostPort]) -> Parts {
         }
         if !port.allow.is_empty() {
             let balance = |address: &IpAddr| Rule::Balance {
-                addresses: vec![*address],
-                by: Turn::Next,
+                to: Target::One(*address),
                 port: Some((protocol, target)),
             };
             let (v6, v4): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|a| a.is_ipv6());
@@ -261,8 +305,8 @@ pub(crate) fn network(name: &str, known: Option<&Network>, twins: &Twins) -> Par
         rules.extend([Rule::Fence, Rule::Fence6]);
     }
     parts.chain(&network_chain(name), rules);
-    parts.sets.insert(set, "type ipv4_addr; flags interval;");
-    parts.sets.insert(set6, "type ipv6_addr; flags interval;");
+    parts.sets.insert(set, Kind::Ranges);
+    parts.sets.insert(set6, Kind::Ranges6);
     for subnet in known.into_iter().flat_map(|network| &network.subnets) {
         for range in twins.both_ranges(*subnet) {
             parts.element(of_family("pools", range.addr()), &[Field::Range(range)], None);

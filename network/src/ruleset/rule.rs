@@ -20,6 +20,8 @@ pub(crate) enum Field {
     Protocol(Protocol),
     Port(u16),
     Mac(Mac),
+    /// In maps of places.
+    Place(u32),
 }
 
 impl fmt::Display for Field {
@@ -29,6 +31,7 @@ impl fmt::Display for Field {
             Field::Range(range) => range.fmt(f),
             Field::Protocol(protocol) => protocol.fmt(f),
             Field::Port(port) => port.fmt(f),
+            Field::Place(place) => place.fmt(f),
             Field::Mac([a, b, c, d, e, g]) => {
                 write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
             }
@@ -86,12 +89,57 @@ pub(crate) enum Turn {
 /// The same on all nodes, so that a client meets the same address whichever node it calls.
 pub(crate) const SEED: u32 = 0x5271_7271;
 
+/// Where a rule that balances leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    One(IpAddr),
+    /// To the addresses at the places 0, 1, … of a map. `v6`: which are IPv6 addresses, all of them.
+    Places {
+        map: String,
+        count: u32,
+        by: Turn,
+        v6: bool,
+    },
+}
+
+impl Target {
+    pub(crate) fn is_v6(&self) -> bool {
+        match self {
+            Target::One(address) => address.is_ipv6(),
+            Target::Places { v6, .. } => *v6,
+        }
+    }
+}
+
+/// What a set or map of an item is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Ranges of addresses.
+    Ranges,
+    Ranges6,
+    /// Which address is at which place.
+    Places,
+    Places6,
+}
+
+impl Kind {
+    /// The word for it and the declaration.
+    pub(crate) fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Kind::Ranges => ("set", "type ipv4_addr; flags interval;"),
+            Kind::Ranges6 => ("set", "type ipv6_addr; flags interval;"),
+            Kind::Places => ("map", "typeof numgen inc mod 2 : ip daddr;"),
+            Kind::Places6 => ("map", "typeof numgen inc mod 2 : ip6 daddr;"),
+        }
+    }
+}
+
 /// A rule of an item's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// A new connection of the addresses' family, which is one, goes to each in turn; never without an address. With
-    /// a protocol and a port only that protocol's, and to that port.
-    Balance { addresses: Vec<IpAddr>, by: Turn, port: Option<(Protocol, u16)> },
+    /// A new connection of the target's family goes there. With a protocol and a port only that protocol's, and to
+    /// that port.
+    Balance { to: Target, port: Option<(Protocol, u16)> },
     /// A connection from the range goes on in the chain.
     Admit { from: IpNet, chain: String },
     /// TCP is refused.
@@ -121,15 +169,24 @@ pub(crate) enum Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Rule::Balance { addresses, by, port } => {
-                let family = if is_v6(addresses) { "ip6" } else { "ip" };
-                if is_v6(addresses) {
+            Rule::Balance { to, port } => {
+                let family = if to.is_v6() { "ip6" } else { "ip" };
+                if to.is_v6() {
                     f.write_str("meta nfproto ipv6 ")?;
                 }
                 if let Some((protocol, _)) = port {
                     write!(f, "meta l4proto {protocol} ")?;
                 }
-                write!(f, "dnat {family} to {}", choice(addresses, *by, family))?;
+                write!(f, "dnat {family} to ")?;
+                match to {
+                    Target::One(address) => address.fmt(f)?,
+                    Target::Places { map, count, by: Turn::Next, .. } => {
+                        write!(f, "numgen inc mod {count} map @{map}")?;
+                    }
+                    Target::Places { map, count, by: Turn::Client, .. } => {
+                        write!(f, "jhash {family} saddr mod {count} seed {SEED:#x} map @{map}")?;
+                    }
+                }
                 port.map_or(Ok(()), |(_, port)| write!(f, " : {port}"))
             }
             Rule::Admit { from, chain } => {
@@ -147,25 +204,6 @@ impl fmt::Display for Rule {
             Rule::Shut => f.write_str("goto barred"),
             Rule::Leave => f.write_str("ip daddr != @pools accept"),
             Rule::Pose { set, address } => write!(f, "ip daddr @{set} snat ip to {address}"),
-        }
-    }
-}
-
-/// Whether a rule that balances among these is for IPv6.
-pub(crate) fn is_v6(addresses: &[IpAddr]) -> bool {
-    addresses.first().is_some_and(IpAddr::is_ipv6)
-}
-
-fn choice(addresses: &[IpAddr], by: Turn, family: &str) -> String {
-    match addresses {
-        [one] => one.to_string(),
-        many => {
-            let map = many.iter().enumerate().map(|(at, address)| format!("{at} : {address}"));
-            let (count, map) = (many.len(), joined(map));
-            match by {
-                Turn::Next => format!("numgen inc mod {count} map {{ {map} }}"),
-                Turn::Client => format!("jhash {family} saddr mod {count} seed {SEED:#x} map {{ {map} }}"),
-            }
         }
     }
 }

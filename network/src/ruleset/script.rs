@@ -1,6 +1,6 @@
 //! A transaction as steps, and the steps as text for `nft -f -`.
 
-use super::rule::{Fields, Rule, Value, joined};
+use super::rule::{Fields, Kind, Rule, Value, joined};
 
 /// One step. Their order is one that nftables accepts: nothing leads to what is not there yet, or not any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub(crate) enum Step {
     },
     AddSet {
         name: String,
-        declaration: &'static str,
+        kind: Kind,
     },
     /// The chain has these rules and no others, whether it was there or not.
     Chain {
@@ -27,6 +27,7 @@ pub(crate) enum Step {
     },
     DeleteSet {
         name: String,
+        kind: Kind,
     },
 }
 
@@ -38,8 +39,9 @@ pub(crate) fn text(table: &str, steps: &[Step]) -> String {
             Step::DeleteElements { set, keys } => {
                 text.push_str(&format!("delete element inet {table} {set} {{ {} }}\n", joined(keys)));
             }
-            Step::AddSet { name, declaration } => {
-                text.push_str(&format!("add set inet {table} {name} {{ {declaration} }}\n"));
+            Step::AddSet { name, kind } => {
+                let (word, declaration) = kind.words();
+                text.push_str(&format!("add {word} inet {table} {name} {{ {declaration} }}\n"));
             }
             Step::Chain { name, rules } => {
                 text.push_str(&format!("add chain inet {table} {name}\nflush chain inet {table} {name}\n"));
@@ -55,7 +57,9 @@ pub(crate) fn text(table: &str, steps: &[Step]) -> String {
                 text.push_str(&format!("add element inet {table} {set} {{ {} }}\n", joined(elements)));
             }
             Step::DeleteChain { name } => text.push_str(&format!("delete chain inet {table} {name}\n")),
-            Step::DeleteSet { name } => text.push_str(&format!("delete set inet {table} {name}\n")),
+            Step::DeleteSet { name, kind } => {
+                text.push_str(&format!("delete {} inet {table} {name}\n", kind.words().0));
+            }
         }
     }
     text

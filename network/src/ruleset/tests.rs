@@ -31,7 +31,7 @@ fn ruleset() -> Ruleset {
 fn service(id: &str, endpoints: u32, ports: &[u16]) -> (Item, Option<Parts>) {
     let ports: Vec<PublishedPort> = ports.iter().map(|p| PublishedPort::new(*p, 80, Protocol::Tcp)).collect();
     let view = view_of(id, endpoints, &ports);
-    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1", &twins(), |_| None)))
+    (Item::Service(id.into()), Some(parts::service(&view, &ports, "n1", &twins(), |_| None, |_| Vec::new())))
 }
 
 fn view_of(id: &str, endpoints: u32, ports: &[PublishedPort]) -> ServiceView {
@@ -80,10 +80,32 @@ fn one_more_endpoint_touches_the_chains_of_its_service_alone() {
     assert!(
         lines.all(|l| l.contains("vip_s7")
             || l.contains("port_tcp_1007")
+            || l.contains("to_s7")
             || l.contains("hairpin")
             || l.contains("targets")),
         "{script}"
     );
+}
+
+#[test]
+fn a_change_of_one_endpoint_is_small_however_many_there_are() {
+    let mut ruleset = ruleset();
+    let ports = [80, 81].map(|port| PublishedPort::new(port, 80, Protocol::Tcp));
+    let mut put = |endpoints| {
+        let item = Item::Service("a".into());
+        let before = |map: &str| ruleset.places(&item, map);
+        let view = view_of("a", endpoints, &ports);
+        let parts = parts::service(&view, &ports, "n2", &twins(), |_| None, before);
+        apply(&mut ruleset, [(item, Some(parts))])
+    };
+    assert!(put(1000).len() > 20_000);
+    for endpoints in [999, 1000, 998] {
+        let script = put(endpoints);
+        assert!(
+            script.len() < 2_500 && script.contains(&format!("inc mod {endpoints} map @to_a")),
+            "{script}"
+        );
+    }
 }
 
 #[test]
@@ -95,7 +117,17 @@ fn who_may_use_a_port_stays_as_it_is_when_endpoints_change() {
             allow: (0..50).map(|i| Ipv4Net::new(Ipv4Addr::new(10, i, 0, 0), 16).unwrap().into()).collect(),
             ..PublishedPort::new(80, 80, Protocol::Tcp)
         };
-        (item, Some(parts::service(&view_of("a", endpoints, &[]), &[port], "n1", &twins(), |_| None)))
+        (
+            item,
+            Some(parts::service(
+                &view_of("a", endpoints, &[]),
+                &[port],
+                "n1",
+                &twins(),
+                |_| None,
+                |_| Vec::new(),
+            )),
+        )
     };
     let script = apply(&mut ruleset, [view(1)]);
     assert!(script.contains("published { tcp . 80 : goto port_tcp_80_gate }"), "{script}");

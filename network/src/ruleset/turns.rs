@@ -3,6 +3,7 @@
 //! Pure. The kernel knows no weights: an endpoint with twice the weight of another has twice as many numbers
 //! (`adr/0070`).
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use crate::random;
@@ -10,8 +11,12 @@ use crate::random;
 /// An address, and how many new connections it gets beside the others; at least 1.
 pub(super) type Weighed = (Ipv4Addr, u32);
 
-/// How many places a service has over which its clients are spread where each has its own endpoint.
-const PLACES: u32 = 512;
+/// The fewest and the most places over which clients are spread where each has its own endpoint.
+const FEWEST_PLACES: usize = 512;
+const MOST_PLACES: usize = 8192;
+
+/// So many places for each endpoint, or up to twice that.
+const PLACES_EACH: usize = 8;
 
 /// More turns than this a round has only where there are more endpoints.
 const MOST_TURNS: u64 = 512;
@@ -51,7 +56,8 @@ fn greatest_common_divisor(one: u64, other: u64) -> u64 {
 }
 
 /// Who has each place: the address that draws the highest number for it. So one that goes leaves its own places to the
-/// others, one that comes takes its share from all, and everything else stays as it was. The larger the weight, the
+/// others, one that comes takes its share from all, and everything else stays as it was, unless the number of places
+/// doubles. Up to [`MOST_PLACES`] endpoints each has one at least. The larger the weight, the
 /// higher the numbers: by -w/ln(u) the shares are as the weights (Schindelhauer and Schomaker, "Weighted Distributed Hash
 /// Tables", 2005).
 pub(super) fn places(addresses: &[Weighed]) -> Vec<Ipv4Addr> {
@@ -69,13 +75,24 @@ pub(super) fn places(addresses: &[Weighed]) -> Vec<Ipv4Addr> {
         (-f64::from(weight) / part.ln()).to_bits()
     };
     let best = |place: u32| addresses.iter().copied().max_by_key(|one| (rank(place, *one), one.0));
-    (0..PLACES).filter_map(best).map(|(address, _)| address).collect()
+    let count = (PLACES_EACH * addresses.len()).next_power_of_two().clamp(FEWEST_PLACES, MOST_PLACES);
+    let mut places: Vec<Ipv4Addr> = (0..count as u32).filter_map(best).map(|(address, _)| address).collect();
+    let mut held = BTreeMap::<Ipv4Addr, usize>::new();
+    places.iter().for_each(|address| *held.entry(*address).or_default() += 1);
+    // Who has drawn none gets the place for which its number is the highest, of those whose holder has others.
+    for one in addresses.iter().filter(|(address, _)| !held.contains_key(address)).collect::<Vec<_>>() {
+        let spare =
+            places.iter().zip(0..).filter(|(holder, _)| held.get(*holder).is_some_and(|count| *count > 1));
+        let Some((_, at)) = spare.max_by_key(|(_, at)| rank(*at, *one)) else { break };
+        let before = std::mem::replace(&mut places[at as usize], one.0);
+        held.entry(before).and_modify(|count| *count -= 1);
+        held.insert(one.0, 1);
+    }
+    places
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn address(last: u8) -> Ipv4Addr {
@@ -127,6 +144,14 @@ mod tests {
         for (had, has) in before.iter().zip(&after) {
             assert!(*had == address(3) || had == has, "only what the third had moves");
         }
+        for count in [33, 600, 1000] {
+            let many: Vec<Weighed> =
+                (0..count).map(|i| (Ipv4Addr::from_bits(0x0ad5_0000 + i), 100)).collect();
+            assert_eq!(counted(&places(&many)).len(), count as usize, "each has a place");
+        }
+        let light: Vec<Weighed> =
+            (0..200).map(|i| (Ipv4Addr::from_bits(i), if i < 100 { 1 } else { 1000 })).collect();
+        assert_eq!(counted(&places(&light)).len(), 200);
         // The same whatever all weigh.
         assert_eq!(places(&weighed(&[100; 4])), places(&weighed(&[1; 4])));
     }
