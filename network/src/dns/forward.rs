@@ -1,8 +1,10 @@
 //! Asks the host's resolvers for names that are not ours.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -13,20 +15,26 @@ use crate::random;
 
 /// A resolver that takes longer is passed over. Clients give up after five seconds, so two fit.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// One that was silent is asked after the others for this long: else each question would wait for it anew.
+const AVOIDED: Duration = Duration::from_secs(30);
 /// How many resolvers are asked, as in resolv.conf(5).
 const MOST: usize = 3;
+/// What says nothing of the name: SERVFAIL, NOTIMP, REFUSED. Another resolver may know better.
+const UNSURE: [u8; 3] = [2, 4, 5];
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Where to ask.
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     fixed: Option<Vec<SocketAddr>>,
+    /// Those that have given no answer, and when.
+    silent: Mutex<BTreeMap<SocketAddr, Instant>>,
 }
 
 impl Upstreams {
     /// These, or those of the host's `resolv.conf` as it is when there is something to ask.
     pub(crate) fn new(fixed: Option<Vec<SocketAddr>>) -> Upstreams {
-        Upstreams { fixed }
+        Upstreams { fixed, silent: Mutex::default() }
     }
 
     fn list(&self) -> Vec<SocketAddr> {
@@ -40,26 +48,49 @@ impl Upstreams {
         list
     }
 
-    /// The answer of the first of `own` that answers; where there are none, of those of the host.
+    /// Those that were silent not long ago come last.
+    fn in_order(&self, mut upstreams: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        silent.retain(|_, since| since.elapsed() < AVOIDED);
+        upstreams.sort_by_key(|upstream| silent.contains_key(upstream));
+        upstreams
+    }
+
+    fn note(&self, upstream: SocketAddr, answered: bool) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered {
+            silent.remove(&upstream);
+        } else {
+            silent.insert(upstream, Instant::now());
+        }
+    }
+
+    /// The answer of the first of `own` that knows one; where there are none, of those of the host. An answer that says
+    /// nothing of the name is given where no other comes.
     pub(crate) async fn ask(&self, own: &[IpAddr], message: &[u8], over_tcp: bool) -> io::Result<Vec<u8>> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "no resolver is configured on this host");
         let upstreams = match own {
             [] => self.list(),
             own => own.iter().map(|address| SocketAddr::new(*address, PORT)).collect(),
         };
-        for upstream in upstreams {
+        let mut unsure = None;
+        for upstream in self.in_order(upstreams) {
             let answer = if over_tcp {
                 timeout(PATIENCE, ask_tcp(upstream, message)).await
             } else {
                 timeout(PATIENCE, ask_udp(upstream, message)).await
             };
+            self.note(upstream, matches!(answer, Ok(Ok(_))));
             match answer {
+                Ok(Ok(answer)) if answer.get(3).is_some_and(|code| UNSURE.contains(&(code & 15))) => {
+                    unsure = unsure.or(Some(answer));
+                }
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => last = error,
                 Err(elapsed) => last = elapsed.into(),
             }
         }
-        Err(last)
+        unsure.ok_or(last)
     }
 }
 
@@ -112,5 +143,40 @@ mod tests {
         let text = "# x\nsearch a\nnameserver 10.0.0.1\n nameserver ::1 \nnameserver what\n";
         let expected = ["10.0.0.1:53".parse().unwrap(), "[::1]:53".parse().unwrap()];
         assert_eq!(parse(text), expected);
+    }
+
+    /// One that answers every question with this code.
+    fn answering(code: u8) -> SocketAddr {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+                (buffer[2], buffer[3]) = (0x80, code);
+                let _ = socket.send_to(&buffer[..length], client);
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn one_that_is_unsure_is_passed_over_and_one_that_is_silent_is_asked_last() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ask = |upstreams: &Upstreams| {
+            let answer = runtime.block_on(upstreams.ask(&[], &[7; 12], false)).unwrap();
+            (answer[..2] == [7; 2]).then_some(answer[3])
+        };
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (failing, refusing, knowing) = (answering(2), answering(5), answering(3));
+        let all = Upstreams::new(Some(vec![silent.local_addr().unwrap(), failing, knowing]));
+        for _ in 0..3 {
+            assert_eq!(ask(&all), Some(3), "that there is no such name is an answer");
+        }
+        silent.set_nonblocking(true).unwrap();
+        let asked = (0..9).filter(|_| silent.recv_from(&mut [0; 512]).is_ok()).count();
+        assert_eq!(asked, 1, "not again so soon");
+        let unsure = Upstreams::new(Some(vec![refusing, failing]));
+        assert_eq!(ask(&unsure), Some(5), "what the first has said, where none knows better");
     }
 }

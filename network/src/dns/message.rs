@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use simple_dns::rdata::{A, AAAA, RData, SRV};
+use simple_dns::rdata::{A, AAAA, OPT, RData, SRV};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, ResourceRecord, TYPE};
 
 use super::names::{Asker, Names};
@@ -159,6 +159,9 @@ fn reply_to<'a>(query: &Packet<'a>, code: RCODE) -> Packet<'a> {
         reply.set_flags(PacketFlag::RECURSION_DESIRED);
     }
     *reply.rcode_mut() = code;
+    // Who speaks EDNS is answered in it (RFC 6891, section 6.1.1).
+    *reply.opt_mut() =
+        query.opt().map(|_| OPT { opt_codes: Vec::new(), udp_packet_size: LARGE_BYTES as u16, version: 0 });
     reply
 }
 
@@ -334,6 +337,35 @@ mod tests {
         assert!(short.has_flags(PacketFlag::TRUNCATION) && short.answers.is_empty());
         let long = read(true);
         assert_eq!(Packet::parse(&long).unwrap().answers.len(), 200);
+    }
+
+    #[test]
+    fn who_speaks_edns_is_answered_in_it_and_takes_more() {
+        let names = names(60);
+        let asked = |size: u16| {
+            let mut packet = Packet::new_query(77);
+            let name = Name::new("web").unwrap();
+            let qtype = QTYPE::TYPE(TYPE::A);
+            packet.questions.push(Question::new(name, qtype, QCLASS::CLASS(CLASS::IN), false));
+            *packet.opt_mut() = Some(OPT { opt_codes: Vec::new(), udp_packet_size: size, version: 0 });
+            let message = packet.build_bytes_vec().unwrap();
+            match decide(&names, &asker("default", true), &message, false) {
+                Verdict::Answer(bytes) => bytes,
+                other => panic!("{other:?}"),
+            }
+        };
+        let long = asked(4096);
+        let long = Packet::parse(&long).unwrap();
+        assert_eq!((long.answers.len(), long.has_flags(PacketFlag::TRUNCATION)), (60, false));
+        assert_eq!(long.opt().map(|opt| (opt.udp_packet_size, opt.version)), Some((1232, 0)));
+        // Less than everybody takes is no size.
+        let short = asked(100);
+        let short = Packet::parse(&short).unwrap();
+        assert!(short.has_flags(PacketFlag::TRUNCATION) && short.opt().is_some());
+        let plain = question("web", TYPE::A);
+        let Verdict::Answer(plain) = decide(&names, &asker("default", true), &plain, false) else { panic!() };
+        let plain = Packet::parse(&plain).unwrap();
+        assert!(plain.has_flags(PacketFlag::TRUNCATION) && plain.opt().is_none());
     }
 
     #[test]
