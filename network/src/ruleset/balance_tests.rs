@@ -139,7 +139,7 @@ fn new_connections_are_spread_as_the_weights_say() {
             endpoint.weight = weight;
         }
         put(weighed);
-        const CONNECTIONS: u32 = 10_000;
+        const CONNECTIONS: u32 = 4_000;
         let mut counts = BTreeMap::<u8, u32>::new();
         for number in 0..CONNECTIONS {
             *counts.entry(ask(Ipv4Addr::new(198, 51, 100, 1 + (number % 10) as u8))).or_default() += 1;

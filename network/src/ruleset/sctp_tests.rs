@@ -119,10 +119,10 @@ fn associations_are_balanced_translated_and_counted() {
     let sctp = PublishedPort::new(PUBLISHED, TARGET, Protocol::Sctp);
     inside(vec![sctp], |put| {
         put(view(1..=3, false));
-        // A kernel that has SCTP knows nothing of these associations, and would end them.
+        // A kernel that has SCTP knows nothing of these associations, and would end them (ABORT, SHUTDOWN COMPLETE).
         nft::run(
             "add table inet t\nadd chain inet t o { type filter hook output priority raw; }\n\
-             add rule inet t o meta l4proto sctp @th,96,8 6 drop\n",
+             add rule inet t o meta l4proto sctp @th,96,8 { 6, 14 } drop\n",
         )
         .unwrap();
         let servers: Vec<Peer> = (1..=3).map(endpoint).map(Peer::new).collect();
