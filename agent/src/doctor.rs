@@ -8,6 +8,7 @@
 //! ```
 //! The beacon is two containers that are made for it. They go once nobody has asked for a minute.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,9 +34,10 @@ const ANSWER: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(4);
 /// Clocks may be so far apart. Certificates and the times in logs bear it.
 const SKEW_MS: i64 = 1000;
-/// Checks of the node itself, of each way, and of a way through a tunnel besides.
+/// Checks of the node itself, of each way, and besides of one by IPv6 and of one through a tunnel.
 const OWN_CHECKS: u32 = 4;
 const WAY_CHECKS: u32 = 5;
+const IPV6_CHECKS: u32 = 1;
 const TUNNEL_CHECKS: u32 = 3;
 
 /// The node's beacon. Clones share it.
@@ -124,7 +126,9 @@ impl Agent {
         for (peer, findings) in peers.iter().zip(ways) {
             let way = survey.ways.iter().find(|way| way.node == peer.node_id);
             let tunnel = way.is_some_and(|way| way.tunnel_mtu.is_some());
-            answer.checks += WAY_CHECKS + if tunnel { TUNNEL_CHECKS } else { 0 };
+            let ipv6 = way.is_some_and(|way| way.peer6.is_some());
+            answer.checks +=
+                WAY_CHECKS + if ipv6 { IPV6_CHECKS } else { 0 } + if tunnel { TUNNEL_CHECKS } else { 0 };
             answer.findings.extend(findings.into_iter().map(|finding| told(&peer.hostname, finding)));
         }
         answer
@@ -225,14 +229,30 @@ async fn look_by_calls(
     if let Ok(port) = u16::try_from(answer.beacon_port)
         && port > 0
     {
-        let connected = tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect((way.peer, port))).await;
-        if !matches!(connected, Ok(Ok(_))) {
+        if !connects((way.peer, port).into()).await {
             let what = format!("a container of {named} is not reached through its published port {port}");
             let on = format!("on {named}: {}", check::remedy(&answer.suspects));
             findings.push(Finding::new("firewall", what, on));
+        } else if let Some(peer6) = way.peer6
+            && !connects((peer6, port).into()).await
+        {
+            findings.push(Finding::new(
+                "ipv6",
+                format!("IPv6 does not get to {named}, though containers have it here and there"),
+                format!(
+                    "on {named}, let firewalls accept IPv6 that comes from and goes to interfaces that begin with rqc; \
+                     between the nodes, let switches pass IPv6 frames; or turn it off on all nodes (sysctl -w \
+                     net.ipv6.conf.all.disable_ipv6=1) and restart rorquald"
+                ),
+            ));
         }
     }
     findings
+}
+
+async fn connects(to: SocketAddr) -> bool {
+    let connected = tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect(to)).await;
+    matches!(connected, Ok(Ok(_)))
 }
 
 async fn echo(

@@ -121,6 +121,12 @@ impl Engine {
         let underlay = host::prepare(&mut netlink, options.underlay)?;
         let source = underlay.address.unwrap_or(GATEWAY);
         let twins = Twins::new(host::uses_ipv6(&underlay), options.ipv6, options.local_pool);
+        if !twins.on() {
+            tracing::info!(
+                "containers have no IPv6 here: the kernel has none, or it is turned off (disable_ipv6 of all, lo or the \
+                 interface to the other nodes)"
+            );
+        }
         host::give_addresses(&mut netlink, options.underlay, &twins)?;
         let state_dir: PathBuf = options.state_dir.clone();
         let short = random::digest(&options.node, 5);

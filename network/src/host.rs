@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use ipnet::{IpNet, Ipv4Net};
+
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
 use crate::model::Protocol;
@@ -177,17 +179,29 @@ fn own(underlay: Ipv4Addr, twins: &Twins) -> Vec<IpAddr> {
     [GATEWAY, DNS].map(IpAddr::from).into_iter().chain(v6.map(IpAddr::from)).collect()
 }
 
-/// Gives the node its IPv6 addresses, where it has them not: routes name them as their source.
+/// Gives the node its IPv6 addresses, where it has them not: routes name them as their source. Those of before go.
 pub(crate) fn give_addresses(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &Twins) -> Result<(), Error> {
     let has = route::list_addresses(netlink)?;
-    let own = own(underlay, twins).into_iter().filter(IpAddr::is_ipv6);
-    let missing = own.filter(|address| !has.contains(&(LOOPBACK, *address)));
-    netlink.run(missing.map(|address| route::add_address(LOOPBACK, address, true)).collect())
+    let own: Vec<IpAddr> = own(underlay, twins).into_iter().filter(IpAddr::is_ipv6).collect();
+    let missing = own.iter().filter(|address| !has.contains(&(LOOPBACK, **address)));
+    let mut requests: Vec<Request> =
+        missing.map(|address| route::add_address(LOOPBACK, *address, true)).collect();
+    // The node was in another cluster, or had another address.
+    let before = route::list_own_addresses(netlink, LOOPBACK)?.into_iter();
+    let gone = before.filter(|address| !own.contains(address));
+    requests.extend(gone.map(|address| route::delete_address(LOOPBACK, address)));
+    netlink.run(requests)
 }
 
 /// The ranges that this machine reaches by routes of its own: no network of containers may have them. Asked in the
 /// network namespace of the calling thread.
-pub fn foreign_routes() -> Result<Vec<ipnet::Ipv4Net>, Error> {
+pub fn foreign_routes() -> Result<Vec<Ipv4Net>, Error> {
+    let v4 = |route| if let IpNet::V4(route) = route { Some(route) } else { None };
+    Ok(all_foreign_routes()?.into_iter().filter_map(v4).collect())
+}
+
+/// Those by IPv6 as well.
+pub(crate) fn all_foreign_routes() -> Result<Vec<IpNet>, Error> {
     route::list_foreign(&mut Netlink::route()?)
 }
 

@@ -1,8 +1,8 @@
 //! What the engine knows of the node's network, for those who look for what is wrong with it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// The node's network as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub struct Survey {
     /// How every other node is reached.
     pub ways: Vec<Way>,
     /// What the fabric routes, with what it is in words.
-    pub ranges: Vec<(String, Ipv4Net)>,
+    pub ranges: Vec<(String, IpNet)>,
     /// What is not as it should be just now.
     pub wrong: Vec<String>,
     /// What others change again and again, and how often it was put back lately.
@@ -30,6 +30,8 @@ pub struct Way {
     pub own: Ipv4Addr,
     /// Where the other is.
     pub peer: Ipv4Addr,
+    /// Where it is by IPv6, if containers have that at both ends.
+    pub peer6: Option<Ipv6Addr>,
     /// The interface that leads there, and the largest packet that it takes.
     pub interface: String,
     /// Bytes.

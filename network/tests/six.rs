@@ -81,13 +81,14 @@ fn containers_and_nodes_reach_services_by_ipv6_and_also_themselves() {
 #[test]
 fn datagrams_by_ipv6_show_the_client_and_come_back() {
     let lab = Lab::new();
-    let a = lab.nodes[0].container(1);
-    let mut service = web(&[&a]);
-    service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
-    lab.apply_all(&Change { services: vec![service], ..Change::default() });
-    let server = a.ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap());
-    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    for node in &lab.nodes {
+    let containers: Vec<_> = lab.nodes.iter().map(|node| node.container(1)).collect();
+    for (container, node) in containers.iter().flat_map(|one| lab.nodes.iter().map(move |node| (one, node))) {
+        // One replica at a time, so that it is known which one answers.
+        let mut service = web(&[container]);
+        service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
+        lab.apply_all(&Change { services: vec![service], ..Change::default() });
+        let server = container.ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap());
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let client = lab.client.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap());
         client.set_read_timeout(Some(lab::PATIENCE)).unwrap();
         client.connect(node.at6(5300)).unwrap();
@@ -328,4 +329,48 @@ fn what_others_take_away_of_ipv6_is_put_back_and_nothing_stays_in_the_end() {
     }
     assert!(!ns.ip("-6 rule list").contains("proto 113"));
     assert!(!ns.ip("-6 neigh show nud permanent").contains("fe80::7271:"));
+}
+
+#[test]
+fn a_node_that_leaves_its_cluster_keeps_no_address_of_it() {
+    let mut lab = Lab::new();
+    let node = &mut lab.nodes[0];
+    let own = |ns: &lab::Ns| ns.ip("-6 addr show dev lo scope global");
+    assert!(own(&node.ns).contains(&twin(node.underlay).to_string()));
+    node.stop();
+    (node.options.ipv6, node.options.underlay) = (None, Ipv4Addr::UNSPECIFIED);
+    node.start().unwrap();
+    let addresses = own(&node.ns);
+    assert!(addresses.contains(GATEWAY6) && !addresses.contains(lab::RANGE6), "{addresses}");
+    node.apply(Change { full: true, ..Change::default() }).unwrap();
+    let routes = node.ns.ip("-6 route show table all proto 113");
+    assert!(!routes.contains(lab::RANGE6), "{routes}");
+}
+
+#[test]
+fn a_node_on_which_ipv6_is_turned_off_works_by_ipv4() {
+    let mut lab = Lab::new();
+    let a = lab.nodes[0].container(1);
+    let node = &mut lab.nodes[1];
+    // While it runs, and before it starts.
+    node.ns.command("sysctl", "-qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1");
+    let b = node.container(1);
+    assert_eq!(b.ns.connect((a.address, 80)).unwrap().client, a_v4(&b));
+    node.stop();
+    node.start().unwrap();
+    let base = lab.base();
+    lab.nodes[1].apply(base).unwrap();
+    let c = lab.nodes[1].container(2);
+    let attached = lab.nodes[1].attached();
+    let of = |id: &str| attached.iter().find(|one| one.id == id).unwrap().interfaces[0].address6;
+    assert_eq!(of(&c.id), None);
+    lab.serve(&[&a, &b, &c]);
+    for node in &lab.nodes {
+        assert_even(&lab.client.tally(node.at(8080), 30), 3);
+    }
+    assert_eq!(c.ns.connect((a.address, 80)).unwrap().client, a_v4(&c));
+}
+
+fn a_v4(container: &Container) -> IpAddr {
+    container.address.into()
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,7 +29,8 @@ const QUESTION: [u8; 17] = [0x72, 0x71, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0
 #[derive(Debug)]
 pub struct Beacon {
     port: u16,
-    address: Ipv4Addr,
+    /// Of the first.
+    addresses: Vec<IpAddr>,
     /// Of the second.
     netns: PathBuf,
     /// Of the first. Connections come about before anybody accepts them.
@@ -44,13 +45,16 @@ impl Beacon {
         fabric.detach(first).await?;
         let (port, target) = attach_published(fabric, first).await?;
         let other = fabric.attach(attach(second, Vec::new())).await?;
-        let address = target.address().unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let listener = inside(&target.netns, || {
-            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, TARGET))?;
+        let addresses: Vec<IpAddr> =
+            target.interfaces.iter().flat_map(crate::model::Interface::addresses).collect();
+        let v6 = addresses.iter().any(IpAddr::is_ipv6);
+        let listener = inside(&target.netns, move || {
+            let all: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let listener = TcpListener::bind((all, TARGET))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         })?;
-        Ok(Beacon { port, address, netns: other.netns, listener, own_netns: target.netns })
+        Ok(Beacon { port, addresses, netns: other.netns, listener, own_netns: target.netns })
     }
 
     /// Whether it is still there. What has come in meanwhile is let go: only so many fit into the listener's queue.
@@ -66,7 +70,7 @@ impl Beacon {
 
     /// What a check needs.
     pub fn place(&self) -> Place {
-        Place { address: self.address, netns: self.netns.clone() }
+        Place { addresses: self.addresses.clone(), netns: self.netns.clone() }
     }
 
     /// Takes them away.
@@ -82,7 +86,7 @@ impl Beacon {
 /// Where the containers are.
 #[derive(Debug, Clone)]
 pub struct Place {
-    address: Ipv4Addr,
+    addresses: Vec<IpAddr>,
     netns: PathBuf,
 }
 
@@ -90,14 +94,14 @@ impl Place {
     /// Whether they reach each other and the resolver. `table` is this node's.
     pub fn look(&self, table: &str) -> Result<Vec<Finding>, Error> {
         let mut findings = Vec::new();
-        let to = SocketAddr::from((self.address, TARGET));
-        let met = inside(&self.netns, move || Ok(TcpStream::connect_timeout(&to, ANSWER)))?;
-        if let Err(error) = met {
-            findings.push(blocked(
-                format!("containers of this node don't reach each other ({error})"),
-                Hook::Forward,
-                table,
-            )?);
+        for address in &self.addresses {
+            let to = SocketAddr::from((*address, TARGET));
+            let met = inside(&self.netns, move || Ok(TcpStream::connect_timeout(&to, ANSWER)))?;
+            let Err(error) = met else { continue };
+            let (by, hook) =
+                if address.is_ipv6() { (" by IPv6", Hook::Forward6) } else { ("", Hook::Forward) };
+            let what = format!("containers of this node don't reach each other{by} ({error})");
+            findings.push(blocked(what, hook, table)?);
         }
         let heard = inside(&self.netns, || {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;

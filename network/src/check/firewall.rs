@@ -15,14 +15,21 @@ pub enum Hook {
     Input,
     /// Packets that the node passes on.
     Forward,
+    /// The same by IPv6.
+    Forward6,
 }
 
 impl Hook {
     fn name(self) -> &'static str {
         match self {
             Hook::Input => "input",
-            Hook::Forward => "forward",
+            Hook::Forward | Hook::Forward6 => "forward",
         }
+    }
+
+    fn concerns(self, family: &str) -> bool {
+        let own = if self == Hook::Forward6 { "ip6" } else { "ip" };
+        family == own || family == "inet"
     }
 }
 
@@ -30,10 +37,12 @@ impl Hook {
 pub fn suspects(hook: Hook, own: &str) -> Result<Vec<String>, Error> {
     let mut found = in_ruleset(hook, own, &nft::list_all()?);
     // What the older iptables holds is not nftables'.
-    let legacy = fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+    let tool = if hook == Hook::Forward6 { "ip6tables" } else { "iptables" };
+    let names = format!("/proc/net/{}_names", tool.replace("tables", "_tables"));
+    let legacy = fs::read_to_string(names).unwrap_or_default();
     if legacy.lines().any(|table| table == "filter") {
         found.push(format!(
-            "the filter table of iptables-legacy (iptables-legacy -S {})",
+            "the filter table of {tool}-legacy ({tool}-legacy -S {})",
             hook.name().to_uppercase()
         ));
     }
@@ -51,7 +60,7 @@ fn in_ruleset(hook: Hook, own: &str, ruleset: &str) -> Vec<String> {
     for object in parsed["nftables"].as_array().into_iter().flatten() {
         if let Some(chain) = object.get("chain") {
             let name = (text(chain, "family"), text(chain, "table"), text(chain, "name"));
-            if text(chain, "hook") == hook.name() && name.1 != own && matches!(&*name.0, "ip" | "inet") {
+            if text(chain, "hook") == hook.name() && name.1 != own && hook.concerns(&name.0) {
                 bases.push((name, text(chain, "policy")));
             }
         }

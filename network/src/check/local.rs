@@ -38,16 +38,21 @@ pub fn settings(survey: &Survey) -> Vec<Finding> {
 /// Routes of the machine's own into what the fabric routes.
 pub fn routes_that_clash(survey: &Survey) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
-    for route in host::foreign_routes()? {
+    for route in host::all_foreign_routes()? {
+        let v6 = route.addr().is_ipv6();
         for (what, range) in &survey.ranges {
-            if route.contains(range) || range.contains(&route) {
-                findings.push(Finding::new(
-                    "subnets",
-                    format!("this machine has a route to {route}, which overlaps {what}, {range}"),
-                    "take the route away (ip route del), or choose other ranges for the cluster (rctl cluster init \
-                     --container-pool, --vip-pool) or the network (rctl network create --subnet)",
-                ));
+            // A machine may well have one to all private addresses (fd00::/8): the fabric's go before that.
+            if !range.contains(&route) && (v6 || !route.contains(range)) {
+                continue;
             }
+            let remedy = if v6 {
+                "take the route away (ip -6 route del): the cluster's IPv6 range follows from its id"
+            } else {
+                "take the route away (ip route del), or choose other ranges for the cluster (rctl cluster init \
+                 --container-pool, --vip-pool) or the network (rctl network create --subnet)"
+            };
+            let what = format!("this machine has a route to {route}, which overlaps {what}, {range}");
+            findings.push(Finding::new("subnets", what, remedy));
         }
     }
     Ok(findings)

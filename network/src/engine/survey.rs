@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use ipnet::IpNet;
+
 use super::Engine;
 use crate::error::Error;
 use crate::host;
@@ -61,9 +63,13 @@ impl Engine {
             let Some(link) = by_index.get(&interface) else { continue };
             let tunnel_mtu = tunnel.and_then(|tunnel| Some(by_index.get(&tunnel)?.mtu));
             ways.push(Way {
-                node,
                 own: self.options.underlay,
                 peer,
+                peer6: self.twins.of(peer).filter(|twin| {
+                    let known = self.desired.peers.get(&node);
+                    known.is_some_and(|known| known.ipv6.contains(twin))
+                }),
+                node,
                 interface: link.name.clone(),
                 mtu: link.mtu,
                 tunnel_mtu,
@@ -74,7 +80,7 @@ impl Engine {
         Ok(ways)
     }
 
-    fn ranges(&self) -> Vec<(String, ipnet::Ipv4Net)> {
+    fn ranges(&self) -> Vec<(String, IpNet)> {
         let mut ranges = vec![
             ("the containers' pool".to_owned(), self.options.cluster_pool),
             ("the services' pool of virtual addresses".to_owned(), self.options.vip_pool),
@@ -83,6 +89,9 @@ impl Engine {
         for network in self.desired.networks.values() {
             ranges.extend(network.subnets.iter().map(|subnet| (format!("network {}", network.id), *subnet)));
         }
-        ranges
+        let both = |(what, range): (String, _)| {
+            self.twins.both_ranges(range).map(move |range| (what.clone(), range))
+        };
+        ranges.into_iter().flat_map(both).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use nix::errno::Errno;
 
 use super::link::Mac;
@@ -31,6 +31,11 @@ pub(crate) const PERMANENT: u16 = 0x80;
 /// `proto` of our routes in `ip route`: how they are told from those of others.
 pub(crate) const ROUTE_PROTOCOL: u8 = 113;
 pub(crate) const MAIN_TABLE: u32 = 254;
+/// linux/if_addr.h: who gave an address.
+const IFA_PROTO: u16 = 11;
+/// What the kernel says to routes and addresses (`EACCES`) and neighbours (`EINVAL`) where IPv6 was turned off after the
+/// start: what is for it then waits until that changes. Everything is looked at again and again, so nothing else is hidden.
+const TURNED_OFF: &[Errno] = &[Errno::EACCES, Errno::EINVAL];
 const SCOPE_UNIVERSE: u8 = 0;
 pub(crate) const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
@@ -71,10 +76,20 @@ pub(crate) fn add_address(index: u32, address: IpAddr, host_only: bool) -> Reque
         IpAddr::V6(_) if host_only => {
             // struct ifa_cacheinfo: preferred (not at all), valid, and two times
             let lives = [0, FOREVER, 0, 0].map(u32::to_ne_bytes).concat();
-            request.attr(6, &lives)
+            request.attr(6, &lives).attr(IFA_PROTO, &[ROUTE_PROTOCOL]).tolerate(TURNED_OFF)
         }
         IpAddr::V6(_) => request,
     }
+}
+
+/// The IPv6 addresses that some fabric gave this interface for itself. Kernels before 5.18 don't tell.
+pub(crate) fn list_own_addresses(netlink: &mut Netlink, index: u32) -> Result<Vec<IpAddr>, Error> {
+    let request = Request::new(RTM_GETADDR, 0, "list addresses").put(&[AF_INET6, 0, 0, 0, 0, 0, 0, 0]);
+    let parse = |payload: &[u8]| {
+        let ours = u32_at(payload, 4)? == index && attribute(payload, 8, IFA_PROTO)? == [ROUTE_PROTOCOL];
+        attribute(payload, 8, 1).and_then(ip).filter(|_| ours)
+    };
+    Ok(netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect())
 }
 
 /// Takes a /32 or /128 away; fine if it is gone.
@@ -164,7 +179,8 @@ impl Route {
     /// Adds the route where no other can be.
     pub(crate) fn set(&self, flags: u16) -> Request {
         let request = Request::new(RTM_NEWROUTE, flags, format!("set route to {}", self.to));
-        self.attributes(request.put(&self.header()))
+        let tolerated = if self.to.addr().is_ipv6() { TURNED_OFF } else { &[] };
+        self.attributes(request.tolerate(tolerated).put(&self.header()))
     }
 
     /// Removes the route; fine if it is gone.
@@ -203,17 +219,18 @@ pub(crate) fn list_routes(netlink: &mut Netlink) -> Result<Vec<Route>, Error> {
 }
 
 /// Where the main table leads by routes that are not ours; the default route is none of them.
-pub(crate) fn list_foreign(netlink: &mut Netlink) -> Result<Vec<Ipv4Net>, Error> {
+pub(crate) fn list_foreign(netlink: &mut Netlink) -> Result<Vec<IpNet>, Error> {
     const UNICAST: u8 = 1;
     let request =
-        Request::new(RTM_GETROUTE, 0, "list routes").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Request::new(RTM_GETROUTE, 0, "list routes").put(&[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let parse = |payload: &[u8]| {
         let table = attribute(payload, 12, 15).and_then(|v| u32_at(v, 0)).unwrap_or(MAIN_TABLE);
         let foreign = payload.get(5) != Some(&ROUTE_PROTOCOL) && payload.get(7) == Some(&UNICAST);
-        let to = Ipv4Net::new(attribute(payload, 12, 1).and_then(ipv4)?, *payload.get(1)?).ok()?;
+        let to = attribute(payload, 12, 1).and_then(ip).filter(|to| payload.first() == Some(&family(*to)))?;
+        let to = IpNet::new(to, *payload.get(1)?).ok()?;
         (foreign && table == MAIN_TABLE && to.prefix_len() > 0).then_some(to)
     };
-    let mut routes: Vec<Ipv4Net> =
+    let mut routes: Vec<IpNet> =
         netlink.dump(request)?.iter().filter_map(|answer| parse(&answer.payload)).collect();
     routes.sort_unstable();
     routes.dedup();
@@ -244,7 +261,9 @@ fn neighbour_header(family: u8, index: u32, state: u16) -> [u8; 12] {
 
 /// A neighbour that needs no ARP and no neighbour discovery.
 pub(crate) fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Request {
+    let tolerated = if address.is_ipv6() { TURNED_OFF } else { &[] };
     Request::new(RTM_NEWNEIGH, REPLACE, format!("set neighbour {address}"))
+        .tolerate(tolerated)
         .put(&neighbour_header(family(address), index, PERMANENT))
         .attr(1, &octets(address))
         .attr(2, &mac)
