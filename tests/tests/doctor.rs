@@ -109,6 +109,22 @@ fn what_is_broken_is_named_with_its_remedy() {
         &["a container of n2", "on n2: it may be chain FORWARD of table ip filter"],
     );
     nft(n2, "delete table ip filter");
+    nft(
+        n2,
+        "add table ip6 filter\nadd chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }",
+    );
+    is_found(
+        &lab,
+        "n2",
+        "",
+        "firewall",
+        &[
+            "containers of this node don't reach each other by IPv6",
+            "chain FORWARD of table ip6 filter (policy drop)",
+        ],
+    );
+    is_found(&lab, "n1", "n2", "ipv6", &["IPv6 does not get to n2", "disable_ipv6"]);
+    nft(n2, "delete table ip6 filter");
     nft(n2, "add table inet fw\nadd chain inet fw in { type filter hook input priority 0; }");
     nft(n2, "add rule inet fw in udp dport 53 drop");
     is_found(&lab, "n2", "", "firewall", &["resolver", "chain in of table inet fw (a rule that drops)"]);
@@ -118,6 +134,14 @@ fn what_is_broken_is_named_with_its_remedy() {
     n3.exec("ip", &["route", "add", "10.213.64.0/20", "dev", "eth0"]).ok();
     is_found(&lab, "n3", "", "subnets", &["10.213.64.0/20", "the containers' pool, 10.213.0.0/16"]);
     n3.exec("ip", &["route", "del", "10.213.64.0/20"]).ok();
+
+    // The same by IPv6, which follows from the IPv4 range.
+    let seen = n3.try_json(&["node", "inspect", "n3"]).unwrap();
+    let own = seen[0]["Status"]["IPv6Addr"].as_str().unwrap();
+    let six = format!("{}::ad5:4000/116", own.split_once("::").unwrap().0);
+    n3.exec("ip", &["-6", "route", "add", &six, "dev", "eth0"]).ok();
+    is_found(&lab, "n3", "", "subnets", &[&six, "the containers' pool", "ip -6 route del"]);
+    n3.exec("ip", &["-6", "route", "del", &six]).ok();
 
     // A setting that another program insists on.
     let (stop, node) = (Arc::new(AtomicBool::new(false)), n1.clone());

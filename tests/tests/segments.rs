@@ -77,6 +77,20 @@ fn containers_meet(lab: &Lab) -> Result<(), String> {
     Ok(())
 }
 
+/// Wherever people see a node's or a task's address, they see the IPv6 one.
+fn ipv6_is_shown(node: &Node) {
+    let six = addresses(node, "box", "IPv6Address").unwrap();
+    let all = node.rctl(&["service", "ps", "--format", "json", "box"]).ok();
+    assert!(six.iter().all(|address| all.contains(&format!("\"IPv6Address\":\"{address}\""))), "{all}");
+    let own = node.rctl(&["ps", "--format", "json"]).ok();
+    assert!(six.iter().any(|address| own.contains(&format!("\"IPv6Addresses\":\"{address}\""))), "{own}");
+    let [nodes, services] = [["node", "inspect", "n3"], ["service", "inspect", "box"]]
+        .map(|words| format!("{:?}", node.try_json(&words).unwrap()));
+    for seen in [nodes, services] {
+        assert!(seen.contains("\"IPv6Addr\": String(\"fd"), "{seen}");
+    }
+}
+
 /// All nodes are known where they are.
 fn addresses_are_known(lab: &Lab) -> Result<(), String> {
     for node in lab.nodes() {
@@ -99,6 +113,7 @@ fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
     serve(&n1, "box", &["--stop-signal", "SIGKILL", images::BUSYBOX, "sh", "-c", SERVER]);
     serve(&n1, "web", &["--publish", "8080:80", images::NGINX]);
     wait_until("containers meet", SOON, || containers_meet(&lab));
+    ipv6_is_shown(&n1);
     wait_until("clients are seen", SOON, || http::all_are_reached(&lab, 8080, 3));
     let tunnel = lab.node(3).exec("ip", &["-o", "link", "show", "type", "vxlan"]).ok();
     assert!(tunnel.contains("mtu 1450"), "{tunnel}");
@@ -109,6 +124,7 @@ fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
     wait_until("n3 is known where it is", SOON, || addresses_are_known(&lab));
     lab.wait_ready(3);
     wait_until("containers meet", SOON, || containers_meet(&lab));
+    ipv6_is_shown(&n1);
     wait_until("clients are seen", SOON, || http::all_are_reached(&lab, 8080, 3));
     assert_eq!(lab.node(3).daemon_pid(), pid, "the daemon starts anew in its own process");
 
@@ -119,6 +135,7 @@ fn nodes_on_two_segments_are_one_cluster_also_when_they_move() {
     wait_until("n2 is known where it is", SOON, || addresses_are_known(&lab));
     lab.wait_ready(3);
     wait_until("containers meet", SOON, || containers_meet(&lab));
+    ipv6_is_shown(&n1);
     wait_until("clients are seen", SOON, || http::all_are_reached(&lab, 8080, 3));
     lab.finish();
 }

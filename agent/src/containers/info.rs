@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use rorqual_network::Interface;
 use rorqual_proto::model::{TaskState, TaskStatus};
 use rorqual_proto::validate::{self, InvalidField};
 use rorqual_proto::{model, wire};
@@ -81,11 +82,15 @@ fn state(status: Option<&TaskStatus>) -> wire::ContainerState {
     }
 }
 
+/// The interfaces of what is attached, by id.
+pub(crate) type Addresses = BTreeMap<String, Vec<Interface>>;
+
+fn first(addresses: &Addresses, id: &str) -> Option<Ipv4Addr> {
+    addresses.get(id)?.first().map(|interface| interface.address)
+}
+
 /// A plain container.
-pub(crate) fn of_record(
-    record: &ContainerRecord,
-    addresses: &BTreeMap<String, Ipv4Addr>,
-) -> wire::ContainerInfo {
+pub(crate) fn of_record(record: &ContainerRecord, addresses: &Addresses) -> wire::ContainerInfo {
     let status = status_of(record);
     let mut info = wire::ContainerInfo {
         id: record.id.clone(),
@@ -96,7 +101,7 @@ pub(crate) fn of_record(
         finished_at_ms: record.finished_at_ms,
         ports: record.ports.clone(),
         network_mode: record.network_mode,
-        networks: super::guests::shown(record, addresses.get(&record.id).copied()),
+        networks: super::guests::shown(record, first(addresses, &record.id)),
         ..wire::ContainerInfo::default()
     };
     fill(&mut info, status.as_ref(), addresses);
@@ -104,7 +109,7 @@ pub(crate) fn of_record(
 }
 
 /// A task's container.
-pub(crate) fn of_task(entry: &TaskEntry, addresses: &BTreeMap<String, Ipv4Addr>) -> wire::ContainerInfo {
+pub(crate) fn of_task(entry: &TaskEntry, addresses: &Addresses) -> wire::ContainerInfo {
     let (task, status) = (&entry.task, entry.observed().status);
     let ended = status.state.is_terminal();
     let mut info = wire::ContainerInfo {
@@ -122,9 +127,11 @@ pub(crate) fn of_task(entry: &TaskEntry, addresses: &BTreeMap<String, Ipv4Addr>)
     info
 }
 
-fn fill(info: &mut wire::ContainerInfo, status: Option<&TaskStatus>, addresses: &BTreeMap<String, Ipv4Addr>) {
+fn fill(info: &mut wire::ContainerInfo, status: Option<&TaskStatus>, addresses: &Addresses) {
     info.set_state(state(status));
-    info.address = addresses.get(&info.id).map(ToString::to_string).unwrap_or_default();
+    info.address = first(addresses, &info.id).map(|address| address.to_string()).unwrap_or_default();
+    let interfaces = addresses.get(&info.id).into_iter().flatten();
+    info.ipv6_addresses = interfaces.filter_map(|one| Some(one.address6?.to_string())).collect();
     if let Some(status) = status {
         info.exit_code = status.exit_code.filter(|_| status.pid == 0);
         info.oom_killed = status.oom_killed;

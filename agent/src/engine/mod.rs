@@ -15,9 +15,6 @@ mod select;
 mod streams;
 mod usage;
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-
 use rorqual_proto::model::{ContainerSpec, RestartCondition, RestartPolicy};
 use rorqual_proto::validate::InvalidField;
 use rorqual_proto::wire::{self, engine_server};
@@ -46,9 +43,9 @@ impl EngineApi {
         Self { agent }
     }
 
-    async fn addresses(&self) -> BTreeMap<String, Ipv4Addr> {
+    async fn addresses(&self) -> info::Addresses {
         let attached = self.agent.network().attached().await;
-        attached.iter().filter_map(|one| Some((one.id.clone(), one.address()?))).collect()
+        attached.into_iter().map(|one| (one.id, one.interfaces)).collect()
     }
 
     /// Plain containers and those of tasks, the newest first; without `all` those that run.

@@ -265,6 +265,7 @@ impl dispatcher_server::Dispatcher for Dispatcher {
         let addresses = joins.iter().map(|join| wire::TaskAddress {
             network_id: format!("id-of-{}", join.network),
             address: "10.213.0.9".to_owned(),
+            ipv6_address: String::new(),
         });
         let addresses = addresses.collect();
         let guest = wire::Guest { id, name, node_id, joins, addresses, up, ..wire::Guest::default() };

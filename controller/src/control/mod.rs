@@ -7,6 +7,7 @@
 mod certificates;
 mod cluster;
 mod doctor;
+mod ipv6;
 mod logs;
 mod networks;
 mod nodes;

@@ -1,16 +1,17 @@
 //! Networks: made, listed with what is in them, and removed.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
 use rorqual_planner::State;
 use rorqual_planner::prepare::network as decide;
-use rorqual_proto::model::{Network, NetworkId, NetworkSpec, NodeId};
+use rorqual_proto::model::{Network, NetworkId, NetworkSpec};
 use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
+use super::ipv6::Ipv6;
 use super::services::hostname;
 use crate::status;
 
@@ -114,20 +115,16 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
         ipv6_vips: BTreeMap::new(),
         ipv6_subnets: Vec::new(),
     };
-    let Some(cluster) = state.cluster() else { return view };
-    if state.nodes().any(|node| node.has_ipv6(&cluster.id)) {
+    let ipv6 = Ipv6::new(state);
+    if let Some(cluster) = ipv6.somewhere() {
         let vips = view.vips.iter();
         view.ipv6_vips = vips
-            .filter_map(|(name, vip)| Some((name.clone(), cluster.id.ipv6_of(vip.parse().ok()?).to_string())))
+            .filter_map(|(name, vip)| Some((name.clone(), cluster.ipv6_of(vip.parse().ok()?).to_string())))
             .collect();
-        let pool = [cluster.container_pool];
-        let own = if network.spec.subnets.is_empty() { pool.as_slice() } else { &network.spec.subnets };
-        view.ipv6_subnets = own.iter().map(|range| cluster.id.ipv6_of_range(*range).to_string()).collect();
+        let pool: Vec<Ipv4Net> = state.cluster().map(|cluster| cluster.container_pool).into_iter().collect();
+        let own = if network.spec.subnets.is_empty() { &pool } else { &network.spec.subnets };
+        view.ipv6_subnets = own.iter().map(|range| cluster.ipv6_of_range(*range).to_string()).collect();
     }
-    let ipv6 = |node_id: Option<&NodeId>, address: Ipv4Addr| {
-        let has = node_id.and_then(|id| state.node(id)).is_some_and(|node| node.has_ipv6(&cluster.id));
-        if has { cluster.id.ipv6_of(address).to_string() } else { String::new() }
-    };
     if in_detail {
         let live = state.tasks().filter(|task| !task.status.state.is_terminal());
         let members = live.filter_map(|task| {
@@ -136,7 +133,7 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
                 id: task.id.to_string(),
                 name: task.name(),
                 address: given.address.to_string(),
-                ipv6_address: ipv6(task.node_id.as_ref(), given.address),
+                ipv6_address: ipv6.on_node(task.node_id.as_ref(), given.address),
                 node_hostname: hostname(state, task.node_id.as_ref()),
             })
         });
@@ -146,7 +143,7 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
                 id: guest.id.to_string(),
                 name: guest.name.clone(),
                 address: given.address.to_string(),
-                ipv6_address: ipv6(Some(&guest.node_id), given.address),
+                ipv6_address: ipv6.on_node(Some(&guest.node_id), given.address),
                 node_hostname: hostname(state, Some(&guest.node_id)),
             })
         });

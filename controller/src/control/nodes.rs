@@ -8,6 +8,7 @@ use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
+use super::ipv6::Ipv6;
 use crate::status;
 
 impl Control {
@@ -27,6 +28,7 @@ impl Control {
                 controller: node.spec.role == Role::Controller,
                 reachable: node.status.state == NodeState::Ready,
                 running_tasks: running(state, &node),
+                ipv6_address: Ipv6::new(state).of_node(&node),
                 node: Some(wire::Node::from(&*node)),
             });
             Ok(wire::ListNodesResponse { nodes: views.collect() })

@@ -12,6 +12,7 @@ use rorqual_proto::{validate, wire};
 use tonic::Status;
 
 use super::Control;
+use super::ipv6::Ipv6;
 use super::ports::{self, Held};
 use crate::auths::Given;
 use crate::status;
@@ -160,7 +161,7 @@ impl Control {
             let tasks = tasks.iter().map(|task| wire::TaskView {
                 node_hostname: hostname(state, task.node_id.as_ref()),
                 explanation: remark(state, task),
-                task: Some(wire::Task::from(&**task)),
+                task: Some(Ipv6::new(state).task(task)),
             });
             Ok(wire::ListTasksResponse { tasks: tasks.collect() })
         })
@@ -175,8 +176,9 @@ impl Control {
 pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
     let ServiceMode::Replicated { replicas } = service.spec.mode;
     let held = Held::of(state, service);
+    let ipv6 = Ipv6::new(state);
     let mut view = wire::ServiceView {
-        service: Some(shown(service)),
+        service: Some(wire::Service { vips: ipv6.vips(service), ..shown(service) }),
         desired: if service.removing { 0 } else { replicas },
         explanations: service.problem.iter().cloned().collect(),
         port_problems: held.problems(),
@@ -192,7 +194,7 @@ pub(super) fn view(state: &State, service: &Service) -> wire::ServiceView {
         }
         let wanted = task.desired_state <= DesiredState::Running;
         if wanted || !ended {
-            view.tasks.push(wire::Task::from(&**task));
+            view.tasks.push(ipv6.task(task));
             silent.extend(task.node_id.iter().filter(|id| !answers(state, id)));
         }
         let explanation = explanation(task);

@@ -174,7 +174,11 @@ impl From<wire::Placement> for model::Placement {
 
 impl From<&model::Vip> for wire::ServiceVip {
     fn from(vip: &model::Vip) -> Self {
-        Self { network_id: vip.network_id.to_string(), address: vip.address.to_string() }
+        Self {
+            network_id: vip.network_id.to_string(),
+            address: vip.address.to_string(),
+            ipv6_address: String::new(),
+        }
     }
 }
 

@@ -39,7 +39,11 @@ impl TryFrom<wire::TaskStatus> for model::TaskStatus {
 
 impl From<&model::TaskAddress> for wire::TaskAddress {
     fn from(address: &model::TaskAddress) -> Self {
-        Self { network_id: address.network_id.to_string(), address: address.address.to_string() }
+        Self {
+            network_id: address.network_id.to_string(),
+            address: address.address.to_string(),
+            ipv6_address: String::new(),
+        }
     }
 }
 

@@ -877,6 +877,9 @@ pub struct ServiceVip {
     pub network_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
+    /// Beside it; only where people see it.
+    #[prost(string, tag = "60")]
+    pub ipv6_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskStatus {
@@ -907,6 +910,9 @@ pub struct TaskAddress {
     pub network_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
+    /// Beside it; only where people see it.
+    #[prost(string, tag = "60")]
+    pub ipv6_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Task {
@@ -1702,6 +1708,9 @@ pub struct NodeView {
     pub reachable: bool,
     #[prost(uint32, tag = "5")]
     pub running_tasks: u32,
+    /// Empty where its containers have IPv4 alone.
+    #[prost(string, tag = "60")]
+    pub ipv6_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListNodesResponse {
@@ -8519,6 +8528,9 @@ pub struct ContainerInfo {
     /// In the order of its interfaces, with what it was given.
     #[prost(message, repeated, tag = "61")]
     pub networks: ::prost::alloc::vec::Vec<NetworkJoin>,
+    /// Of its interfaces, in their order.
+    #[prost(string, repeated, tag = "62")]
+    pub ipv6_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConnectContainerRequest {

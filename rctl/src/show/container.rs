@@ -28,6 +28,8 @@ pub(crate) struct Row {
     labels: String,
     mounts: String,
     address: String,
+    #[serde(rename = "IPv6Addresses", skip_serializing_if = "String::is_empty")]
+    ipv6_addresses: String,
     networks: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     health: &'static str,
@@ -66,6 +68,7 @@ pub(crate) fn row(container: &ContainerInfo, now_ms: i64, no_trunc: bool) -> Row
             .join(","),
         mounts: mounts.collect::<Vec<_>>().join(","),
         address: container.address.clone(),
+        ipv6_addresses: container.ipv6_addresses.join(","),
         networks: container.networks.iter().map(network).collect::<Vec<_>>().join(","),
         health: health_word(container.health()),
         restarts: container.restarts,

@@ -179,6 +179,9 @@ struct Status {
     state: String,
     message: String,
     addr: String,
+    /// Empty where its containers have IPv4 alone.
+    #[serde(rename = "IPv6Addr")]
+    ipv6_addr: String,
     since: String,
 }
 
@@ -211,6 +214,7 @@ pub(crate) fn inspect(view: &NodeView) -> Inspect {
             state: state_word(status.state()).to_lowercase(),
             message: status.message,
             addr: host_of(&node.address).to_owned(),
+            ipv6_addr: view.ipv6_address.clone(),
             since: human::rfc3339_ms(status.since_ms),
         },
         description: Description {
@@ -261,6 +265,9 @@ fn held_port(held: &HeldPort) -> String {
     }
 }
 
+/// As `node inspect --pretty` has it.
+const NO_IPV6: &str = "none: its containers have IPv4 alone";
+
 fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
@@ -289,6 +296,7 @@ pub(crate) fn pretty(view: &NodeView, now_ms: i64) -> String {
         ("Role", inspect.spec.role.to_owned()),
         ("Controller", manager_status(view).to_owned()),
         ("Address", node.address),
+        ("IPv6", if view.ipv6_address.is_empty() { NO_IPV6.to_owned() } else { view.ipv6_address.clone() }),
         ("Joined", inspect.created_at.clone()),
         ("Labels", pairs(&inspect.spec.labels)),
         ("Engine labels", pairs(&description.engine.labels)),
@@ -351,7 +359,14 @@ mod tests {
             address: "10.0.0.1:4780".into(),
             raft_id: 1,
         };
-        NodeView { node: Some(node), leader: true, controller: true, reachable: true, running_tasks: 3 }
+        NodeView {
+            node: Some(node),
+            leader: true,
+            controller: true,
+            reachable: true,
+            running_tasks: 3,
+            ipv6_address: "fd5e::a00:1".into(),
+        }
     }
 
     #[test]
@@ -385,9 +400,13 @@ k3x0a9b8c7d6 *   n1         Ready    Drain          controller   Leader       10
         assert_eq!(json["Description"]["Resources"]["NanoCPUs"], 2_000_000_000);
         assert_eq!(json["Description"]["Platform"]["OS"], "linux");
         assert_eq!(json["Status"]["Addr"], "10.0.0.1");
+        assert_eq!(json["Status"]["IPv6Addr"], "fd5e::a00:1");
         assert_eq!(json["ManagerStatus"]["Leader"], true);
         let text = pretty(&view(), 121_000);
         assert!(text.contains("Status:        Ready, since 2 minutes\n"), "{text}");
         assert!(text.contains("Resources:     2 cpus, 4GiB memory\n"), "{text}");
+        assert!(text.contains("IPv6:          fd5e::a00:1\n"), "{text}");
+        let without = pretty(&NodeView { ipv6_address: String::new(), ..view() }, 0);
+        assert!(without.contains("IPv6:          none: its containers have IPv4 alone\n"), "{without}");
     }
 }

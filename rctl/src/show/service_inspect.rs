@@ -220,6 +220,8 @@ struct VirtualIp {
     network_id: String,
     #[serde(rename = "Addr")]
     addr: String,
+    #[serde(rename = "IPv6Addr", skip_serializing_if = "String::is_empty")]
+    ipv6_addr: String,
 }
 
 #[derive(Serialize)]
@@ -408,6 +410,7 @@ fn endpoint(service: &Service) -> Endpoint {
     let vip = |vip: &rorqual_proto::wire::ServiceVip| VirtualIp {
         network_id: vip.network_id.clone(),
         addr: vip.address.clone(),
+        ipv6_addr: vip.ipv6_address.clone(),
     };
     Endpoint {
         ports: service.ports.iter().map(port).collect(),
@@ -434,7 +437,8 @@ pub(crate) fn pretty(view: &ServiceView) -> String {
     let service = view.service.clone().unwrap_or_default();
     let removing = if service.removing { "yes" } else { "" };
     let alive = view.tasks.iter().filter(|task| task.desired_state() <= DesiredState::Running).count();
-    let addresses: Vec<&str> = inspect.endpoint.virtual_ips.iter().map(|vip| vip.addr.as_str()).collect();
+    let vips = inspect.endpoint.virtual_ips.iter().flat_map(|vip| [&*vip.addr, &*vip.ipv6_addr]);
+    let addresses: Vec<&str> = vips.filter(|address| !address.is_empty()).collect();
     let lines = [
         ("ID", inspect.id.clone()),
         ("Name", spec.name.clone()),
@@ -540,7 +544,11 @@ mod tests {
             id: "s".into(),
             meta: Some(Meta { version: 9, created_at_ms: 0, updated_at_ms: 1000 }),
             spec: Some(spec),
-            vips: vec![ServiceVip { network_id: "n".into(), address: "10.214.0.1".into() }],
+            vips: vec![ServiceVip {
+                network_id: "n".into(),
+                address: "10.214.0.1".into(),
+                ipv6_address: "fd5e::ad6:1".into(),
+            }],
             ports: vec![PortSpec { published: 30000, target: 80, protocol: 1, ..Default::default() }],
             ..Service::default()
         };
@@ -582,7 +590,7 @@ Args:             -g
 Mounts:           bind /a on /b (read-only)
 Limits:           0.5 cpus, 64MiB memory
 Restart:          on-failure, after 100 to 60000 ms, at most 3 times
-Addresses:        10.214.0.1
+Addresses:        10.214.0.1, fd5e::ad6:1
 Ports:            *:30000->80/tcp
 ";
         assert_eq!(pretty(&view()), expected);

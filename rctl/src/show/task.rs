@@ -1,6 +1,6 @@
 //! `service ps`.
 
-use rorqual_proto::wire::{DesiredState, Health, Task, TaskState, TaskStatus, TaskView};
+use rorqual_proto::wire::{DesiredState, Health, Task, TaskAddress, TaskState, TaskStatus, TaskView};
 use serde::Serialize;
 
 use super::ports;
@@ -21,6 +21,8 @@ pub(crate) struct Row {
     health: &'static str,
     restarts: u32,
     address: String,
+    #[serde(rename = "IPv6Address", skip_serializing_if = "String::is_empty")]
+    ipv6_address: String,
     error: String,
     /// An earlier task of the slot of the row above.
     #[serde(skip)]
@@ -50,13 +52,19 @@ pub(crate) fn rows(mut views: Vec<TaskView>, now_ms: i64, no_trunc: bool) -> Vec
             current_state: current_state(&task, now_ms),
             health: health_word(task.status.as_ref().map_or(Health::Unspecified, TaskStatus::health)),
             restarts: task.status.clone().unwrap_or_default().restarts,
-            address: task.addresses.iter().map(|one| one.address.as_str()).collect::<Vec<_>>().join(","),
+            address: addresses(&task, |one| &one.address),
+            ipv6_address: addresses(&task, |one| &one.ipv6_address),
             error: error(&task, &view.explanation),
             id: task.id,
             earlier,
         }
     };
     views.into_iter().map(row).collect()
+}
+
+/// In the order of its networks.
+fn addresses(task: &Task, of: impl Fn(&TaskAddress) -> &str) -> String {
+    task.addresses.iter().map(of).filter(|address| !address.is_empty()).collect::<Vec<_>>().join(",")
 }
 
 pub(crate) fn table(rows: Vec<Row>, no_trunc: bool) -> String {
@@ -173,7 +181,11 @@ mod tests {
                 restarts: slot,
                 ..TaskStatus::default()
             }),
-            addresses: vec![TaskAddress { network_id: "n".into(), address: format!("10.213.0.{slot}") }],
+            addresses: vec![TaskAddress {
+                network_id: "n".into(),
+                address: format!("10.213.0.{slot}"),
+                ipv6_address: format!("fd5e::ad5:{slot}"),
+            }],
             ..Task::default()
         };
         TaskView { task: Some(task), node_hostname: "n1".into(), explanation: String::new() }
@@ -200,7 +212,7 @@ c00000000000   web.10     nginx:1   n1     Running         Running 2 minutes ago
         let rows = rows(vec![view("a", 1, 1, TaskState::Pending, "")], 1_001_000, true);
         assert_eq!(
             serde_json::to_string(&rows[0]).unwrap(),
-            r#"{"ID":"a000000000000000000000000","Name":"web.1","Image":"docker.io/library/nginx:1@sha256:00","Node":"n1","DesiredState":"Running","CurrentState":"Pending 1 second ago","Restarts":1,"Address":"10.213.0.1","Error":""}"#
+            r#"{"ID":"a000000000000000000000000","Name":"web.1","Image":"docker.io/library/nginx:1@sha256:00","Node":"n1","DesiredState":"Running","CurrentState":"Pending 1 second ago","Restarts":1,"Address":"10.213.0.1","IPv6Address":"fd5e::ad5:1","Error":""}"#
         );
     }
 
