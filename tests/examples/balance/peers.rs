@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use rorqual_tests::wait::hold;
 use rorqual_tests::{Node, wait_until};
 
-use crate::SOON;
+use crate::{SOON, rules};
 
 pub(crate) const NFT: u16 = 9090;
 pub(crate) const HAPROXY: u16 = 9091;
@@ -99,6 +99,8 @@ impl Peers {
             let path = self.folder.path().join(BY_HAND);
             nft(&["-f", path.to_str().unwrap()]).ok();
         }
+        // What one of them has translated is in the way of what the next does not translate.
+        rules::forget_connections(&self.node);
     }
 
     pub(crate) fn end(mut self) {

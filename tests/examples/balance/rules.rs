@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt,
+    socket,
 };
 use nix::sys::time::TimeVal;
 use nix::sys::time::TimeValLike as _;
@@ -65,6 +66,30 @@ impl Ear {
     pub(crate) fn forget(&self, quiet: Duration) {
         while self.heard.recv_timeout(quiet).is_ok() {}
     }
+}
+
+/// Makes a node's kernel forget every connection (`IPCTNL_MSG_CT_DELETE` without saying which, nfnetlink_conntrack.h).
+pub(crate) fn forget_connections(node: &Node) {
+    const DELETE: u16 = 1 << 8 | 2;
+    const REQUEST_AND_ANSWER: u16 = 1 | 4;
+    let namespace = File::open(node.namespace()).unwrap();
+    let work = move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket =
+            socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter).unwrap();
+        let mut message = Vec::new();
+        message.extend(20u32.to_ne_bytes());
+        message.extend(DELETE.to_ne_bytes());
+        message.extend(REQUEST_AND_ANSWER.to_ne_bytes());
+        // Number and port of the request, and `struct nfgenmsg` for all families.
+        message.extend([0; 12]);
+        send(socket.as_raw_fd(), &message, MsgFlags::empty()).unwrap();
+        let mut answer = [0; 64];
+        let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+        assert!(length >= 20 && answer[16..20] == [0; 4], "{:?}", &answer[..length]);
+    };
+    std::thread::spawn(work).join().unwrap();
 }
 
 impl Drop for Ear {
