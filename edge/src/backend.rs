@@ -1,17 +1,19 @@
 //! One replica: the connections to it, how many requests it has, and whether it is left out for a while.
 //!
 //! HTTP/1.1 connections are kept for the next request for [`IDLE`], which is less than what most servers keep them
-//! for. HTTP/2 has one connection for all. A connection's task ends with the connection; what sweeps kept connections
-//! runs only while there are some.
+//! for. HTTP/2 has one connection for all. Each of the edge's threads has connections of its own. What sweeps kept
+//! connections runs only while there are some.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -37,6 +39,7 @@ const LEFT_OUT_MOST: u32 = 12;
 const PING: Duration = Duration::from_secs(10);
 
 type Sender1 = http1::SendRequest<RequestBody>;
+type Driver1 = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 type Sender2 = http2::SendRequest<RequestBody>;
 
 /// Why there is no answer.
@@ -68,6 +71,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) proxy_header: Option<(SocketAddr, SocketAddr)>,
     /// No kept connection.
     pub(crate) fresh: bool,
+    /// The number of the thread that this is on.
+    pub(crate) thread: usize,
 }
 
 /// One replica, for one way of speaking to it.
@@ -77,10 +82,82 @@ pub(crate) struct Backend {
     address: SocketAddr,
     protocol: Protocol,
     in_flight: AtomicUsize,
-    kept: Mutex<Vec<(Sender1, Instant)>>,
-    shared: tokio::sync::Mutex<Option<Sender2>>,
+    /// By the number of the thread.
+    pools: Box<[Pool]>,
     health: Mutex<Health>,
+    /// Whether there is anything to be read in `health`.
+    ails: AtomicBool,
     is_gone: AtomicBool,
+}
+
+/// The connections that a thread has for later.
+#[derive(Debug, Default)]
+struct Pool {
+    kept: Mutex<Vec<(Connection1, Instant)>>,
+    shared: tokio::sync::Mutex<Option<Sender2>>,
+}
+
+/// A connection of HTTP/1.1. Who has a request on it moves it on: a task of its own for that would be woken twice for
+/// each request.
+pub(crate) struct Connection1 {
+    sender: Sender1,
+    /// None once it has ended, or is on a task of its own.
+    driver: Option<Driver1>,
+}
+
+impl std::fmt::Debug for Connection1 {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Connection1").field("sender", &self.sender).finish_non_exhaustive()
+    }
+}
+
+impl Connection1 {
+    /// Does what can be done at once.
+    fn poll(&mut self, context: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && let Poll::Ready(end) = driver.as_mut().poll(context)
+        {
+            self.driver = None;
+            told(end);
+        }
+    }
+
+    /// Goes on by itself from here.
+    fn detach(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            // Ends with the connection: when it is given up here, or closed there.
+            tokio::spawn(async move { told(driver.await) });
+        }
+    }
+
+    /// Whether it may have another request: its last answer was read to the end, and nobody has closed it since.
+    async fn is_ready(&mut self) -> bool {
+        std::future::poll_fn(|context| {
+            self.poll(context);
+            Poll::Ready(self.sender.is_ready() && !self.sender.is_closed())
+        })
+        .await
+    }
+
+    /// Sends a request, and waits until the answer begins.
+    async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        let sent = self.sender.try_send_request(request);
+        tokio::pin!(sent);
+        std::future::poll_fn(|context| {
+            self.poll(context);
+            sent.as_mut().poll(context)
+        })
+        .await
+    }
+}
+
+fn told(end: hyper::Result<()>) {
+    if let Err(error) = end {
+        tracing::debug!(%error, "a connection to a replica broke");
+    }
 }
 
 #[derive(Debug, Default)]
@@ -96,15 +173,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Backend {
-    pub(crate) fn new(endpoint: Endpoint, port: u16, protocol: Protocol) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, port: u16, protocol: Protocol, threads: usize) -> Self {
         Self {
             address: SocketAddr::new(endpoint.address, port),
             endpoint,
             protocol,
             in_flight: AtomicUsize::new(0),
-            kept: Mutex::default(),
-            shared: tokio::sync::Mutex::default(),
+            pools: (0..threads).map(|_| Pool::default()).collect(),
             health: Mutex::default(),
+            ails: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
         }
     }
@@ -116,27 +193,31 @@ impl Backend {
     /// It gets nothing new; kept connections are closed, what is in flight goes on.
     pub(crate) fn retire(&self) {
         self.is_gone.store(true, Ordering::Release);
-        lock(&self.kept).clear();
-        if let Ok(mut shared) = self.shared.try_lock() {
-            *shared = None;
+        for pool in &self.pools {
+            lock(&pool.kept).clear();
+            if let Ok(mut shared) = pool.shared.try_lock() {
+                *shared = None;
+            }
         }
     }
 
     pub(crate) fn is_left_out(&self, now: Instant) -> bool {
-        lock(&self.health).left_out_until.is_some_and(|until| now < until)
+        self.ails.load(Ordering::Acquire) && lock(&self.health).left_out_until.is_some_and(|until| now < until)
     }
 
     /// It answered as a replica that works does.
     pub(crate) fn succeeded(&self) {
-        let mut health = lock(&self.health);
-        if health.failures > 0 || health.times > 0 {
+        if self.ails.load(Ordering::Acquire) {
+            let mut health = lock(&self.health);
             *health = Health::default();
+            self.ails.store(false, Ordering::Release);
         }
     }
 
     pub(crate) fn failed(&self, weight: u32) {
         let now = Instant::now();
         let mut health = lock(&self.health);
+        self.ails.store(true, Ordering::Release);
         health.failures += weight;
         if health.failures >= FAILURES {
             health.failures = 0;
@@ -166,24 +247,28 @@ impl Backend {
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let keeps = sending.proxy_header.is_none();
         let kept = match keeps && !sending.fresh {
-            true => self.take_kept().await,
+            true => self.take_kept(sending.thread).await,
             false => None,
         };
         let reused = kept.is_some();
-        let mut sender = match kept {
-            Some(sender) => sender,
+        let mut connection = match kept {
+            Some(connection) => connection,
             None => match self.connect_1(sending).await {
-                Some(sender) => sender,
+                Some(connection) => connection,
                 None => return Err(Failure::Unsent(Box::new(request))),
             },
         };
         let progress = request.body().progress();
-        let sent = sender.try_send_request(request);
-        let waited = wait(sent, &progress, sending.timeout).await.ok_or(Failure::Late)?;
+        let waited = wait(connection.send(request), &progress, sending.timeout).await.ok_or(Failure::Late)?;
         match waited {
             Ok(response) => {
-                let sender = keeps.then_some(sender);
-                Ok((response, Lease { sender, backend: Arc::downgrade(self) }))
+                // What is still sent must not wait for a client that does not read yet, and an upgrade needs both ends.
+                let is_sent = progress.has_ended();
+                if !is_sent || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    connection.detach();
+                }
+                let keeper = (keeps && is_sent).then(|| (Arc::downgrade(self), sending.thread));
+                Ok((response, Lease { connection: Some(connection), keeper }))
             }
             Err(mut error) => Err(match error.take_message() {
                 Some(request) => Failure::Unsent(Box::new(request)),
@@ -203,7 +288,7 @@ impl Backend {
         let progress = request.body().progress();
         let sent = sender.try_send_request(request);
         match wait(sent, &progress, sending.timeout).await.ok_or(Failure::Late)? {
-            Ok(response) => Ok((response, Lease { sender: None, backend: Weak::new() })),
+            Ok(response) => Ok((response, Lease { connection: None, keeper: None })),
             Err(mut error) => Err(match error.take_message() {
                 Some(request) => Failure::Unsent(Box::new(request)),
                 None => Failure::Lost { reused, error: error.into_error() },
@@ -233,18 +318,12 @@ impl Backend {
         }
     }
 
-    async fn connect_1(&self, sending: Sending<'_>) -> Option<Sender1> {
+    async fn connect_1(&self, sending: Sending<'_>) -> Option<Connection1> {
         let stream = self.stream(sending).await?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(HEAD_BYTES);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.ok()?;
-        // Ends with the connection: when it is given up here, or closed there.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to a replica broke");
-            }
-        });
-        Some(sender)
+        Some(Connection1 { sender, driver: Some(Box::pin(connection.with_upgrades())) })
     }
 
     /// The connection for all, and whether it was there before. Connecting is one at a time.
@@ -253,7 +332,8 @@ impl Backend {
             return Some((self.connect_2(sending).await?, false));
         }
         // Who waits for somebody else's attempt waits no longer than an attempt of its own may take.
-        let mut shared = timeout(sending.limits.connect, self.shared.lock()).await.ok()?;
+        let shared = timeout(sending.limits.connect, self.pools[sending.thread].shared.lock());
+        let mut shared = shared.await.ok()?;
         if let Some(sender) = shared.as_mut().filter(|_| !sending.fresh)
             && sender.ready().await.is_ok()
         {
@@ -276,35 +356,30 @@ impl Backend {
             .max_header_list_size(HEAD_BYTES as u32);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.ok()?;
         // Ends with the connection.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to a replica broke");
-            }
-        });
+        tokio::spawn(async move { told(connection.await) });
         Some(sender)
     }
 
-    async fn take_kept(&self) -> Option<Sender1> {
+    async fn take_kept(&self, thread: usize) -> Option<Connection1> {
         loop {
-            let (mut sender, since) = lock(&self.kept).pop()?;
-            // Ready at once unless it is closed: its last answer was read to the end.
-            if since.elapsed() < IDLE && !sender.is_closed() && sender.ready().await.is_ok() {
-                return Some(sender);
+            let (mut connection, since) = lock(&self.pools[thread].kept).pop()?;
+            if since.elapsed() < IDLE && connection.is_ready().await {
+                return Some(connection);
             }
         }
     }
 
-    fn keep(self: &Arc<Self>, sender: Sender1) {
-        if self.is_gone.load(Ordering::Acquire) || sender.is_closed() {
+    fn keep(self: &Arc<Self>, connection: Connection1, thread: usize) {
+        if self.is_gone.load(Ordering::Acquire) || connection.sender.is_closed() {
             return;
         }
-        let mut kept = lock(&self.kept);
+        let mut kept = lock(&self.pools[thread].kept);
         if kept.len() >= KEPT {
             return;
         }
-        kept.push((sender, Instant::now()));
+        kept.push((connection, Instant::now()));
         if kept.len() == 1 {
-            tokio::spawn(sweep(Arc::downgrade(self)));
+            tokio::spawn(sweep(Arc::downgrade(self), thread));
         }
     }
 }
@@ -333,30 +408,40 @@ async fn wait<T>(
     }
 }
 
-/// Closes kept connections that were not used for a while. Ends when there are none.
-async fn sweep(backend: Weak<Backend>) {
+/// Closes a thread's kept connections that were not used for a while. Ends when there are none.
+async fn sweep(backend: Weak<Backend>, thread: usize) {
     loop {
         tokio::time::sleep(IDLE).await;
         let Some(backend) = backend.upgrade() else { return };
-        let mut kept = lock(&backend.kept);
-        kept.retain(|(sender, since)| since.elapsed() < IDLE && !sender.is_closed());
+        let mut kept = lock(&backend.pools[thread].kept);
+        kept.retain(|(connection, since)| since.elapsed() < IDLE && !connection.sender.is_closed());
         if kept.is_empty() {
             return;
         }
     }
 }
 
-/// A connection that is to be kept when its answer was read to the end.
+/// The connection that an answer comes over. Who reads the answer moves it on.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    sender: Option<Sender1>,
-    backend: Weak<Backend>,
+    /// None where it is all requests'.
+    connection: Option<Connection1>,
+    /// Who keeps it when the answer was read to its end, and for which thread.
+    keeper: Option<(Weak<Backend>, usize)>,
 }
 
 impl Lease {
+    /// Does for the answer what can be done at once.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection {
+            connection.poll(context);
+        }
+    }
+
     pub(crate) fn give_back(self) {
-        if let (Some(sender), Some(backend)) = (self.sender, self.backend.upgrade()) {
-            backend.keep(sender);
+        let (Some(connection), Some((backend, thread))) = (self.connection, self.keeper) else { return };
+        if let Some(backend) = backend.upgrade() {
+            backend.keep(connection, thread);
         }
     }
 }

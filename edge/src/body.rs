@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -31,16 +31,23 @@ pub(crate) struct Progress {
     began: Instant,
     last_ms: AtomicU64,
     bytes: AtomicU64,
+    ended: AtomicBool,
 }
 
 impl Progress {
-    fn new() -> Self {
-        Self { began: Instant::now(), last_ms: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    fn new(ended: bool) -> Self {
+        let (last_ms, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { began: Instant::now(), last_ms, bytes, ended: AtomicBool::new(ended) }
     }
 
     fn note(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Relaxed);
         self.last_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// All of it was passed on.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -66,7 +73,8 @@ pub(crate) struct RequestBody {
 impl RequestBody {
     pub(crate) fn new(inner: Incoming, patience: Duration, counters: Arc<Counters>) -> Self {
         let inner = Some(inner).filter(|body| !body.is_end_stream());
-        Self { inner, patience, deadline: None, progress: Arc::new(Progress::new()), counters }
+        let progress = Arc::new(Progress::new(inner.is_none()));
+        Self { inner, patience, deadline: None, progress, counters }
     }
 
     /// There is none, so that the request can be sent a second time.
@@ -76,7 +84,7 @@ impl RequestBody {
 
     /// Another body without anything in it.
     pub(crate) fn empty(counters: Arc<Counters>) -> Self {
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(Progress::new(true));
         Self { inner: None, patience: Duration::ZERO, deadline: None, progress, counters }
     }
 
@@ -102,6 +110,9 @@ impl Body for RequestBody {
                 let bytes = data.map_or(0, |data| data.len() as u64);
                 this.progress.note(bytes);
                 this.counters.received(bytes);
+                if frame.is_none() || this.is_end_stream() {
+                    this.progress.ended.store(true, Relaxed);
+                }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
             }
             Poll::Pending => {
@@ -173,7 +184,13 @@ impl Body for AnswerBody {
         let this = &mut *self;
         let frame = match &mut this.kind {
             Kind::Words(words) => words.take().map(|words| Ok(Frame::data(words))),
-            Kind::Passed(body, _) => ready!(Pin::new(body).poll_frame(context)),
+            Kind::Passed(body, lease) => match (Pin::new(&mut *body).poll_frame(context), lease) {
+                (Poll::Pending, Some(lease)) => {
+                    lease.poll(context);
+                    ready!(Pin::new(body).poll_frame(context))
+                }
+                (frame, _) => ready!(frame),
+            },
         };
         if let (Some(Ok(frame)), Some(record)) = (&frame, &mut this.record) {
             record.sent(frame.data_ref().map_or(0, |data| data.len() as u64));

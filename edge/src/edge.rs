@@ -1,7 +1,7 @@
 //! [`Edge`]: what is wanted, and the listeners that are open for it.
 //!
 //! Whoever tells it something has it in effect when the call returns, except for ports: each has a task that binds it
-//! (again and again, while something else has it) and serves it. Without a port there is no task at all.
+//! (again and again, while something else has it) and has the edge's threads serve it. Without a port there is none.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,12 +14,13 @@ use tokio::task::JoinSet;
 use crate::certificates::{Certificate, server_config};
 use crate::error::EdgeError;
 use crate::limits::Limits;
-use crate::listen::{self, Places};
+use crate::listen::{self, Places, Serve};
 use crate::log::AccessLog;
 use crate::model::{Change, Protocol, Service, Settings};
 use crate::proxy::{Shared, Target};
 use crate::stats::{Counters, RouteStats};
 use crate::table::Table;
+use crate::threads::Threads;
 use crate::upstream::Upstream;
 
 /// How often a port that something else has is tried again.
@@ -55,6 +56,7 @@ struct State {
     ports: BTreeMap<u16, Port>,
     access_log: bool,
     tasks: JoinSet<()>,
+    threads: Arc<Threads>,
 }
 
 #[derive(Debug)]
@@ -92,11 +94,12 @@ impl Edge {
             let gone: Vec<String> = state.services.keys().filter(|id| !stays(id)).cloned().collect();
             gone.iter().for_each(|id| rebuild |= state.remove(id));
         }
+        let threads = self.shared.limits.threads;
         change.removed_services.iter().for_each(|id| rebuild |= state.remove(id));
         for service in change.services {
             rebuild |= match service.routes.is_empty() {
                 true => state.remove(&service.id),
-                false => state.put(service),
+                false => state.put(service, threads),
             };
         }
         if rebuild {
@@ -138,7 +141,8 @@ impl Edge {
                 let (closing, told) = watch::channel(false);
                 let problem = Arc::new(Mutex::new(Some("not open yet".to_owned())));
                 let door = Door { port, is_tls, problem: Arc::clone(&problem) };
-                let task = open(door, Arc::clone(&self.shared), Arc::clone(&self.places), told);
+                let threads = Arc::clone(&state.threads);
+                let task = open(door, Arc::clone(&self.shared), Arc::clone(&self.places), threads, told);
                 state.tasks.spawn(task);
                 state.ports.insert(port, Port { is_tls, closing, problem });
             }
@@ -180,7 +184,7 @@ impl State {
     }
 
     /// Whether routes are different from before: endpoints alone change no table.
-    fn put(&mut self, service: Service) -> bool {
+    fn put(&mut self, service: Service, threads: usize) -> bool {
         let old = self.services.remove(&service.id);
         let same = old
             .as_ref()
@@ -190,7 +194,8 @@ impl State {
         for route in &service.routes {
             let key = (route.port, route.protocol);
             let upstream = had.remove(&key).or_else(|| upstreams.remove(&key));
-            let upstream = upstream.unwrap_or_else(|| Arc::new(Upstream::new(route.port, route.protocol)));
+            let new = || Arc::new(Upstream::new(route.port, route.protocol, threads));
+            let upstream = upstream.unwrap_or_else(new);
             upstream.set(&service.endpoints);
             upstreams.insert(key, upstream);
             self.counters.entry((route.host.clone(), route.path.clone())).or_default();
@@ -256,15 +261,26 @@ struct Door {
 }
 
 /// Binds a port, however long that takes, and serves it until it is closed.
-async fn open(door: Door, shared: Arc<Shared>, places: Arc<Places>, mut closing: watch::Receiver<bool>) {
+async fn open(
+    door: Door,
+    shared: Arc<Shared>,
+    places: Arc<Places>,
+    threads: Arc<Threads>,
+    mut closing: watch::Receiver<bool>,
+) {
     let Door { port, is_tls, problem } = door;
     let tls = match is_tls.then(|| server_config(&shared.certificates)).transpose() {
         Ok(tls) => tls,
         Err(source) => return tell(&problem, port, &EdgeError::Tls { source }),
     };
-    let listener = loop {
-        match listen::bind(port).await {
-            Ok(listener) => break listener,
+    let bind = || {
+        let threads = threads.handles(shared.limits.threads).map_err(|source| EdgeError::Threads { source })?;
+        let listeners = listen::bind(port, threads.len())?;
+        Ok::<_, EdgeError>(threads.into_iter().zip(listeners))
+    };
+    let listeners = loop {
+        match bind() {
+            Ok(listeners) => break listeners,
             Err(error) => tell(&problem, port, &error),
         }
         // Cancel-safe: a sleep, and a value that stays.
@@ -275,7 +291,18 @@ async fn open(door: Door, shared: Arc<Shared>, places: Arc<Places>, mut closing:
     };
     *lock(&problem) = None;
     tracing::info!(port, is_tls, "the edge listens");
-    listen::serve(listener, shared, places, tls, closing).await;
+    let mut serving = JoinSet::new();
+    for (number, (thread, listener)) in listeners.enumerate() {
+        let serve = Serve {
+            thread: number,
+            shared: Arc::clone(&shared),
+            places: Arc::clone(&places),
+            tls: tls.clone(),
+            closing: closing.clone(),
+        };
+        serving.spawn_on(serve.run(listener), &thread);
+    }
+    while serving.join_next().await.is_some() {}
 }
 
 /// Notes why a port is not open; logs it where that is news.

@@ -16,6 +16,13 @@ pub enum EdgeError {
         #[source]
         source: io::Error,
     },
+    /// The system gives no more threads or descriptors.
+    #[error("the edge can't start its threads")]
+    Threads {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The system gives no random numbers, or the like.
     #[error("the edge can't speak TLS")]
     Tls {

@@ -4,13 +4,12 @@
 //! whatever their spelling, and written anew. Fields of one connection (RFC 9110, 7.6.1) end here. How a body is
 //! framed is not passed on but said anew by the HTTP library, so that what it read as one request leaves as one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Version};
 use hyper::body::Body;
 
-use crate::listen::Visit;
 use crate::table::climbs;
 
 /// Fields of one connection, besides those that `Connection` names.
@@ -38,6 +37,13 @@ const ORIGIN: [&str; 10] = [
     "x-client-ip",
 ];
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// Fields that a request gets here, at most.
+const ADDED: usize = 8;
+
 /// Why a request is not passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refusal(pub(crate) StatusCode, pub(crate) &'static str);
@@ -47,8 +53,8 @@ pub(crate) struct Refusal(pub(crate) StatusCode, pub(crate) &'static str);
 pub(crate) struct Asked {
     /// In small letters, without a port.
     pub(crate) host: String,
-    /// As the client wrote it, with the port.
-    pub(crate) authority: String,
+    /// As the client wrote it, with the port; nothing but ASCII.
+    pub(crate) authority: HeaderValue,
     /// The protocol that the client wants to go on with (`websocket`).
     pub(crate) upgrade: Option<HeaderValue>,
 }
@@ -63,7 +69,8 @@ pub(crate) fn asked<B: Body>(request: &Request<B>) -> Result<Asked, Refusal> {
         return Err(Refusal(StatusCode::METHOD_NOT_ALLOWED, "This method is not served.\n"));
     }
     let authority = authority(request)?;
-    let host = host_of(&authority).ok_or(bad("The host is not a name or an address.\n"))?;
+    let text = authority.to_str().map_err(|_| bad("The host can't be read.\n"))?;
+    let host = host_of(text).ok_or(bad("The host is not a name or an address.\n"))?;
     let path = request.uri().path();
     if !path.starts_with('/') {
         return Err(bad("The path has to begin with a slash.\n"));
@@ -71,28 +78,28 @@ pub(crate) fn asked<B: Body>(request: &Request<B>) -> Result<Asked, Refusal> {
     if climbs(path) {
         return Err(bad("The path has parts that climb.\n"));
     }
-    let codings: Vec<_> = request.headers().get_all(header::TRANSFER_ENCODING).iter().collect();
-    let chunked = |value: &&HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
-    if codings.len() > 1 || !codings.iter().all(chunked) {
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if !codings.next().is_none_or(chunked) || codings.next().is_some() {
         return Err(Refusal(StatusCode::NOT_IMPLEMENTED, "This transfer coding is not served.\n"));
     }
     Ok(Asked { host, authority, upgrade: upgrade(request) })
 }
 
 /// The one host that a request names.
-fn authority<B>(request: &Request<B>) -> Result<String, Refusal> {
+fn authority<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let mut named = request.headers().get_all(header::HOST).iter();
-    let header = named.next().map(|value| value.to_str().map_err(|_| bad("The host can't be read.\n")));
-    let header = header.transpose()?;
+    let header = named.next();
     if named.next().is_some() {
         return Err(bad("The host stands there twice.\n"));
     }
     let target = request.uri().authority().map(http::uri::Authority::as_str);
     match (target, header) {
-        (Some(target), Some(header)) if !target.eq_ignore_ascii_case(header) => {
+        (Some(target), Some(header)) if !target.as_bytes().eq_ignore_ascii_case(header.as_bytes()) => {
             Err(bad("The request names two hosts.\n"))
         }
-        (Some(authority), _) | (None, Some(authority)) => Ok(authority.to_owned()),
+        (_, Some(header)) => Ok(header.clone()),
+        (Some(target), None) => target.try_into().map_err(|_| bad("The host can't be read.\n")),
         (None, None) => Err(bad("The request names no host.\n")),
     }
 }
@@ -134,50 +141,67 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// Takes away what concerns one connection.
-fn end_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> =
-        tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok()).collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in HOP {
+/// Takes away what concerns one connection, and what else is named.
+fn end_hop(headers: &mut HeaderMap, is_else: impl Fn(&str) -> bool) {
+    let named = tokens(headers, &header::CONNECTION).filter_map(|name| name.parse().ok());
+    let ends = |name: &&HeaderName| HOP.contains(&name.as_str()) || is_else(name.as_str());
+    let all: Vec<HeaderName> = named.chain(headers.keys().filter(ends).cloned()).collect();
+    for name in all {
         headers.remove(name);
     }
 }
 
-/// Makes of a client's fields those that a replica gets.
-pub(crate) fn to_replica(headers: &mut HeaderMap, asked: &Asked, visit: &Visit, is_http2: bool) {
-    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    end_hop(headers);
-    let is_origin = |name: &HeaderName| {
-        let plain = name.as_str().replace('_', "-");
-        ORIGIN.contains(&plain.as_str())
+/// Says where a request comes from, with `_` for `-` as well: some servers make the same of both.
+fn is_origin(name: &str) -> bool {
+    let same = |a: u8, b: u8| a == b || (a, b) == (b'_', b'-');
+    let is = |known: &&str| {
+        known.len() == name.len() && name.bytes().zip(known.bytes()).all(|(byte, wanted)| same(byte, wanted))
     };
-    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_origin(name)).cloned().collect();
-    for name in forged {
-        headers.remove(name);
+    name.starts_with(['f', 'x']) && ORIGIN.iter().any(|known| is(&known))
+}
+
+/// What all requests of a connection tell a replica.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    client: HeaderValue,
+    port: HeaderValue,
+    scheme: &'static str,
+    /// As `Forwarded` has it.
+    node: String,
+}
+
+impl Origin {
+    /// Of a connection from `client` to `own`.
+    pub(crate) fn new(client: IpAddr, own: SocketAddr, scheme: &'static str) -> Self {
+        let node = match client {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("\"[{address}]\""),
+        };
+        let text = HeaderValue::try_from(client.to_string());
+        // An address is made of letters that any field may have.
+        let client = text.unwrap_or(HeaderValue::from_static("unknown"));
+        Self { client, port: own.port().into(), scheme, node }
     }
-    // The edge asks the client for the body when the replica wants it.
-    headers.remove(header::EXPECT);
-    headers.remove(header::CONTENT_LENGTH);
-    headers.remove(header::HOST);
+}
+
+/// Makes of a client's fields those that a replica gets.
+pub(crate) fn to_replica(headers: &mut HeaderMap, asked: &Asked, origin: &Origin, is_http2: bool) {
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    // The edge asks the client for the body when the replica wants it, and says itself how it is framed.
+    let ends = |name: &str| is_origin(name) || matches!(name, "expect" | "content-length" | "host");
+    end_hop(headers, ends);
     join_cookies(headers);
-    let mut set = |name: &'static str, value: String| {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
-        }
-    };
-    let (client, scheme) = (visit.client.ip(), visit.scheme);
-    set("x-forwarded-for", client.to_string());
-    set("x-forwarded-proto", scheme.to_owned());
-    set("x-forwarded-host", asked.authority.clone());
-    set("x-forwarded-port", visit.own.port().to_string());
-    let node = match client {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("\"[{address}]\""),
-    };
-    set("forwarded", format!("for={node};host=\"{}\";proto={scheme}", asked.authority));
+    headers.reserve(ADDED);
+    let Origin { client, port, scheme, node } = origin;
+    headers.insert(X_FORWARDED_FOR, client.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    headers.insert(X_FORWARDED_HOST, asked.authority.clone());
+    headers.insert(X_FORWARDED_PORT, port.clone());
+    let host = asked.authority.to_str().unwrap_or_default();
+    let forwarded = HeaderValue::try_from(format!("for={node};host=\"{host}\";proto={scheme}"));
+    if let Ok(forwarded) = forwarded {
+        headers.insert(header::FORWARDED, forwarded);
+    }
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
@@ -187,9 +211,7 @@ pub(crate) fn to_replica(headers: &mut HeaderMap, asked: &Asked, visit: &Visit, 
     if trailers {
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
     }
-    if let Ok(host) = HeaderValue::try_from(&asked.authority) {
-        headers.insert(header::HOST, host);
-    }
+    headers.insert(header::HOST, asked.authority.clone());
     if let Some(upgrade) = &asked.upgrade {
         headers.insert(header::UPGRADE, upgrade.clone());
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -213,7 +235,7 @@ pub(crate) fn to_client(headers: &mut HeaderMap, switches: bool) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    end_hop(headers);
+    end_hop(headers, |_| false);
     if let Some(upgrade) = upgrade.filter(|_| switches) {
         headers.insert(header::UPGRADE, upgrade);
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -234,8 +256,8 @@ mod tests {
         builder.body(Empty::new()).unwrap()
     }
 
-    fn visit() -> Visit {
-        Visit::of("192.0.2.7:4000".parse().unwrap(), "198.51.100.1:80".parse().unwrap(), "http")
+    fn origin() -> Origin {
+        Origin::new("192.0.2.7".parse().unwrap(), "198.51.100.1:80".parse().unwrap(), "http")
     }
 
     #[test]
@@ -282,7 +304,7 @@ mod tests {
         ];
         let (mut head, ()) = request("/", &fields).map(|_| ()).into_parts();
         let asked = asked(&request("/", &fields)).unwrap();
-        to_replica(&mut head.headers, &asked, &visit(), true);
+        to_replica(&mut head.headers, &asked, &origin(), true);
         let text = format!("{:?}", head.headers);
         assert!(!text.contains("10.0.0.1") && !text.contains("https") && !text.contains("private"), "{text}");
         let get =
@@ -302,7 +324,7 @@ mod tests {
             let fields = [("host", "a"), ("upgrade", protocol), ("connection", connection)];
             let asked = asked(&request("/", &fields)).unwrap();
             let (mut head, ()) = request("/", &fields).map(|_| ()).into_parts();
-            to_replica(&mut head.headers, &asked, &visit(), false);
+            to_replica(&mut head.headers, &asked, &origin(), false);
             (head.headers.contains_key("upgrade"), head.headers["host"].to_str().unwrap().to_owned())
         };
         assert_eq!(wants("websocket", "keep-alive, Upgrade"), (true, "a".to_owned()));
@@ -315,7 +337,7 @@ mod tests {
         let fields = [("host", "a"), ("cookie", "a=1"), ("cookie", "b=2")];
         let asked = asked(&request("/", &fields)).unwrap();
         let (mut head, ()) = request("/", &fields).map(|_| ()).into_parts();
-        to_replica(&mut head.headers, &asked, &visit(), false);
+        to_replica(&mut head.headers, &asked, &origin(), false);
         let cookies: Vec<_> = head.headers.get_all("cookie").iter().collect();
         assert_eq!(cookies, ["a=1; b=2"]);
     }

@@ -4,8 +4,8 @@
 //! nothing of clusters: the agent feeds it from the node's assignment set, so that its endpoints are never staler than
 //! those of the balancer in the kernel.
 //!
-//! Where to start reading: [`edge`] owns the desired state and the listeners, `listen` the connections, `proxy` the way
-//! of one request. `table` decides whose request it is, `upstream` which replica gets it, `backend` owns the
+//! Where to start reading: [`edge`] owns the desired state and the listeners, `threads` what they run on, `listen` the
+//! connections, `proxy` the way of one request. `table` decides whose request it is, `upstream` which replica gets it, `backend` owns the
 //! connections to one replica, `headers` says what passes and what does not; `certificates` are chosen by SNI, `log`
 //! writes the access log.
 //!
@@ -30,6 +30,7 @@ mod proxy;
 mod stats;
 mod stream;
 mod table;
+mod threads;
 mod upstream;
 
 pub use certificates::Certificate;

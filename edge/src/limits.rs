@@ -5,6 +5,8 @@ use std::time::Duration;
 /// Bounds of one node's edge.
 #[derive(Debug, Clone)]
 pub struct Limits {
+    /// Threads that serve requests.
+    pub threads: usize,
     /// Connections at a time; more wait to be accepted.
     pub connections: usize,
     /// Connections of one client address; more are closed at once.
@@ -32,6 +34,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
             connections: 8192,
             connections_of_client: 512,
             streams: 128,

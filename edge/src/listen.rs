@@ -1,7 +1,7 @@
 //! Connections of clients: how many, how long they may take, and what is spoken on them.
 //!
-//! One task a port accepts; each connection is a task of its own. When a port is given up, its task stops to accept at
-//! once, tells each connection to end with the request that it has, and waits for them as long as [`Limits::drain`].
+//! One task a port and thread accepts; each connection is a task of its own, on the same thread. The kernel shares new
+//! connections out between the threads. When a port is given up, its tasks stop to accept at once, tells each connection to end with the request that it has, and waits for them as long as [`Limits::drain`].
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -26,9 +26,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::body::AnswerBody;
 use crate::error::EdgeError;
+use crate::headers::Origin;
 use crate::proxy::{self, Shared};
 use crate::stream::is_http2;
 
+/// Connections that may wait to be accepted, on each thread.
+const BACKLOG: u32 = 1024;
 /// A client that takes nothing of what it is sent for so long is cut off, milliseconds.
 const STALLED_MS: u32 = 60_000;
 /// A silent connection is asked whether it still is there after so long, seconds.
@@ -94,63 +97,110 @@ pub(crate) struct Visit {
     /// What the client called.
     pub(crate) own: SocketAddr,
     pub(crate) scheme: &'static str,
+    pub(crate) origin: Origin,
+    /// The number of the thread that serves it.
+    pub(crate) thread: usize,
     /// What the client asked for in the TLS handshake.
     pub(crate) server_name: Option<String>,
-    _place: Option<Place>,
+    _place: Place,
 }
 
 impl Visit {
-    #[cfg(test)]
-    pub(crate) fn of(client: SocketAddr, own: SocketAddr, scheme: &'static str) -> Self {
-        Self { client, own, scheme, server_name: None, _place: None }
+    fn new(client: SocketAddr, own: SocketAddr, thread: usize, place: Place) -> Self {
+        let (scheme, server_name) = ("http", None);
+        let origin = Origin::new(client.ip(), own, scheme);
+        Self { client, own, scheme, origin, thread, server_name, _place: place }
+    }
+
+    fn encrypted(self, server_name: Option<&str>) -> Self {
+        let scheme = "https";
+        let origin = Origin::new(self.client.ip(), self.own, scheme);
+        Self { scheme, origin, server_name: server_name.map(str::to_ascii_lowercase), ..self }
     }
 }
 
-/// Binds a port on all addresses, of both families where the kernel has them.
-pub(crate) async fn bind(port: u16) -> Result<TcpListener, EdgeError> {
-    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await;
+/// Binds a port on all addresses, of both families where the kernel has them, so many times. Must be called within a
+/// runtime.
+pub(crate) fn bind(port: u16, times: usize) -> Result<Vec<std::net::TcpListener>, EdgeError> {
+    let both = bind_at((Ipv6Addr::UNSPECIFIED, port).into(), times);
     let bound = match both {
         Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+            bind_at((Ipv4Addr::UNSPECIFIED, port).into(), times)
         }
         both => both,
     };
     bound.map_err(|source| EdgeError::Listen { port, source })
 }
 
-/// Accepts until it is told to close, then waits for what is in flight.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    places: Arc<Places>,
-    tls: Option<Arc<ServerConfig>>,
-    mut closing: watch::Receiver<bool>,
-) {
-    let mut connections = JoinSet::new();
-    let told = closing.clone();
-    loop {
-        while connections.try_join_next().is_some() {}
-        // Each arm is cancel-safe: a connection that was not accepted stays in the queue, the value stays.
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
-            () = closed(&mut closing) => break,
+fn bind_at(address: SocketAddr, times: usize) -> std::io::Result<Vec<std::net::TcpListener>> {
+    let socket = |shared: bool| {
+        let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(shared)?;
+        socket.bind(address)?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    // Shared among our own threads, never with another program that would share it as well.
+    drop(socket(false)?);
+    let sockets: Vec<TcpSocket> = (0..times).map(|_| socket(true)).collect::<std::io::Result<_>>()?;
+    sockets.into_iter().map(|socket| socket.listen(BACKLOG)?.into_std()).collect()
+}
+
+/// What serves a port on one thread.
+pub(crate) struct Serve {
+    pub(crate) thread: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+impl Serve {
+    /// Accepts until it is told to close, then waits for what is in flight.
+    pub(crate) async fn run(self, listener: std::net::TcpListener) {
+        let Self { thread, shared, places, tls, mut closing } = self;
+        set_options(&listener);
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "a thread of the edge can't wait for connections"),
         };
-        match accepted {
-            Ok(Some((stream, visit))) => {
-                connections.spawn(connection(stream, visit, Arc::clone(&shared), tls.clone(), told.clone()));
-            }
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%error, "the edge cannot accept a connection");
-                tokio::time::sleep(PAUSE).await;
+        let mut connections = JoinSet::new();
+        let told = closing.clone();
+        loop {
+            while connections.try_join_next().is_some() {}
+            // Each arm is cancel-safe: a connection that was not accepted stays in the queue, the value stays.
+            let accepted = tokio::select! {
+                accepted = accept(&listener, &places, thread) => accepted,
+                () = closed(&mut closing) => break,
+            };
+            match accepted {
+                Ok(Some((stream, visit))) => {
+                    let (shared, tls) = (Arc::clone(&shared), tls.clone());
+                    connections.spawn(connection(stream, visit, shared, tls, told.clone()));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the edge cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
+        drop(listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if timeout(shared.limits.drain, all).await.is_err() {
+            tracing::info!("connections of clients that took too long are cut off");
+        }
     }
-    drop(listener);
-    let all = async { while connections.join_next().await.is_some() {} };
-    if timeout(shared.limits.drain, all).await.is_err() {
-        tracing::info!("connections of clients that took too long are cut off");
-    }
+}
+
+/// What each accepted connection takes over: small answers go at once, and the dead are noticed. No option is needed
+/// for the rest to work.
+fn set_options(listener: &std::net::TcpListener) {
+    let socket = listener.as_fd();
+    let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
+    let _ = setsockopt(&socket, sockopt::TcpUserTimeout, &STALLED_MS);
+    let _ = setsockopt(&socket, sockopt::KeepAlive, &true);
+    let _ = setsockopt(&socket, sockopt::TcpKeepIdle, &ALIVE_S);
 }
 
 /// Returns when the port is to be given up. Cancel-safe: the value stays.
@@ -160,7 +210,11 @@ pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
 }
 
 /// The next connection; none where its client has too many.
-async fn accept(listener: &TcpListener, places: &Arc<Places>) -> std::io::Result<Option<(TcpStream, Visit)>> {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Places>,
+    thread: usize,
+) -> std::io::Result<Option<(TcpStream, Visit)>> {
     let Ok(permit) = Arc::clone(&places.all).acquire_owned().await else { return Ok(None) };
     let (stream, client) = listener.accept().await?;
     let Ok(own) = stream.local_addr() else { return Ok(None) };
@@ -169,7 +223,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Places>) -> std::io::Result
         tracing::debug!(%client, "a client has too many connections");
         return Ok(None);
     };
-    Ok(Some((stream, Visit { client, own, scheme: "http", server_name: None, _place: Some(place) })))
+    Ok(Some((stream, Visit::new(client, own, thread, place))))
 }
 
 /// An IPv4 address as such, not as one of IPv6.
@@ -184,11 +238,6 @@ async fn connection(
     tls: Option<Arc<ServerConfig>>,
     closing: watch::Receiver<bool>,
 ) {
-    // Small answers go at once, and the dead are noticed. No option is needed for the rest to work.
-    let _ = stream.set_nodelay(true);
-    let _ = setsockopt(&stream.as_fd(), sockopt::TcpUserTimeout, &STALLED_MS);
-    let _ = setsockopt(&stream.as_fd(), sockopt::KeepAlive, &true);
-    let _ = setsockopt(&stream.as_fd(), sockopt::TcpKeepIdle, &ALIVE_S);
     if let Some(tls) = tls {
         return encrypted(stream, visit, shared, tls, closing).await;
     }
@@ -203,7 +252,7 @@ async fn connection(
 
 async fn encrypted(
     stream: TcpStream,
-    mut visit: Visit,
+    visit: Visit,
     shared: Arc<Shared>,
     tls: Arc<ServerConfig>,
     closing: watch::Receiver<bool>,
@@ -214,8 +263,7 @@ async fn encrypted(
         Ok(Err(error)) => return tracing::debug!(%client, %error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!(%client, "a TLS handshake took too long"),
     };
-    visit.scheme = "https";
-    visit.server_name = stream.get_ref().1.server_name().map(str::to_ascii_lowercase);
+    let visit = visit.encrypted(stream.get_ref().1.server_name());
     match stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => serve_2(stream, visit, shared, closing).await,
         _ => serve_1(stream, visit, shared, closing).await,

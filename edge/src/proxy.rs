@@ -202,7 +202,8 @@ pub(crate) async fn answer(
 
 /// What proves to an ACME server that this node answers for the host. Every node knows it.
 fn challenge(shared: &Shared, path: &str) -> Option<String> {
-    shared.challenges().get(path.strip_prefix(CHALLENGE)?).cloned()
+    let token = path.strip_prefix(CHALLENGE)?;
+    shared.challenges().get(token).cloned()
 }
 
 /// A plain request for a host that has a certificate is led to TLS; one that came by TLS for another certificate's
@@ -306,13 +307,13 @@ fn to_replica(
     }
     let counters = Arc::clone(&target.counters);
     let mut request = request.map(|body| RequestBody::new(body, shared.limits.body, counters));
-    headers::to_replica(request.headers_mut(), asked, visit, is_http2);
+    headers::to_replica(request.headers_mut(), asked, &visit.origin, is_http2);
     let mut parts = http::uri::Parts::default();
     let path = request.uri().path_and_query().cloned();
     parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     if is_http2 {
         parts.scheme = Some(Scheme::HTTP);
-        parts.authority = asked.authority.parse().ok();
+        parts.authority = asked.authority.as_bytes().try_into().ok();
     }
     let wrong = |_| Refusal(StatusCode::BAD_REQUEST, "The address can't be read.\n");
     *request.uri_mut() = Uri::from_parts(parts).map_err(wrong)?;
@@ -363,6 +364,7 @@ async fn attempt(
         timeout: target.route.timeout,
         proxy_header: target.route.proxy_header.then_some((visit.client, visit.own)),
         fresh: false,
+        thread: visit.thread,
     };
     while tried.len() < shared.limits.attempts {
         let Some(chosen) = target.upstream.choose(&tried) else { break };

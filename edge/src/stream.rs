@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// What an HTTP/2 client says first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What is read at most to see it.
+const FIRST_BYTES: usize = 1024;
 
 /// Gives the bytes that were read, then what comes.
 pub(crate) struct Prefixed<S> {
@@ -16,18 +18,16 @@ pub(crate) struct Prefixed<S> {
     inner: S,
 }
 
-/// Reads just enough to tell whether a client speaks HTTP/2.
+/// Reads until it can tell whether a client speaks HTTP/2. What came with it need not be asked for again: most often
+/// that is a whole request.
 pub(crate) async fn is_http2<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Prefixed<S>, bool)> {
-    let mut first = Vec::with_capacity(PREFACE.len());
-    let mut is_http2 = true;
-    while is_http2 && first.len() < PREFACE.len() {
-        let mut part = [0; PREFACE.len()];
-        let wanted = PREFACE.len() - first.len();
-        let read = stream.read(&mut part[..wanted]).await?;
-        first.extend(&part[..read]);
-        is_http2 = read > 0 && PREFACE.starts_with(&first);
+    let mut first = Vec::with_capacity(FIRST_BYTES);
+    let mut may_be = true;
+    while may_be && first.len() < PREFACE.len() {
+        let read = stream.read_buf(&mut first).await?;
+        may_be = read > 0 && first.iter().zip(PREFACE).all(|(came, wanted)| came == wanted);
     }
-    Ok((Prefixed { first, given: 0, inner: stream }, is_http2))
+    Ok((Prefixed { first, given: 0, inner: stream }, may_be))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
@@ -42,6 +42,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
             let part = rest.len().min(buffer.remaining());
             buffer.put_slice(&rest[..part]);
             this.given += part;
+            if this.given == this.first.len() {
+                (this.first, this.given) = (Vec::new(), 0);
+            }
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut this.inner).poll_read(context, buffer)

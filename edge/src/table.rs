@@ -30,11 +30,12 @@ impl<T> Table<T> {
 
     /// The route of a request. `host` is in small letters and has no port.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<T>> {
-        let wildcard = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
-        let hosts = [Some(host), wildcard.as_deref(), Some("*")];
-        let paths = hosts.into_iter().flatten().filter_map(|host| self.hosts.get(host)).flatten();
-        let mut fitting = paths.filter(|(prefix, _)| begins_with(path, prefix));
-        fitting.next().map(|(_, target)| target)
+        let of = |host: &str| {
+            let mut paths = self.hosts.get(host)?.iter();
+            paths.find(|(prefix, _)| begins_with(path, prefix)).map(|(_, target)| target)
+        };
+        let wildcard = || of(&format!("*.{}", host.split_once('.')?.1));
+        of(host).or_else(wildcard).or_else(|| of("*"))
     }
 }
 

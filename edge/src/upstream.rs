@@ -13,22 +13,25 @@ use crate::model::{Endpoint, Protocol};
 pub(crate) struct Upstream {
     port: u16,
     protocol: Protocol,
+    threads: usize,
     backends: RwLock<Arc<[Arc<Backend>]>>,
     /// Who is looked at first: among equals they take turns.
     turn: AtomicUsize,
 }
 
 impl Upstream {
-    pub(crate) fn new(port: u16, protocol: Protocol) -> Self {
+    pub(crate) fn new(port: u16, protocol: Protocol, threads: usize) -> Self {
         let none: [Arc<Backend>; 0] = [];
-        Self { port, protocol, backends: RwLock::new(Arc::new(none)), turn: AtomicUsize::new(0) }
+        Self { port, protocol, threads, backends: RwLock::new(Arc::new(none)), turn: AtomicUsize::new(0) }
     }
 
     /// Those that stay keep their connections; those that go get nothing new.
     pub(crate) fn set(&self, endpoints: &[Endpoint]) {
         let old = self.backends();
         let known = |endpoint: &Endpoint| old.iter().find(|backend| backend.endpoint == *endpoint).cloned();
-        let new = |endpoint: &Endpoint| Arc::new(Backend::new(endpoint.clone(), self.port, self.protocol));
+        let new = |endpoint: &Endpoint| {
+            Arc::new(Backend::new(endpoint.clone(), self.port, self.protocol, self.threads))
+        };
         let list: Arc<[Arc<Backend>]> =
             endpoints.iter().map(|endpoint| known(endpoint).unwrap_or_else(|| new(endpoint))).collect();
         *self.backends.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&list);
@@ -74,7 +77,7 @@ mod tests {
     }
 
     fn upstream(names: &[&str]) -> Upstream {
-        let upstream = Upstream::new(80, Protocol::Http1);
+        let upstream = Upstream::new(80, Protocol::Http1, 1);
         upstream.set(&endpoints(names));
         upstream
     }
