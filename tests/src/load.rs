@@ -5,8 +5,8 @@
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ pub struct Sample {
 pub struct Load {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicUsize>,
+    /// When each worker sent the request that it waits for.
+    waits: Arc<[Mutex<Option<Instant>>]>,
     workers: Vec<JoinHandle<Vec<Sample>>>,
 }
 
@@ -64,12 +66,13 @@ impl Load {
     pub fn start(plan: Plan) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicUsize::new(0));
+        let waits: Arc<[Mutex<Option<Instant>>]> = (0..plan.workers).map(|_| Mutex::default()).collect();
         let begin = Instant::now();
         let every = Duration::from_secs(1) * plan.workers / plan.per_second;
         let worker = |number: u32| {
-            let (stop, count) = (stop.clone(), count.clone());
+            let (stop, count, waits) = (stop.clone(), count.clone(), waits.clone());
             let first = begin + every * number / plan.workers;
-            std::thread::spawn(move || work(plan, (&stop, &count), first, every))
+            std::thread::spawn(move || work(plan, (&stop, &count, &waits[number as usize]), first, every))
         };
         let workers = match plan.kind {
             Kind::Http2 => {
@@ -78,12 +81,18 @@ impl Load {
             }
             Kind::New | Kind::Kept(_) => (0..plan.workers).map(worker).collect(),
         };
-        Self { stop, count: count.clone(), workers }
+        Self { stop, count: count.clone(), waits, workers }
     }
 
     /// How many requests have got an answer, or have failed.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// How many requests have been on their way for longer than that. Not known of HTTP/2.
+    pub fn waiting(&self, longer_than: Duration) -> usize {
+        let since = self.waits.iter().filter_map(|wait| *wait.lock().unwrap());
+        since.filter(|sent| sent.elapsed() > longer_than).count()
     }
 
     /// Ends it, and tells of every request in the order in which they were sent.
@@ -110,7 +119,7 @@ pub fn failures(samples: &[Sample]) -> Vec<&Sample> {
 
 fn work(
     plan: Plan,
-    (stop, count): (&AtomicBool, &AtomicUsize),
+    (stop, count, waits): (&AtomicBool, &AtomicUsize, &Mutex<Option<Instant>>),
     first: Instant,
     every: Duration,
 ) -> Vec<Sample> {
@@ -124,7 +133,9 @@ fn work(
         let young = |since: &Instant| matches!(plan.kind, Kind::Kept(life) if since.elapsed() < life);
         // As every client does, which would not send a request to whom has hung up.
         let used = kept.take().filter(|(stream, since)| young(since) && !has_ended(stream));
+        *waits.lock().unwrap() = Some(sent);
         let (outcome, connection) = request(plan, used);
+        *waits.lock().unwrap() = None;
         kept = connection;
         let outcome = outcome.map_err(|error| error.to_string());
         count.fetch_add(1, Ordering::Relaxed);
