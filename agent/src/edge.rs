@@ -52,6 +52,8 @@ pub(crate) fn settings(given: &wire::EdgeConfig) -> Settings {
         http: port(settings.http_port),
         https: port(settings.https_port),
         access_log: settings.access_log,
+        // Checked before it was kept; what can't be read is not believed.
+        trusted: settings.trusted.iter().filter_map(|network| network.parse().ok()).collect(),
     }
 }
 

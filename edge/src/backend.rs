@@ -202,7 +202,8 @@ impl Backend {
     }
 
     pub(crate) fn is_left_out(&self, now: Instant) -> bool {
-        self.ails.load(Ordering::Acquire) && lock(&self.health).left_out_until.is_some_and(|until| now < until)
+        self.ails.load(Ordering::Acquire)
+            && lock(&self.health).left_out_until.is_some_and(|until| now < until)
     }
 
     /// It answered as a replica that works does.

@@ -126,6 +126,7 @@ impl Edge {
             self.shared.set_log(settings.access_log.then(|| AccessLog::open(self.log_dir.to_path_buf())));
         }
         self.shared.set_https(settings.https);
+        self.shared.set_trusted(&settings.trusted);
         let wanted = [(settings.http, false), (settings.https, true)];
         let wanted: Vec<(u16, bool)> =
             wanted.into_iter().filter_map(|(port, tls)| Some((port?, tls))).collect();
@@ -274,7 +275,8 @@ async fn open(
         Err(source) => return tell(&problem, port, &EdgeError::Tls { source }),
     };
     let bind = || {
-        let threads = threads.handles(shared.limits.threads).map_err(|source| EdgeError::Threads { source })?;
+        let threads =
+            threads.handles(shared.limits.threads).map_err(|source| EdgeError::Threads { source })?;
         let listeners = listen::bind(port, threads.len())?;
         Ok::<_, EdgeError>(threads.into_iter().zip(listeners))
     };

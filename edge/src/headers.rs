@@ -1,10 +1,10 @@
 //! What of a request's and an answer's head passes, and what a replica is told of the client.
 //!
-//! Nothing that a client says of where it comes from reaches a replica: the fields of that kind are taken away,
-//! whatever their spelling, and written anew. Fields of one connection (RFC 9110, 7.6.1) end here. How a body is
+//! Nothing that a client says of where it comes from reaches a replica, but for what trusted proxies vouch for: the
+//! fields of that kind are taken away, whatever their spelling, and written anew. Fields of one connection (RFC 9110, 7.6.1) end here. How a body is
 //! framed is not passed on but said anew by the HTTP library, so that what it read as one request leaves as one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Version};
@@ -136,7 +136,7 @@ fn upgrade<B: Body>(request: &Request<B>) -> Option<HeaderValue> {
     (is_asked && !is_h2 && headers.get_all(header::UPGRADE).iter().count() == 1).then(|| wanted.clone())
 }
 
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'a str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
@@ -157,15 +157,18 @@ fn is_origin(name: &str) -> bool {
     let is = |known: &&str| {
         known.len() == name.len() && name.bytes().zip(known.bytes()).all(|(byte, wanted)| same(byte, wanted))
     };
-    name.starts_with(['f', 'x']) && ORIGIN.iter().any(|known| is(&known))
+    name.starts_with(['f', 'x']) && ORIGIN.iter().any(is)
 }
 
-/// What all requests of a connection tell a replica.
+/// Where a request comes from, and what a replica is told of that. The same for all requests of a connection, unless
+/// that is a proxy's which says more.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    client: HeaderValue,
+    pub(crate) client: IpAddr,
+    pub(crate) scheme: &'static str,
+    /// The client, and the proxies between.
+    chain: HeaderValue,
     port: HeaderValue,
-    scheme: &'static str,
     /// As `Forwarded` has it.
     node: String,
 }
@@ -173,14 +176,47 @@ pub(crate) struct Origin {
 impl Origin {
     /// Of a connection from `client` to `own`.
     pub(crate) fn new(client: IpAddr, own: SocketAddr, scheme: &'static str) -> Self {
+        Self::of(&[client], own.port(), scheme)
+    }
+
+    /// `chain` begins with the client.
+    fn of(chain: &[IpAddr], port: u16, scheme: &'static str) -> Self {
+        let client = chain.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let node = match client {
             IpAddr::V4(address) => address.to_string(),
             IpAddr::V6(address) => format!("\"[{address}]\""),
         };
-        let text = HeaderValue::try_from(client.to_string());
-        // An address is made of letters that any field may have.
-        let client = text.unwrap_or(HeaderValue::from_static("unknown"));
-        Self { client, port: own.port().into(), scheme, node }
+        let text = chain.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        // Addresses are made of letters that any field may have.
+        let chain = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { client, scheme, chain, port: port.into(), node }
+    }
+
+    /// What a request says that a trusted proxy has sent over this connection. Of `X-Forwarded-For` all is believed from
+    /// its end on until the first address that is not a trusted proxy's: that is the client.
+    pub(crate) fn told(&self, headers: &HeaderMap, own: SocketAddr, trusts: impl Fn(IpAddr) -> bool) -> Self {
+        let mut chain = vec![self.client];
+        let listed: Vec<&str> = tokens(headers, &X_FORWARDED_FOR).collect();
+        for text in listed.into_iter().rev() {
+            let with_port = || text.parse().map(|end: SocketAddr| end.ip());
+            let Ok(address) = text.parse().or_else(|_| with_port()) else { break };
+            chain.insert(0, IpAddr::to_canonical(&address));
+            if !trusts(chain[0]) {
+                break;
+            }
+        }
+        let scheme = match tokens(headers, &X_FORWARDED_PROTO).next_back() {
+            Some("https") => Some("https"),
+            Some("http") => Some("http"),
+            _ => None,
+        };
+        let usual = match scheme {
+            Some("https") => 443,
+            Some(_) => 80,
+            None => own.port(),
+        };
+        let port = tokens(headers, &X_FORWARDED_PORT).next_back().and_then(|port| port.parse().ok());
+        Self::of(&chain, port.unwrap_or(usual), scheme.unwrap_or(self.scheme))
     }
 }
 
@@ -192,8 +228,8 @@ pub(crate) fn to_replica(headers: &mut HeaderMap, asked: &Asked, origin: &Origin
     end_hop(headers, ends);
     join_cookies(headers);
     headers.reserve(ADDED);
-    let Origin { client, port, scheme, node } = origin;
-    headers.insert(X_FORWARDED_FOR, client.clone());
+    let Origin { chain, port, scheme, node, .. } = origin;
+    headers.insert(X_FORWARDED_FOR, chain.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     headers.insert(X_FORWARDED_HOST, asked.authority.clone());
     headers.insert(X_FORWARDED_PORT, port.clone());
@@ -316,6 +352,31 @@ mod tests {
         assert!(
             get("connection").is_empty() && get("host").is_empty() && get("proxy-authorization").is_empty()
         );
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_as_far_as_those_before_it() {
+        let trusts = |address: IpAddr| address.to_string().starts_with("10.");
+        let proxy = Origin::new("10.0.0.1".parse().unwrap(), "10.0.0.9:80".parse().unwrap(), "http");
+        let told = |fields: &[(&str, &str)]| {
+            let told = proxy.told(request("/", fields).headers(), "10.0.0.9:80".parse().unwrap(), trusts);
+            let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+            (told.client.to_string(), told.scheme, text(&told.chain), text(&told.port))
+        };
+        let is = |client: &str, scheme, chain: &str, port: &str| {
+            (client.into(), scheme, chain.into(), port.into())
+        };
+        assert_eq!(told(&[]), is("10.0.0.1", "http", "10.0.0.1", "80"));
+        let forged = [("x-forwarded-for", "6.6.6.6, 192.0.2.7"), ("x-forwarded-for", "10.0.0.2")];
+        assert_eq!(told(&forged), is("192.0.2.7", "http", "192.0.2.7, 10.0.0.2, 10.0.0.1", "80"));
+        let encrypted = [("x-forwarded-for", "[2001:db8::1]:99"), ("x-forwarded-proto", "https")];
+        assert_eq!(told(&encrypted), is("2001:db8::1", "https", "2001:db8::1, 10.0.0.1", "443"));
+        let odd = [
+            ("x-forwarded-for", "192.0.2.7, unknown"),
+            ("x-forwarded-proto", "ftp"),
+            ("x-forwarded-port", "8443"),
+        ];
+        assert_eq!(told(&odd), is("10.0.0.1", "http", "10.0.0.1", "8443"));
     }
 
     #[test]

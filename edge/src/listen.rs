@@ -17,7 +17,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -26,9 +25,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::body::AnswerBody;
 use crate::error::EdgeError;
+use crate::forward;
 use crate::headers::Origin;
 use crate::proxy::{self, Shared};
-use crate::stream::is_http2;
+use crate::stream::{Prefixed, Stream};
 
 /// Connections that may wait to be accepted, on each thread.
 const BACKLOG: u32 = 1024;
@@ -59,14 +59,23 @@ impl Places {
         Arc::new(Self { all: Arc::new(Semaphore::new(all)), clients: Mutex::default(), each })
     }
 
-    fn take(self: &Arc<Self>, client: IpAddr, permit: OwnedSemaphorePermit) -> Option<Place> {
+    /// None where the client has enough. A trusted proxy's are not counted: they are many clients'.
+    fn take(
+        self: &Arc<Self>,
+        client: IpAddr,
+        is_trusted: bool,
+        permit: OwnedSemaphorePermit,
+    ) -> Option<Place> {
+        if is_trusted {
+            return Some(Place { places: Arc::clone(self), client: None, _permit: permit });
+        }
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let count = clients.entry(client).or_default();
         if *count >= self.each {
             return None;
         }
         *count += 1;
-        Some(Place { places: Arc::clone(self), client, _permit: permit })
+        Some(Place { places: Arc::clone(self), client: Some(client), _permit: permit })
     }
 }
 
@@ -74,17 +83,18 @@ impl Places {
 #[derive(Debug)]
 struct Place {
     places: Arc<Places>,
-    client: IpAddr,
+    client: Option<IpAddr>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let Some(client) = self.client else { return };
         let mut clients = self.places.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.client) {
+        if let Some(count) = clients.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
-                clients.remove(&self.client);
+                clients.remove(&client);
             }
         }
     }
@@ -98,6 +108,8 @@ pub(crate) struct Visit {
     pub(crate) own: SocketAddr,
     pub(crate) scheme: &'static str,
     pub(crate) origin: Origin,
+    /// The client is a proxy that is believed.
+    pub(crate) is_trusted: bool,
     /// The number of the thread that serves it.
     pub(crate) thread: usize,
     /// What the client asked for in the TLS handshake.
@@ -106,10 +118,15 @@ pub(crate) struct Visit {
 }
 
 impl Visit {
-    fn new(client: SocketAddr, own: SocketAddr, thread: usize, place: Place) -> Self {
+    fn new(client: SocketAddr, own: SocketAddr, is_trusted: bool, thread: usize, place: Place) -> Self {
         let (scheme, server_name) = ("http", None);
         let origin = Origin::new(client.ip(), own, scheme);
-        Self { client, own, scheme, origin, thread, server_name, _place: place }
+        Self { client, own, scheme, origin, is_trusted, thread, server_name, _place: place }
+    }
+
+    /// As a PROXY header says.
+    fn told(self, client: SocketAddr, own: SocketAddr, is_trusted: bool) -> Self {
+        Self { client, own, origin: Origin::new(client.ip(), own, self.scheme), is_trusted, ..self }
     }
 
     fn encrypted(self, server_name: Option<&str>) -> Self {
@@ -170,7 +187,7 @@ impl Serve {
             while connections.try_join_next().is_some() {}
             // Each arm is cancel-safe: a connection that was not accepted stays in the queue, the value stays.
             let accepted = tokio::select! {
-                accepted = accept(&listener, &places, thread) => accepted,
+                accepted = accept(&listener, &shared, &places, thread) => accepted,
                 () = closed(&mut closing) => break,
             };
             match accepted {
@@ -212,6 +229,7 @@ pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
 /// The next connection; none where its client has too many.
 async fn accept(
     listener: &TcpListener,
+    shared: &Shared,
     places: &Arc<Places>,
     thread: usize,
 ) -> std::io::Result<Option<(TcpStream, Visit)>> {
@@ -219,11 +237,12 @@ async fn accept(
     let (stream, client) = listener.accept().await?;
     let Ok(own) = stream.local_addr() else { return Ok(None) };
     let (client, own) = (plain(client), plain(own));
-    let Some(place) = places.take(client.ip(), permit) else {
+    let is_trusted = shared.trusts(client.ip());
+    let Some(place) = places.take(client.ip(), is_trusted, permit) else {
         tracing::debug!(%client, "a client has too many connections");
         return Ok(None);
     };
-    Ok(Some((stream, Visit::new(client, own, thread, place))))
+    Ok(Some((stream, Visit::new(client, own, is_trusted, thread, place))))
 }
 
 /// An IPv4 address as such, not as one of IPv6.
@@ -238,20 +257,31 @@ async fn connection(
     tls: Option<Arc<ServerConfig>>,
     closing: watch::Receiver<bool>,
 ) {
+    let (mut stream, mut visit) = (Prefixed::new(stream), visit);
+    let client = visit.client;
+    let said_nothing = || tracing::debug!(%client, "a client said nothing");
+    let broke = |error| tracing::debug!(%client, %error, "a client's connection broke");
+    if visit.is_trusted {
+        match timeout(shared.limits.handshake, forward::take_header(&mut stream)).await {
+            Ok(Ok(Some((client, own)))) => visit = visit.told(client, own, shared.trusts(client.ip())),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => return broke(error),
+            Err(_) => return said_nothing(),
+        }
+    }
     if let Some(tls) = tls {
         return encrypted(stream, visit, shared, tls, closing).await;
     }
-    let client = visit.client;
-    match timeout(shared.limits.handshake, is_http2(stream)).await {
-        Ok(Ok((stream, true))) => serve_2(stream, visit, shared, closing).await,
-        Ok(Ok((stream, false))) => serve_1(stream, visit, shared, closing).await,
-        Ok(Err(error)) => tracing::debug!(%client, %error, "a client's connection broke"),
-        Err(_) => tracing::debug!(%client, "a client said nothing"),
+    match timeout(shared.limits.handshake, stream.is_http2()).await {
+        Ok(Ok(true)) => serve_2(Stream::Plain(stream), visit, shared, closing).await,
+        Ok(Ok(false)) => serve_1(Stream::Plain(stream), visit, shared, closing).await,
+        Ok(Err(error)) => broke(error),
+        Err(_) => said_nothing(),
     }
 }
 
 async fn encrypted(
-    stream: TcpStream,
+    stream: Prefixed<TcpStream>,
     visit: Visit,
     shared: Arc<Shared>,
     tls: Arc<ServerConfig>,
@@ -264,16 +294,15 @@ async fn encrypted(
         Err(_) => return tracing::debug!(%client, "a TLS handshake took too long"),
     };
     let visit = visit.encrypted(stream.get_ref().1.server_name());
-    match stream.get_ref().1.alpn_protocol() {
-        Some(b"h2") => serve_2(stream, visit, shared, closing).await,
-        _ => serve_1(stream, visit, shared, closing).await,
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Stream::Encrypted(Box::new(stream));
+    match is_http2 {
+        true => serve_2(stream, visit, shared, closing).await,
+        false => serve_1(stream, visit, shared, closing).await,
     }
 }
 
-async fn serve_1<S>(stream: S, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn serve_1(stream: Stream, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>) {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -287,10 +316,7 @@ where
     to_the_end(served, |served| served.graceful_shutdown(), client, closing).await;
 }
 
-async fn serve_2<S>(stream: S, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn serve_2(stream: Stream, visit: Visit, shared: Arc<Shared>, closing: watch::Receiver<bool>) {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())

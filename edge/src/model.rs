@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 /// Where the edge listens. Without a port it does not run at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -12,6 +14,9 @@ pub struct Settings {
     pub https: Option<u16>,
     /// Whether requests are logged.
     pub access_log: bool,
+    /// Proxies before the edge: what they say of where a request comes from is believed, by a PROXY header (version 2)
+    /// or `X-Forwarded-*`.
+    pub trusted: Vec<IpNet>,
 }
 
 /// How a replica is spoken to.

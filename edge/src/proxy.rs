@@ -7,19 +7,21 @@
 //! may have been killed. That is all, so that a request that brings replicas down does not bring down all of them.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
+use ipnet::IpNet;
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Failure, InFlight, Lease, Sending};
 use crate::body::{AnswerBody, Progress, RequestBody};
 use crate::certificates::Certificates;
 use crate::copy;
-use crate::headers::{self, Asked, Refusal};
+use crate::headers::{self, Asked, Origin, Refusal};
 use crate::limits::Limits;
 use crate::listen::Visit;
 use crate::log::{self, AccessLog, Line};
@@ -56,6 +58,8 @@ pub(crate) struct Shared {
     log: RwLock<Option<AccessLog>>,
     /// The port for TLS; 0: none.
     https: AtomicU16,
+    /// Proxies that are believed.
+    trusted: RwLock<Arc<[IpNet]>>,
 }
 
 impl Shared {
@@ -67,6 +71,7 @@ impl Shared {
             challenges: RwLock::default(),
             log: RwLock::default(),
             https: AtomicU16::new(0),
+            trusted: RwLock::default(),
         }
     }
 
@@ -92,6 +97,16 @@ impl Shared {
 
     pub(crate) fn set_https(&self, port: Option<u16>) {
         self.https.store(port.unwrap_or_default(), Relaxed);
+    }
+
+    pub(crate) fn set_trusted(&self, proxies: &[IpNet]) {
+        *self.trusted.write().unwrap_or_else(PoisonError::into_inner) = proxies.into();
+    }
+
+    /// Whether that is a proxy which is believed.
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        let trusted = self.trusted.read().unwrap_or_else(PoisonError::into_inner);
+        trusted.iter().any(|network| network.contains(&address))
     }
 
     fn table(&self) -> Arc<Table<Target>> {
@@ -191,13 +206,16 @@ pub(crate) async fn answer(
     if let Some(words) = challenge(shared, request.uri().path()) {
         return say(StatusCode::OK, words);
     }
-    if let Some(response) = elsewhere(shared, visit, &asked, &request) {
+    let told = || visit.origin.told(request.headers(), visit.own, |address| shared.trusts(address));
+    let told = visit.is_trusted.then(told);
+    let origin = told.as_ref().unwrap_or(&visit.origin);
+    if let Some(response) = elsewhere(shared, visit, origin, &asked, &request) {
         return response;
     }
     let Some(target) = shared.table().find(&asked.host, request.uri().path()).cloned() else {
         return refuse(Refusal(StatusCode::NOT_FOUND, "No service has this address.\n"), None);
     };
-    pass(shared, visit, request, asked, target).await
+    pass(shared, visit, origin, request, asked, target).await
 }
 
 /// What proves to an ACME server that this node answers for the host. Every node knows it.
@@ -211,6 +229,7 @@ fn challenge(shared: &Shared, path: &str) -> Option<String> {
 fn elsewhere(
     shared: &Shared,
     visit: &Visit,
+    origin: &Origin,
     asked: &Asked,
     request: &Request<Incoming>,
 ) -> Option<Response<AnswerBody>> {
@@ -219,6 +238,9 @@ fn elsewhere(
         let is_other = !shared.certificates.share(name, &asked.host);
         let words = "This connection is for another host.\n";
         return is_other.then(|| refuse(Refusal(StatusCode::MISDIRECTED_REQUEST, words), None));
+    }
+    if origin.scheme == "https" {
+        return None;
     }
     let port = Some(shared.https.load(Relaxed)).filter(|port| *port != 0)?;
     shared.certificates.find(&asked.host)?;
@@ -231,16 +253,16 @@ fn elsewhere(
 }
 
 /// What the log says of a request before it is answered.
-fn line(visit: &Visit, request: &Request<Incoming>, asked: &Asked, target: &Target) -> Line {
+fn line(origin: &Origin, request: &Request<Incoming>, asked: &Asked, target: &Target) -> Line {
     let field = |name| {
         let value = request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         log::shortened(value.unwrap_or_default())
     };
     Line {
         at: log::now(),
-        client: visit.client.ip().to_string(),
+        client: origin.client.to_string(),
         protocol: if request.version() == Version::HTTP_2 { "http/2" } else { "http/1.1" },
-        scheme: visit.scheme,
+        scheme: origin.scheme,
         method: log::shortened(request.method().as_str()),
         host: asked.host.clone(),
         path: log::shortened(request.uri().path()),
@@ -255,25 +277,27 @@ fn line(visit: &Visit, request: &Request<Incoming>, asked: &Asked, target: &Targ
 async fn pass(
     shared: &Shared,
     visit: &Arc<Visit>,
+    origin: &Origin,
     mut request: Request<Incoming>,
     asked: Asked,
     target: Arc<Target>,
 ) -> Response<AnswerBody> {
-    let log = shared.log().map(|log| (log, Box::new(line(visit, &request, &asked, &target))));
+    let log = shared.log().map(|log| (log, Box::new(line(origin, &request, &asked, &target))));
     let mut record = Record::new(Arc::clone(&target), log);
     let client = asked.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let request = match to_replica(shared, visit, request, &asked, &target) {
+    let request = match to_replica(shared, origin, request, &asked, &target) {
         Ok(request) => request,
         Err(refusal) => return refuse(refusal, Some(record)),
     };
     record.received = Some(request.body().progress());
-    let (mut response, lease) = match attempt(shared, visit, request, &target, &mut record).await {
-        Ok(answered) => answered,
-        Err(refusal) => {
-            record.is_failure = true;
-            return refuse(refusal, Some(record));
-        }
-    };
+    let (mut response, lease) =
+        match attempt(shared, visit, origin.client, request, &target, &mut record).await {
+            Ok(answered) => answered,
+            Err(refusal) => {
+                record.is_failure = true;
+                return refuse(refusal, Some(record));
+            }
+        };
     record.status = response.status().as_u16();
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if switches {
@@ -296,7 +320,7 @@ async fn pass(
 /// The request as a replica gets it.
 fn to_replica(
     shared: &Shared,
-    visit: &Visit,
+    origin: &Origin,
     request: Request<Incoming>,
     asked: &Asked,
     target: &Target,
@@ -307,7 +331,7 @@ fn to_replica(
     }
     let counters = Arc::clone(&target.counters);
     let mut request = request.map(|body| RequestBody::new(body, shared.limits.body, counters));
-    headers::to_replica(request.headers_mut(), asked, &visit.origin, is_http2);
+    headers::to_replica(request.headers_mut(), asked, origin, is_http2);
     let mut parts = http::uri::Parts::default();
     let path = request.uri().path_and_query().cloned();
     parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
@@ -353,16 +377,19 @@ fn again(
 async fn attempt(
     shared: &Shared,
     visit: &Visit,
+    client: IpAddr,
     mut request: Request<RequestBody>,
     target: &Target,
     record: &mut Record,
 ) -> Result<(Response<Incoming>, Lease), Refusal> {
     let mut tried: Vec<Arc<Backend>> = Vec::new();
     let mut spare = copy_of(&request, &target.counters);
+    // A proxy before the edge tells no port of its client's.
+    let client = if visit.client.ip() == client { visit.client } else { SocketAddr::new(client, 0) };
     let mut sending = Sending {
         limits: &shared.limits,
         timeout: target.route.timeout,
-        proxy_header: target.route.proxy_header.then_some((visit.client, visit.own)),
+        proxy_header: target.route.proxy_header.then_some((client, visit.own)),
         fresh: false,
         thread: visit.thread,
     };

@@ -136,6 +136,7 @@ fn tls_by_a_given_certificate(lab: &Lab, folder: &Path) {
         wait_until(&format!("TLS on n{}", node.number), SOON, || encrypted(node, folder));
         assert_eq!(page(node, HOST, "/").unwrap().0, 308);
     }
+    a_proxy_before_the_edge_is_believed(lab.node(1));
     let log = lab.node(1).data_dir().join("edge/access.log");
     wait_until("a line of the access log", SOON, || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
@@ -160,6 +161,31 @@ fn tls_by_a_given_certificate(lab: &Lab, folder: &Path) {
     for node in lab.nodes() {
         let found = files_with(&node.data_dir(), secret);
         assert!(found.is_empty(), "the key lies open in {found:?} ({} bytes of PEM)", pem.len());
+    }
+}
+
+/// Where it says that its client speaks TLS, nothing is led there again. Nobody else is believed.
+fn a_proxy_before_the_edge_is_believed(node: &Node) {
+    let status = || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code}", "-H"]);
+        curl.args([&format!("Host: {HOST}"), "-H", "X-Forwarded-Proto: https"]);
+        command::run(curl.arg(format!("http://{}/", node.address)), SOON).stdout
+    };
+    let set = |proxies: &str| node.rctl(&["cluster", "update", "--edge-trusted", proxies]);
+    assert_eq!(status(), "308");
+    let refused = set("0.0.0.0/0");
+    assert!(refused.code == 1 && refused.stderr.contains("is everybody"), "{refused:?}");
+    let refused = set("app.example");
+    assert!(refused.code == 1 && refused.stderr.contains("is not a network"), "{refused:?}");
+    // This program's address is in the nodes' segment.
+    let network = format!("{}/16", node.address);
+    for (proxies, expected) in [(network.as_str(), "200"), ("", "308")] {
+        set(proxies).ok();
+        wait_until("the edge knows whom to believe", SOON, || {
+            let status = status();
+            hold(status == expected, || format!("{status} with {proxies:?}"))
+        });
     }
 }
 

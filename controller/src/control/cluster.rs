@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use rorqual_planner::{State, prepare};
-use rorqual_proto::model::{Node, Role};
-use rorqual_proto::wire;
+use rorqual_proto::model::{EdgeSettings, Node, Role};
+use rorqual_proto::{InvalidField, wire};
 use tonic::Status;
 
 use super::Control;
@@ -55,6 +56,9 @@ impl Control {
             edge.acme_directory = request.edge_acme_directory.unwrap_or(edge.acme_directory);
             edge.acme_contact = request.edge_acme_contact.unwrap_or(edge.acme_contact);
             edge.acme_ca = request.edge_acme_ca.unwrap_or(edge.acme_ca);
+            if let Some(list) = &request.edge_trusted {
+                edge.trusted = trusted(list).map_err(status::from_field)?;
+            }
             prepare::cluster::set(state, edge, request.encrypt).map_err(status::from_refusal)
         })?;
         self.store.propose(vec![action]).await.map_err(status::from_propose)?;
@@ -90,6 +94,14 @@ fn encryption_problems(state: &State) -> Vec<String> {
         (!problem.is_empty()).then(|| format!("{}: {problem}", node.description.hostname))
     };
     state.nodes().filter_map(tell).collect()
+}
+
+/// Of a list with commas.
+fn trusted(list: &str) -> Result<Vec<IpNet>, InvalidField> {
+    let networks = list.split(',').map(str::trim).filter(|network| !network.is_empty());
+    let given =
+        wire::EdgeSettings { trusted: networks.map(ToOwned::to_owned).collect(), ..Default::default() };
+    Ok(EdgeSettings::try_from(given)?.trusted)
 }
 
 /// A port as it is from now on: what is absent stays, 0 closes.

@@ -5,26 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::world::{Replica, World, free_port, route, service, wait};
+use crate::world::{Replica, World, free_port, one_answer, route, service, wait};
 use rorqual_edge::{Endpoint, Limits};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-
-/// Reads one answer with a content-length, and leaves the connection open.
-async fn one_answer(stream: &mut TcpStream) -> String {
-    let mut text = Vec::new();
-    let mut byte = [0];
-    while !text.ends_with(b"\r\n\r\n") {
-        assert_eq!(stream.read(&mut byte).await.unwrap(), 1, "{}", String::from_utf8_lossy(&text));
-        text.push(byte[0]);
-    }
-    let head = String::from_utf8(text).unwrap();
-    let length =
-        head.to_ascii_lowercase().split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse();
-    let mut body = vec![0; length.unwrap()];
-    stream.read_exact(&mut body).await.unwrap();
-    head + &String::from_utf8(body).unwrap()
-}
 
 #[tokio::test]
 async fn requests_go_where_host_and_path_say() {
@@ -397,7 +381,11 @@ async fn a_port_that_is_given_up_lets_requests_end() {
 
 #[tokio::test]
 async fn a_port_that_something_else_has_is_told_and_tried_again() {
-    let held = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    // It would share the port with whoever asks for the same.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.set_reuseport(true).unwrap();
+    held.bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    let held = held.listen(1).unwrap();
     let port = held.local_addr().unwrap().port();
     let edge = rorqual_edge::Edge::new(Limits::default(), std::path::Path::new("/nonexistent"));
     edge.set(&rorqual_edge::Settings { http: Some(port), ..Default::default() });

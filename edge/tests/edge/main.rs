@@ -3,5 +3,7 @@
 
 mod http1;
 mod http2;
+mod threads;
 mod tls;
+mod trusted;
 mod world;

@@ -38,12 +38,23 @@ struct Client {
 
 impl Client {
     async fn connect(&self, name: &str, protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_after(b"", name, protocol).await
+    }
+
+    /// The handshake comes after these bytes.
+    async fn connect_after(
+        &self,
+        first: &[u8],
+        name: &str,
+        protocol: &[u8],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = builder.with_root_certificates(self.trust.clone()).with_no_client_auth();
         config.alpn_protocols = vec![protocol.to_vec()];
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        stream.write_all(first).await?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
@@ -73,7 +84,8 @@ async fn world(log_dir: Option<&Path>) -> (World, Replica, Client) {
     let other = certificate("other", &["*.shop.example"], &mut trust);
     world.edge.set_certificates(vec![one, other]);
     let port = free_port();
-    world.edge.set(&Settings { http: Some(world.address.port()), https: Some(port), access_log });
+    let http = Some(world.address.port());
+    world.edge.set(&Settings { http, https: Some(port), access_log, ..Settings::default() });
     wait(|| world.edge.report().ports.contains(&port)).await;
     (world, web, Client { port, trust })
 }
@@ -120,7 +132,7 @@ async fn a_connection_has_the_certificate_of_the_host_that_it_names() {
 
 #[tokio::test]
 async fn plain_requests_are_led_to_tls_where_there_is_a_certificate() {
-    let (world, _web, client) = world(None).await;
+    let (world, web, client) = world(None).await;
     let ask =
         |host: &str, path: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     let answer = world.say(&ask("a.example:80", "/x?y=1")).await;
@@ -132,6 +144,33 @@ async fn plain_requests_are_led_to_tls_where_there_is_a_certificate() {
     assert_eq!(world.edge.report().challenges, ["token"]);
     let answer = world.say(&ask("a.example", "/.well-known/acme-challenge/other")).await;
     assert_eq!(status(&answer), "308");
+
+    // A proxy's header comes before the handshake.
+    let trusted = vec!["127.0.0.1/32".parse().unwrap()];
+    let (http, https) = (Some(world.address.port()), Some(client.port));
+    assert!(client.connect_after(crate::trusted::HEADER, "a.example", b"http/1.1").await.is_err());
+    world.edge.set(&Settings { http, https, trusted, ..Settings::default() });
+    let mut stream = client.connect_after(crate::trusted::HEADER, "a.example", b"http/1.1").await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    assert!(answer.ends_with("web"), "{answer}");
+    let seen = web.asked().pop().unwrap();
+    assert_eq!(
+        (&seen.headers["x-forwarded-for"], &seen.headers["x-forwarded-proto"]),
+        (&"192.0.2.7".parse().unwrap(), &"https".parse().unwrap())
+    );
+    world.edge.set(&Settings { http, https, ..Settings::default() });
+
+    // Where a proxy before the edge speaks TLS there is nothing to be led to.
+    let encrypted =
+        "GET / HTTP/1.1\r\nHost: a.example\r\nX-Forwarded-Proto: https\r\nConnection: close\r\n\r\n";
+    assert_eq!(status(&world.say(encrypted).await), "308", "anybody could say that");
+    let trusted = vec!["127.0.0.0/8".parse().unwrap()];
+    world.edge.set(&Settings { http, https, trusted, ..Settings::default() });
+    assert_eq!(status(&world.say(encrypted).await), "200");
+    assert_eq!(status(&world.say(&ask("a.example", "/")).await), "308");
 
     world.edge.set_certificates(Vec::new());
     assert_eq!(world.get("a.example", "/").await, (200, "web".to_owned()));
@@ -178,7 +217,7 @@ async fn each_request_is_a_line_of_the_access_log() {
     world.edge.set(&Settings {
         http: Some(world.address.port()),
         https: Some(client.port),
-        access_log: false,
+        ..Settings::default()
     });
     assert_eq!(world.get("a.example", "/").await.0, 200);
     world.edge.shutdown().await;

@@ -159,6 +159,34 @@ pub(crate) fn service(id: &str, routes: Vec<Route>, endpoints: Vec<Endpoint>) ->
     Service { id: id.to_owned(), name: id.to_owned(), routes, endpoints }
 }
 
+/// A client that keeps its connection.
+pub(crate) struct Client(TcpStream);
+
+impl Client {
+    /// What the answer to a GET is, head and body.
+    pub(crate) async fn ask(&mut self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        self.0.write_all(request.as_bytes()).await.unwrap();
+        one_answer(&mut self.0).await
+    }
+}
+
+/// Reads one answer with a content-length, and leaves the connection open.
+pub(crate) async fn one_answer(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while !text.ends_with(b"\r\n\r\n") {
+        assert_eq!(stream.read(&mut byte).await.unwrap(), 1, "{}", String::from_utf8_lossy(&text));
+        text.push(byte[0]);
+    }
+    let head = String::from_utf8(text).unwrap();
+    let length =
+        head.to_ascii_lowercase().split("content-length: ").nth(1).unwrap().lines().next().unwrap().parse();
+    let mut body = vec![0; length.unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    head + &String::from_utf8(body).unwrap()
+}
+
 /// An edge with an open port.
 pub(crate) struct World {
     pub(crate) edge: Edge,
@@ -186,12 +214,21 @@ impl World {
 
     /// What the edge says to these bytes, to the end of the connection.
     pub(crate) async fn say(&self, text: &str) -> String {
+        self.send(text.as_bytes()).await
+    }
+
+    pub(crate) async fn send(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // An edge that has answered and closed takes no more: what it said counts.
-        let _ = stream.write_all(text.as_bytes()).await;
+        let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await.expect("no end");
         String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// A connection that is kept.
+    pub(crate) async fn connect(&self) -> Client {
+        Client(TcpStream::connect(self.address).await.unwrap())
     }
 
     /// Status and body of a GET, on a connection of its own.

@@ -1,11 +1,25 @@
 //! [`model::RouteSpec`] and [`model::EdgeSettings`].
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::InvalidField;
 use crate::{model, wire};
 
 fn port(value: u32, path: &str) -> Result<u16, InvalidField> {
     u16::try_from(value)
         .map_err(|_| InvalidField::new(path, format!("{value} is not a port: expected at most 65535")))
+}
+
+/// An address, or a CIDR that stands for all addresses in it.
+fn network(text: &str, path: &str) -> Result<IpNet, InvalidField> {
+    let single = || text.parse::<IpAddr>().map(IpNet::from);
+    let network = text.parse::<IpNet>().or_else(|_| single());
+    network.map(|network| network.trunc()).map_err(|_| {
+        InvalidField::new(path, format!("`{text}` is not a network"))
+            .remedy("give an address, or a network such as 192.0.2.0/24")
+    })
 }
 
 impl From<&model::RouteSpec> for wire::RouteSpec {
@@ -58,6 +72,7 @@ impl From<&model::EdgeSettings> for wire::EdgeSettings {
             acme_directory: edge.acme_directory.clone(),
             acme_contact: edge.acme_contact.clone(),
             acme_ca: edge.acme_ca.clone(),
+            trusted: edge.trusted.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -66,6 +81,8 @@ impl TryFrom<wire::EdgeSettings> for model::EdgeSettings {
     type Error = InvalidField;
 
     fn try_from(edge: wire::EdgeSettings) -> Result<Self, InvalidField> {
+        let trusted = edge.trusted.iter().enumerate();
+        let trusted = trusted.map(|(index, text)| network(text, &format!("trusted[{index}]")));
         let open = |value, path| Ok(Some(port(value, path)?).filter(|port| *port != 0));
         Ok(Self {
             http_port: open(edge.http_port, "http_port")?,
@@ -74,6 +91,7 @@ impl TryFrom<wire::EdgeSettings> for model::EdgeSettings {
             acme_directory: edge.acme_directory,
             acme_contact: edge.acme_contact,
             acme_ca: edge.acme_ca,
+            trusted: trusted.collect::<Result<_, _>>()?,
         })
     }
 }

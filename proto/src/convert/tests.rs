@@ -292,6 +292,7 @@ fn cluster() -> Cluster {
             acme_directory: "https://acme.example/dir".into(),
             acme_contact: "me@example.com".into(),
             acme_ca: "PEM".into(),
+            trusted: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::1/128".parse().unwrap()],
         },
         encrypt: true,
     }

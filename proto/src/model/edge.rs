@@ -1,5 +1,7 @@
 //! The HTTP edge: routes of services, and how the edges of all nodes are set.
 
+use ipnet::IpNet;
+
 /// A way to a service through the HTTP edge of every node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteSpec {
@@ -52,6 +54,8 @@ pub struct EdgeSettings {
     pub acme_contact: String,
     /// PEM: authorities that the ACME server's certificate may be of, beside the system's.
     pub acme_ca: String,
+    /// Proxies before the edge: what they say of where a request comes from is believed.
+    pub trusted: Vec<IpNet>,
 }
 
 impl EdgeSettings {

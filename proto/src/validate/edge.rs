@@ -16,6 +16,14 @@ pub fn edge_settings(settings: &EdgeSettings) -> Result<(), InvalidField> {
         return Err(InvalidField::new("https_port", "is the port of plain HTTP, too")
             .remedy("give each a port of its own, such as 80 and 443"));
     }
+    at_most(settings.trusted.len(), "trusted")?;
+    if let Some(all) = settings.trusted.iter().find(|network| network.prefix_len() == 0) {
+        return Err(InvalidField::new(
+            "trusted",
+            format!("{all} is everybody, who could claim to be anybody"),
+        )
+        .remedy("name the addresses of the proxies before the edge"));
+    }
     let directory = &settings.acme_directory;
     let is_url =
         directory.strip_prefix("https://").is_some_and(|rest| !rest.is_empty() && !rest.contains('@'));
@@ -106,6 +114,16 @@ fn prefix(prefix: &str, path: &str) -> Result<(), InvalidField> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn not_everybody_is_believed() {
+        let trusting = |network: &str| {
+            let trusted = vec![network.parse().unwrap()];
+            edge_settings(&EdgeSettings { trusted, ..EdgeSettings::default() })
+        };
+        assert_eq!(trusting("192.0.2.0/24"), Ok(()));
+        assert!(trusting("0.0.0.0/0").is_err() && trusting("::/0").is_err());
+    }
 
     #[test]
     fn hosts_and_paths_are_plain() {

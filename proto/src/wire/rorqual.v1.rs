@@ -129,6 +129,9 @@ pub struct EdgeSettings {
     /// PEM: authorities that the ACME server's certificate may be of, beside the system's.
     #[prost(string, tag = "6")]
     pub acme_ca: ::prost::alloc::string::String,
+    /// CIDRs of proxies before the edge: what they say of where a request comes from is believed.
+    #[prost(string, repeated, tag = "7")]
+    pub trusted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A network that containers join, and what they are called there besides their own name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1565,6 +1568,9 @@ pub struct UpdateClusterRequest {
     pub edge_acme_contact: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(string, optional, tag = "6")]
     pub edge_acme_ca: ::core::option::Option<::prost::alloc::string::String>,
+    /// CIDRs with commas between them; empty: none.
+    #[prost(string, optional, tag = "7")]
+    pub edge_trusted: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(bool, optional, tag = "110")]
     pub encrypt: ::core::option::Option<bool>,
 }

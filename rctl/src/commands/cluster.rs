@@ -96,7 +96,7 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["encrypt", "edge_http", "edge_https", "edge_access_log", "edge_acme", "edge_acme_contact", "edge_acme_ca"]))]
+#[command(group = ArgGroup::new("change").required(true).multiple(true).args(["encrypt", "edge_http", "edge_https", "edge_access_log", "edge_acme", "edge_acme_contact", "edge_acme_ca", "edge_trusted"]))]
 pub(crate) struct UpdateArgs {
     /// Whether what goes between nodes is encrypted
     #[arg(long, value_name = "on|off", value_parser = on_or_off)]
@@ -120,6 +120,10 @@ pub(crate) struct UpdateArgs {
     /// PEM file of authorities that the ACME server's own certificate may be of, beside the system's; empty: none
     #[arg(long, value_name = "FILE")]
     edge_acme_ca: Option<String>,
+    /// Addresses and networks of proxies before the edge, with commas: they are believed where a request comes from, by
+    /// X-Forwarded-* or a PROXY header (version 2); empty: none
+    #[arg(long, value_name = "CIDR,...")]
+    edge_trusted: Option<String>,
 }
 
 /// What is in a file of authorities.
@@ -371,6 +375,7 @@ async fn update(args: &UpdateArgs, daemon: &Daemon) -> Result<()> {
         edge_acme_directory: args.edge_acme.as_deref().map(directory),
         edge_acme_contact: args.edge_acme_contact.clone(),
         edge_acme_ca: args.edge_acme_ca.as_deref().map(authorities).transpose()?,
+        edge_trusted: args.edge_trusted.clone(),
     };
     let doing = |status| Failure::from(status).doing("cannot change the cluster");
     daemon.control().update_cluster(within(CALL, request)).await.map_err(doing)?;

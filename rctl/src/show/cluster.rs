@@ -50,6 +50,7 @@ struct Cluster {
     edge_access_log: bool,
     #[serde(rename = "EdgeACMEDirectory")]
     edge_acme_directory: String,
+    edge_trusted: Vec<String>,
 }
 
 pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) -> Status {
@@ -81,6 +82,7 @@ pub(crate) fn status(info: &InfoResponse, cluster: Option<&GetClusterResponse>) 
             edge_https_port: edge.https_port,
             edge_access_log: edge.access_log,
             edge_acme_directory: edge.acme_directory.clone(),
+            edge_trusted: edge.trusted.clone(),
         }),
     }
 }
@@ -143,6 +145,9 @@ fn edge(cluster: &Cluster) -> String {
     }
     if cluster.edge_access_log {
         parts.push("access log".to_owned());
+    }
+    if !cluster.edge_trusted.is_empty() {
+        parts.push(format!("believes {}", cluster.edge_trusted.join(", ")));
     }
     if !cluster.edge_acme_directory.is_empty() {
         parts.push(format!("certificates by {}", cluster.edge_acme_directory));
