@@ -5,8 +5,9 @@
 //!        ▲    │ nobody answers: wait 50 ms … 1 s, with jitter                          │
 //!        └────┴──── three heartbeats missed, hung up, or a set that can't be taken ◀───┘
 //! ```
-//! One task (`run`) owns the assignment set. A set is on disk and in effect before it is acknowledged. While no controller can be reached everything that runs goes on running; what a daemon finds not running
-//! as it starts waits for the leader's word, or 3 s.
+//! One task (`run`) owns the assignment set. A set is on disk and in effect before it is acknowledged. While no controller
+//! can be reached everything that runs goes on running; what a daemon finds not running as it starts waits for the
+//! leader's word, or 3 s.
 
 mod renewal;
 mod stream;
