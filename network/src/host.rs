@@ -186,11 +186,21 @@ pub(crate) fn give_addresses(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &
     let missing = own.iter().filter(|address| !has.contains(&(LOOPBACK, **address)));
     let mut requests: Vec<Request> =
         missing.map(|address| route::add_address(LOOPBACK, *address, true)).collect();
-    // The node was in another cluster, or had another address.
-    let before = route::list_own_addresses(netlink, LOOPBACK)?.into_iter();
-    let gone = before.filter(|address| !own.contains(address));
-    requests.extend(gone.map(|address| route::delete_address(LOOPBACK, address)));
+    requests.extend(drop_former(netlink, underlay, twins)?);
     netlink.run(requests)
+}
+
+/// Takes away what the node had in another cluster, or with another address. Who gave it may put it back once more while it
+/// ends, so this is asked for again and again.
+pub(crate) fn drop_former(
+    netlink: &mut Netlink,
+    underlay: Ipv4Addr,
+    twins: &Twins,
+) -> Result<Vec<Request>, Error> {
+    let own = own(underlay, twins);
+    let had = route::list_own_addresses(netlink, LOOPBACK)?.into_iter();
+    let former = had.filter(|address| !own.contains(address));
+    Ok(former.map(|address| route::delete_address(LOOPBACK, address)).collect())
 }
 
 /// The ranges that this machine reaches by routes of its own: no network of containers may have them. Asked in the

@@ -154,6 +154,7 @@ impl Engine {
             tracing::info!(%object, "removing what is not wanted any more");
             requests.extend(object.remove());
         }
+        requests.extend(host::drop_former(&mut self.netlink, self.options.underlay, &self.twins)?);
         self.netlink.run(requests)
     }
 
