@@ -130,7 +130,8 @@ fn ports_lead_to_each_task(lab: &Lab) {
     let known: BTreeSet<String> = addresses(node, "back", "be").into_values().collect();
     assert_eq!(tasks.keys().cloned().collect::<BTreeSet<_>>(), known);
     for (port, number) in [("_http", 80), ("_7000", 7000)] {
-        let expected: BTreeSet<String> = tasks.values().map(|name| format!("0 100 {number} {name}.")).collect();
+        let expected: BTreeSet<String> =
+            tasks.values().map(|name| format!("0 100 {number} {name}.")).collect();
         assert_eq!(dig("both", &["SRV", &format!("{port}._tcp.be")]), expected);
     }
     for (address, name) in &tasks {
