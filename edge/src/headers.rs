@@ -1,8 +1,9 @@
 //! What of a request's and an answer's head passes, and what a replica is told of the client.
 //!
 //! Nothing that a client says of where it comes from reaches a replica, but for what trusted proxies vouch for: the
-//! fields of that kind are taken away, whatever their spelling, and written anew. Fields of one connection (RFC 9110, 7.6.1) end here. How a body is
-//! framed is not passed on but said anew by the HTTP library, so that what it read as one request leaves as one.
+//! fields of that kind are taken away, whatever their spelling, and written anew. Fields of one connection (RFC 9110,
+//! 7.6.1) end here. How a body is framed is not passed on but said anew by the HTTP library, so that what it read as
+//! one request leaves as one.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -5,9 +5,9 @@
 //! those of the balancer in the kernel.
 //!
 //! Where to start reading: [`edge`] owns the desired state and the listeners, `threads` what they run on, `listen` the
-//! connections, `proxy` the way of one request. `table` decides whose request it is, `upstream` which replica gets it, `backend` owns the
-//! connections to one replica, `headers` says what passes and what does not; `certificates` are chosen by SNI, `log`
-//! writes the access log.
+//! connections, `proxy` the way of one request. `table` decides whose request it is, `upstream` which replica gets it,
+//! `backend` owns the connections to one replica, `headers` says what passes and what does not; `certificates` are
+//! chosen by SNI, `log` writes the access log.
 //!
 //! Architecture invariant: a request reads the state once, as it begins. A change drops no connection and ends no
 //! request; what a change takes away gets no new request.

@@ -1,7 +1,8 @@
 //! Connections of clients: how many, how long they may take, and what is spoken on them.
 //!
 //! One task a port and thread accepts; each connection is a task of its own, on the same thread. The kernel shares new
-//! connections out between the threads. When a port is given up, its tasks stop to accept at once, tells each connection to end with the request that it has, and waits for them as long as [`Limits::drain`].
+//! connections out between the threads. When a port is given up, its tasks stop to accept at once, tell each connection
+//! to end with the request that it has, and wait for them as long as [`Limits::drain`].
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -10,8 +10,8 @@ use tonic::transport::Channel;
 /// A peer that lets hear nothing for so long is given up; the next one is asked.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// One that says no more than that it still waits itself is given up after so long. A registry that is slower than that
-/// has been given up by the node that asks it.
+/// One that says no more than that it still waits itself is given up after so long: twice as long as a node waits for a
+/// silent registry before it asks again.
 const NO_NEWS: Duration = Duration::from_secs(60);
 
 /// One node that has a blob, or is getting it.

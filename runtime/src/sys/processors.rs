@@ -15,7 +15,7 @@ type Set = libc::cpu_set_t;
 /// Has a thread or process that was made just now begin on another processor than ours. It stays away from ours, until it
 /// [may be everywhere](may_be_everywhere).
 pub(crate) fn begin_elsewhere(task: i32) {
-    if let Some(others) = allowed().and_then(without_ours) {
+    if let Some((_, others)) = allowed().and_then(split) {
         let _ = set(task, &others);
     }
 }
@@ -24,8 +24,8 @@ pub(crate) fn begin_elsewhere(task: i32) {
 /// hand. It stays here, until it [may be everywhere](may_be_everywhere).
 pub(crate) fn leave_ours_to(pid: i32) {
     let Some(all) = allowed() else { return };
-    let Some(others) = without_ours(all) else { return };
-    if set(pid, &without(all, &others)).is_ok() && set(0, &others).is_ok() {
+    let Some((ours, others)) = split(all) else { return };
+    if set(pid, &ours).is_ok() && set(0, &others).is_ok() {
         // We are there now, and may be moved again.
         let _ = set(0, &all);
     }
@@ -56,28 +56,22 @@ fn allowed() -> Option<Set> {
     }
 }
 
-/// `None` if there is no other.
-fn without_ours(mut allowed: Set) -> Option<Set> {
+/// That on which we are, and the others; `None` if there are none.
+fn split(allowed: Set) -> Option<(Set, Set)> {
     // SAFETY: takes nothing, and gives a number.
-    let ours = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
-    if ours >= libc::CPU_SETSIZE as usize {
+    let number = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
+    if number >= libc::CPU_SETSIZE as usize {
         return None;
     }
-    // SAFETY: the number is within the set.
-    unsafe { libc::CPU_CLR(ours, &mut allowed) };
-    // SAFETY: reads the set only.
-    (unsafe { libc::CPU_COUNT(&allowed) } > 0).then_some(allowed)
-}
-
-fn without(mut all: Set, others: &Set) -> Set {
-    for processor in 0..libc::CPU_SETSIZE as usize {
-        // SAFETY: the number is within both sets.
-        if unsafe { libc::CPU_ISSET(processor, others) } {
-            // SAFETY: as above.
-            unsafe { libc::CPU_CLR(processor, &mut all) };
-        }
-    }
-    all
+    // SAFETY: a set of zeros is valid.
+    let (mut ours, mut others): (Set, Set) = (unsafe { mem::zeroed() }, allowed);
+    // SAFETY: the number is within the sets; the count only reads.
+    let more = unsafe {
+        libc::CPU_SET(number, &mut ours);
+        libc::CPU_CLR(number, &mut others);
+        libc::CPU_COUNT(&others)
+    };
+    (more > 0).then_some((ours, others))
 }
 
 fn set(task: i32, processors: &Set) -> io::Result<()> {
@@ -118,7 +112,7 @@ mod tests {
         let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let before = of(cat.id());
         begin_elsewhere(cat.id() as i32);
-        assert_eq!(of(cat.id()) != before, without_ours(allowed().unwrap()).is_some());
+        assert_eq!(of(cat.id()) != before, split(allowed().unwrap()).is_some());
         may_be_everywhere(cat.id() as i32).unwrap();
         assert!(of(cat.id()).len() >= before.len(), "{} after {before}", of(cat.id()));
         cat.kill().unwrap();
