@@ -12,6 +12,12 @@ pub(crate) const NFT: u16 = 9090;
 pub(crate) const HAPROXY: u16 = 9091;
 pub(crate) const NGINX: u16 = 9092;
 
+/// Whom the replicas see behind the rules. Those behind ours see 169.254.1.1, and a program's or no balancer's the node: the
+/// timestamps of a TCP connection begin anywhere, for each pair of addresses and ports that its client knows. A replica that
+/// keeps a closed connection in mind takes one with an earlier time from the same address and port for an old packet, and
+/// the client tries again after a second.
+const BY_HAND_ADDRESS: &str = "169.254.1.9";
+
 /// The file of the rules.
 const BY_HAND: &str = "rules";
 
@@ -46,7 +52,7 @@ impl Peers {
         let rules = format!(
             "table inet hand {{\n chain out {{\n  type nat hook output priority -100\n  ip daddr 127.0.0.1 tcp dport {NFT} \
              dnat ip to numgen inc mod {} map {{ {} }} : 80\n }}\n chain post {{\n  type nat hook postrouting priority \
-             100\n  ip saddr 127.0.0.0/8 oifname != \"lo\" masquerade\n }}\n}}\n",
+             100\n  ip saddr 127.0.0.0/8 oifname != \"lo\" snat ip to {BY_HAND_ADDRESS}\n }}\n}}\n",
             addresses.len(),
             map.join(", ")
         );
