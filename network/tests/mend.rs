@@ -34,7 +34,9 @@ fn shape(node: &Node) -> Vec<String> {
     // The order means nothing but that of a chain's rules, which the fabric compares for itself.
     let sorted = |(program, arguments)| {
         let text = node.ns.command(program, arguments);
-        let mut lines: Vec<&str> = text.lines().map(str::trim).collect();
+        // Interfaces and addresses that packets have added.
+        let mut lines: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.contains("\" . ")).collect();
         lines.sort_unstable();
         lines.join("\n")
     };

@@ -260,6 +260,16 @@ fn networks_are_apart_and_addresses_cannot_be_forged() {
     send(a.address);
     sink.set_read_timeout(Some(PATIENCE)).unwrap();
     received(&sink, &mut [0; 8]).unwrap();
+    // Also not with that of a neighbour whose own packets have just passed, nor with a new one after its own.
+    let b = node.container(2);
+    b.ns.run(move || UdpSocket::bind((b.address, 0)).unwrap().send_to(b"b", (CLIENT, 9001)).unwrap());
+    received(&sink, &mut [0; 8]).unwrap();
+    sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    for forged in [b.address, Ipv4Addr::new(10, 213, 0, 77), Ipv4Addr::new(198, 51, 100, 7)] {
+        a.ns.ip(&format!("addr replace {forged}/32 dev eth0"));
+        send(forged);
+        assert_eq!(received(&sink, &mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock, "{forged}");
+    }
     // An address has one owner.
     attach.id = "d".into();
     assert!(matches!(node.attach(attach), Err(Error::AddressTaken { .. })));

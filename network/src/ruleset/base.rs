@@ -1,4 +1,8 @@
 //! The fixed part of the table: hooks, empty maps, and the rules that never change.
+//!
+//! Every packet of a connection meets the rules of the filter hooks; those of the nat hooks only the first one. So what lets
+//! most packets pass stands first, and in a rule what costs least: comparing a number costs a tenth of looking into a set,
+//! and the name of an interface is copied for each comparison.
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -41,15 +45,15 @@ fn elements<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String 
 
 impl Fixed {
     /// Where traffic between nodes has to be encrypted, none of it comes or leaves by another way, whatever routes
-    /// say: as rules of packets that come in, a chain for those of the node itself, and rules of those that are passed
-    /// on and of those for the node.
+    /// say: as rules of packets that come in from outside, a chain for those of the node itself, and rules of those that are
+    /// passed on and of those for the node.
     fn sealed(&self) -> [String; 4] {
         let Some(sealed) = &self.sealed else { return Default::default() };
         let Fixed { veth_prefix, tunnel, tunnel_port, .. } = self;
         [
             format!(
-                r#"iifname != "lo" iifname != "{veth_prefix}*" iifname != "{tunnel}" ip daddr @pools drop
-    iifname != "lo" iifname != "{veth_prefix}*" iifname != "{tunnel}" ip6 daddr @pools6 drop"#
+                r#"ip daddr @pools iifname != "{tunnel}" drop
+    ip6 daddr @pools6 iifname != "{tunnel}" drop"#
             ),
             format!(
                 r#"
@@ -141,6 +145,9 @@ impl Fixed {
   # a peer's address and a block of its own
   set own_blocks {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set own_blocks6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
+  # interface of a container and an address of its own
+  set proven {{ typeof iif . ip saddr; flags dynamic,timeout; timeout 10s; gc-interval 10s; size 65535; }}
+  set proven6 {{ typeof iif . ip6 saddr; flags dynamic,timeout; timeout 10s; gc-interval 10s; size 65535; }}
   # source → chain of its network
   map networks {{ type ipv4_addr : verdict; flags interval; elements = {{ {local_pool} : goto {local_chain} }} }}
   map networks6 {{ type ipv6_addr : verdict; flags interval; {networks6} }}
@@ -161,30 +168,51 @@ impl Fixed {
 
   chain guard {{
     type filter hook prerouting priority raw; policy accept;
-    # a container sends from its own addresses only, and from no link-local one: it needs no neighbour discovery
-    iifname "{veth_prefix}*" ip6 saddr {{ ::, fe80::/10 }} drop
-    iifname "{veth_prefix}*" fib saddr . iif oif missing drop
+    iifname "{veth_prefix}*" goto guard_container
+    iif "lo" accept
     # route_localnet is on for our links, so the kernel no longer refuses these itself
-    iifname != "lo" ip daddr 127.0.0.0/8 drop
-    iifname != "lo" ip saddr 127.0.0.0/8 drop
+    ip daddr 127.0.0.0/8 drop
+    ip saddr 127.0.0.0/8 drop
     {sealed_raw}
+  }}
+
+  # A container sends from its own addresses only, and from no link-local one: it needs no neighbour discovery. To look
+  # for the way back costs more than everything else here; who was found to have an address is believed for a while. No
+  # interface gives an address away to another, and none has the number of one that was.
+  chain guard_container {{
+    ip daddr 127.0.0.0/8 drop
+    iif . ip saddr @proven accept
+    iif . ip6 saddr @proven6 accept
+    ip6 saddr {{ ::, fe80::/10 }} drop
+    fib saddr . iif oif missing drop
+    add @proven {{ iif . ip saddr }}
+    add @proven6 {{ iif . ip6 saddr }}
   }}
 {sealed_out}
 
   chain steer {{
     type filter hook prerouting priority mangle; policy accept;
     # the reply of a container goes back through the node that balanced the request
-    iifname "{veth_prefix}*" ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
-    iifname != "{veth_prefix}*" ip daddr @pools ct state new ct mark set ether saddr map @peers
-    iifname != "{veth_prefix}*" ip6 daddr @pools6 ct state new ct mark set ether saddr map @peers
-    # a container that calls a peer's published port, under its own address: as it goes to that peer's containers
-    iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
-    iifname "{veth_prefix}*" ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
-    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6
-    iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 ip6 daddr . meta l4proto . th dport @open_at6 meta mark set ip6 daddr map @peer_marks6
-    # a packet of this node itself to an address that nobody has
-    iifname "lo" ip daddr @pools meta l4proto tcp reject with tcp reset
-    iifname "lo" ip daddr @pools reject
+    ct mark and {MARK_MASK:#x} != 0 ct direction reply iifname "{veth_prefix}*" meta mark set ct mark and {MARK_MASK:#x}
+    iif "lo" goto steer_looped
+    ct direction reply accept
+    iifname "{veth_prefix}*" goto steer_container
+    ct state new ip daddr @pools ct mark set ether saddr map @peers
+    ct state new ip6 daddr @pools6 ct mark set ether saddr map @peers
+  }}
+
+  # a packet of this node itself to an address that nobody has
+  chain steer_looped {{
+    ip daddr @pools meta l4proto tcp reject with tcp reset
+    ip daddr @pools reject
+  }}
+
+  # a container that calls a peer's published port, under its own address: as it goes to that peer's containers
+  chain steer_container {{
+    ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
+    ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
+    ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6
+    ip6 daddr @peer_addresses6 ip6 daddr . meta l4proto . th dport @open_at6 meta mark set ip6 daddr map @peer_marks6
   }}
 
   chain steer_own {{
@@ -196,7 +224,7 @@ impl Fixed {
   chain steered {{
     type filter hook postrouting priority mangle; policy accept;
     # the tunnel's own packets inherit the mark, and would be led into the tunnel again
-    oifname "{tunnel}" meta mark set meta mark and {others:#x}
+    meta mark and {MARK_MASK:#x} != 0 oifname "{tunnel}" meta mark set meta mark and {others:#x}
   }}
 
   chain ports {{
@@ -235,9 +263,9 @@ impl Fixed {
   chain isolate {{
     type filter hook forward priority filter; policy accept;
     # the pools lead to lo where there is no container: answer instead of letting the client wait
-    oifname "lo" goto nobody
+    oif "lo" goto nobody
     {sealed_forward}
-    oifname "{tunnel}" tcp flags syn tcp option maxseg size set rt mtu
+    tcp flags syn oifname "{tunnel}" tcp option maxseg size set rt mtu
     ct state established,related accept
     # what lies around the node is not for containers: metadata of a cloud, other nodes beyond what they publish
     iifname "{veth_prefix}*" ip daddr 169.254.0.0/16 ip saddr != @metadata goto barred
@@ -264,17 +292,18 @@ impl Fixed {
 
   chain protect {{
     type filter hook input priority filter; policy accept;
-    ip daddr {{ {DNS}, {GATEWAY} }} iifname != "lo" iifname != "{veth_prefix}*" drop
-    ip6 daddr {GATEWAY6} iifname != "lo" iifname != "{veth_prefix}*" drop
+    # the first comparison costs less than the one that decides
+    ip daddr 169.254.0.0/16 ip daddr {{ {DNS}, {GATEWAY} }} iif != "lo" iifname != "{veth_prefix}*" drop
+    ip6 daddr {GATEWAY6} iif != "lo" iifname != "{veth_prefix}*" drop
     # an address of containers or services that nobody has
     ip6 daddr @pools6 goto nobody
     udp dport {tunnel_port} ip saddr != @peer_addresses drop
     {sealed_in}
+    ct state established,related accept
     iifname "{veth_prefix}*" goto from_container
   }}
 
   chain from_container {{
-    ct state established,related accept
     ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
     ip saddr @closed goto barred
     ip6 saddr @closed6 goto barred
