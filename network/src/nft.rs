@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
@@ -170,7 +171,11 @@ fn read_both(
         let events = |open: bool| if open { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut pipes =
             [PollFd::new(stdout.as_fd(), events(open[0])), PollFd::new(stderr.as_fd(), events(open[1]))];
-        poll(&mut pipes, timeout)?;
+        match poll(&mut pipes, timeout) {
+            // A signal of somebody else's, as when a child of the daemon ends.
+            Err(Errno::EINTR) => continue,
+            outcome => outcome?,
+        };
         let ready = pipes.map(|pipe| pipe.any() == Some(true));
         if open[0] && ready[0] {
             let length = stdout.read(&mut buffer)?;

@@ -32,6 +32,9 @@ const ANSWER_TIMEOUT_S: i64 = 5;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// A batch is cut here, well below the send buffer.
 const BATCH_BYTES: usize = 48 * 1024;
+/// And here: each answer takes about a kilobyte of the receive buffer, which has 208 KiB unless the machine says otherwise.
+/// One that finds no room is lost.
+const BATCH_REQUESTS: usize = 128;
 
 const HEADER_BYTES: usize = 16;
 const NLMSG_ERROR: u16 = 2;
@@ -221,6 +224,7 @@ impl Netlink {
             let mut size = 0;
             let fit = rest
                 .iter()
+                .take(BATCH_REQUESTS)
                 .take_while(|r| {
                     size += r.bytes.len();
                     size <= BATCH_BYTES
@@ -369,6 +373,21 @@ mod tests {
         let nested = attribute(body, 0, 18).unwrap();
         assert_eq!(attribute(nested, 0, 1), Some(&b"veth"[..]));
         assert_eq!(u32_at(attribute(nested, 0, 2).unwrap(), 0), Some(7));
+    }
+
+    /// In a network namespace of its own. Needs root.
+    #[test]
+    fn however_many_are_asked_at_once_all_are_answered() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let mut netlink = Netlink::route().unwrap();
+            let addresses = (0..3000).map(|n| IpAddr::from(Ipv4Addr::from(0x0a00_0001 + n)));
+            let requests = addresses.map(|address| route::add_address(1, address, true)).collect();
+            netlink.run(requests).unwrap();
+            assert_eq!(route::list_addresses(&mut netlink).unwrap().len(), 3000);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]
