@@ -70,6 +70,7 @@ impl Places {
         if is_trusted {
             return Some(Place { places: Arc::clone(self), client: None, _permit: permit });
         }
+        let client = as_counted(client);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let count = clients.entry(client).or_default();
         if *count >= self.each {
@@ -77,6 +78,14 @@ impl Places {
         }
         *count += 1;
         Some(Place { places: Arc::clone(self), client: Some(client), _permit: permit })
+    }
+}
+
+/// By IPv6 whoever has one address has all of its /64.
+fn as_counted(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -361,5 +370,25 @@ async fn to_the_end<C: Future<Output = hyper::Result<()>>>(
     };
     if let Err(error) = end {
         tracing::debug!(%client, %error, "a client's connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn all_addresses_of_a_64_are_one_client() {
+        let places = Places::new(8, 2);
+        let take = |client: &str| {
+            let permit = Arc::clone(&places.all).try_acquire_owned().unwrap();
+            places.take(client.parse().unwrap(), false, permit)
+        };
+        let own = [take("2001:db8::1"), take("2001:db8::2")];
+        assert!(own.iter().all(Option::is_some) && take("2001:db8:0:0:9::3").is_none());
+        let others = [take("2001:db8:0:1::1"), take("192.0.2.1"), take("192.0.2.2")];
+        assert!(others.iter().all(Option::is_some));
+        drop((own, others));
+        assert!(places.clients.lock().unwrap().is_empty());
     }
 }
