@@ -43,8 +43,9 @@ pub(crate) fn admit<'a>(
         let lives_here = service.endpoints.iter().any(|endpoint| endpoint.node == node);
         for port in &service.ports {
             let element = parts::published(port);
-            // Without a replica here nothing is published: nothing is in its way.
-            let idle = port.local && !lives_here;
+            // Without a replica here nothing is published: nothing is in its way. That the kernel lacks the protocol is told
+            // all the same, so that none is sent here.
+            let idle = port.local && !lives_here && host::has_protocol(port.protocol);
             if idle || claims.get(&element).is_some_and(|holder| *holder == service.id) {
                 ports.push(port.clone());
                 continue;

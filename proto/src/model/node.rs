@@ -175,6 +175,11 @@ impl Node {
         twin.is_some_and(|twin| self.description.ipv6_addresses.contains(&twin))
     }
 
+    /// Whether it has said that its kernel lacks a protocol. It says so once a service publishes a port of it.
+    pub fn lacks(&self, protocol: Protocol) -> bool {
+        self.description.held_ports.iter().any(|held| held.lacking && held.protocol == protocol)
+    }
+
     /// Whether it has said to have an address.
     pub fn has_address(&self, address: IpAddr) -> bool {
         match address {

@@ -11,6 +11,7 @@ use super::{HISTORY, RETIRE_MS, backoff, desire, is_gone, is_lost, is_over, orph
 use crate::action::ActionKind;
 use crate::draft::{Draft, Request};
 use crate::planner::Look;
+use crate::schedule;
 use crate::state::index::is_holder;
 
 /// Looks at one slot.
@@ -85,7 +86,8 @@ fn look_at_holder(draft: &mut Draft<'_>, service: &Service, holder: &Task, old: 
             return;
         }
     }
-    if ended || lost || drained || is_stranded(node, holder) {
+    let misplaced = !ended && !lost && is_misplaced(draft, service, node, holder);
+    if ended || lost || drained || misplaced || is_stranded(node, holder) {
         // It serves on until the other one does, unless the service wants it otherwise.
         let stays = !ended && !lost && holder.is_endpoint() && service.spec.starts_first(true);
         desire(draft, holder, if stays { DesiredState::Retiring } else { DesiredState::Shutdown });
@@ -98,6 +100,13 @@ fn look_at_holder(draft: &mut Draft<'_>, service: &Service, holder: &Task, old: 
 fn is_stranded(node: Option<&Arc<Node>>, task: &Task) -> bool {
     task.status.state < TaskState::Accepted
         && node.is_some_and(|node| node.status.state == NodeState::Suspect)
+}
+
+/// The node's kernel lacks a protocol of which the service publishes a port, and another node would do. Where none does, it
+/// goes on: its other ports may be of use.
+fn is_misplaced(draft: &mut Draft<'_>, service: &Service, node: Option<&Arc<Node>>, task: &Task) -> bool {
+    let lacks = |node: &Arc<Node>| service.ports.iter().any(|port| node.lacks(port.protocol));
+    node.is_some_and(lacks) && schedule::could_replace(draft, service, task, false).is_ok()
 }
 
 /// Whether a task that has ended is followed by another one in its slot.

@@ -1,11 +1,11 @@
 //! Why a node can't take a task, in words that a user understands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use rorqual_proto::model::{
-    Availability, Constraint, ConstraintKey, NetworkId, Node, NodeId, NodeState, Resources, Service,
-    ServiceId, Task,
+    Availability, Constraint, ConstraintKey, NetworkId, Node, NodeId, NodeState, Protocol, Resources,
+    Service, ServiceId, Task,
 };
 
 use crate::State;
@@ -18,6 +18,8 @@ pub(crate) struct Needs {
     constraints: Vec<(String, Option<Constraint>)>,
     max_replicas_per_node: u32,
     reservations: Resources,
+    /// Of its published ports.
+    protocols: BTreeSet<Protocol>,
     pub(crate) networks: Vec<NetworkId>,
     /// A network that is named and does not exist: then no node will do.
     pub(crate) missing_network: Option<String>,
@@ -37,6 +39,7 @@ impl Needs {
                 .collect(),
             max_replicas_per_node: placement.max_replicas_per_node,
             reservations: service.spec.container.reservations,
+            protocols: service.ports.iter().map(|port| port.protocol).collect(),
             missing_network: missing.map(|name| (*name).to_owned()),
             networks: names
                 .into_iter()
@@ -54,6 +57,7 @@ pub(crate) enum Refusal {
     Cpus(u64),
     Address(String),
     Constraint(String),
+    Protocol(Protocol),
     Replicas(u32),
     Drained,
     Paused,
@@ -87,6 +91,9 @@ pub(crate) fn refuse(
         if !constraint.as_ref().is_some_and(|constraint| holds(constraint, node)) {
             return Some(Refusal::Constraint(text.clone()));
         }
+    }
+    if let Some(protocol) = needs.protocols.iter().find(|protocol| node.lacks(**protocol)) {
+        return Some(Refusal::Protocol(*protocol));
     }
     let leaves = u32::from(leaving.is_some());
     let replicas = draft.replicas(&needs.service_id, &node.id).saturating_sub(leaves);
@@ -143,6 +150,9 @@ impl Refusal {
                 verb("has", "have")
             ),
             Self::Constraint(text) => format!("{} not satisfy {text}", verb("does", "do")),
+            Self::Protocol(protocol) => {
+                format!("{} a kernel without {protocol}, of which a port is published", verb("has", "have"))
+            }
             Self::Replicas(1) => {
                 format!("already {} a replica, and one per node is the bound", verb("runs", "run"))
             }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use rorqual_planner::{Action, Conflict, assign, prepare};
-use rorqual_proto::model::{NetworkJoin, PortSpec, ServiceId, ServiceSpec, TaskState, TaskStatus};
+use rorqual_proto::model::{NetworkJoin, PortSpec, Protocol, ServiceId, ServiceSpec, TaskState, TaskStatus};
 
 use crate::world::{World, port, spec};
 
@@ -84,6 +84,45 @@ fn replicas_weigh_what_their_nodes_say() {
         world.label(&n2, "rorqual.weight", nonsense);
         assert_eq!(weights(&world), (100, 100), "{nonsense}");
     }
+}
+
+#[test]
+fn replicas_are_where_the_kernel_has_the_protocols_of_their_ports() {
+    let sctp = |name: &str, published| {
+        let port = PortSpec { protocol: Protocol::Sctp, ..port(published, 9000) };
+        ServiceSpec { ports: vec![port], ..spec(name, 3) }
+    };
+    let mut world = World::new(3);
+    let web = world.create(ServiceSpec { ports: vec![port(80, 80)], ..spec("web", 3) });
+    let one = world.create(sctp("one", 9000));
+    world.run_until_whole();
+    let nodes = |world: &World, id: &ServiceId| world.spread(id).into_keys().collect::<Vec<_>>();
+    assert_eq!(nodes(&world, &one), ["n1", "n2", "n3"], "nobody has said anything yet");
+    let settles = |world: &mut World, id: &ServiceId, on: &[&str]| {
+        world.run_until(&format!("it is on {on:?}"), |world| nodes(world, id) == on && world.is_whole());
+    };
+    world.lack_sctp("n1", true);
+    settles(&mut world, &one, &["n2", "n3"]);
+    assert_eq!(nodes(&world, &web).len(), 3);
+    // Where none has it, what runs goes on, and what is new says why it waits.
+    world.lack_sctp("n2", true);
+    settles(&mut world, &one, &["n3"]);
+    world.lack_sctp("n3", true);
+    let other = world.create(sctp("other", 9001));
+    world.settle();
+    assert_eq!(nodes(&world, &one), ["n3"]);
+    let waiting = world.holders(&other);
+    let reason = "no suitable node: 3 nodes have a kernel without sctp, of which a port is published";
+    assert!(
+        waiting.iter().all(|task| task.node_id.is_none() && task.status.message == reason),
+        "{waiting:?}"
+    );
+    world.lack_sctp("n2", false);
+    settles(&mut world, &other, &["n2"]);
+    for task in world.holders(&one) {
+        world.fail(&task.id);
+    }
+    settles(&mut world, &one, &["n2"]);
 }
 
 #[test]

@@ -7,9 +7,10 @@ use rorqual_planner::{
     Action, ActionKind, Change, MAX_ACTIONS, Plan, Planner, State, assign, invariants, prepare,
 };
 use rorqual_proto::model::{
-    Availability, Cluster, ClusterId, ContainerSpec, DesiredState, Meta, Network, NetworkId, NetworkSpec,
-    Node, NodeDescription, NodeId, NodeSpec, NodeState, NodeStatus, Placement, PortSpec, Protocol, Resources,
-    RestartPolicy, Role, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskId, TaskState, TaskStatus,
+    Availability, Cluster, ClusterId, ContainerSpec, DesiredState, HeldPort, Meta, Network, NetworkId,
+    NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeState, NodeStatus, Placement, PortSpec,
+    Protocol, Resources, RestartPolicy, Role, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskId,
+    TaskState, TaskStatus,
 };
 
 /// Images of this name are rejected by every node; those of [`CRASHES`] start and fail.
@@ -151,6 +152,23 @@ impl World {
 
     pub(crate) fn label(&mut self, id: &NodeId, name: &str, value: &str) {
         self.change_node(id, |node| drop(node.spec.labels.insert(name.into(), value.into())));
+    }
+
+    /// The node says that its kernel lacks SCTP, or no longer.
+    pub(crate) fn lack_sctp(&mut self, hostname: &str, lacks: bool) {
+        let held = HeldPort {
+            port: 9000,
+            protocol: Protocol::Sctp,
+            holder: String::new(),
+            address: None,
+            lacking: true,
+        };
+        let held_ports = if lacks { vec![held] } else { Vec::new() };
+        let node_id = self.node_named(hostname);
+        let known = self.state.node(&node_id).unwrap().description.clone();
+        let description = Some(Box::new(NodeDescription { held_ports, ..known }));
+        let kind = ActionKind::NodeStatus { node_id, status: None, description, address: None };
+        self.write(vec![Action::new(kind)]);
     }
 
     fn change_node(&mut self, id: &NodeId, change: impl FnOnce(&mut Node)) {
