@@ -111,7 +111,8 @@ async fn ask_udp(upstream: SocketAddr, message: &[u8]) -> io::Result<Vec<u8>> {
     let mut question = message.to_vec();
     question[..2].copy_from_slice(&id);
     socket.send(&question).await?;
-    let mut buffer = vec![0; 4096];
+    // What a client says to take is passed on, so an answer may be as long as a datagram.
+    let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
         let length = socket.recv(&mut buffer).await?;
         if buffer.get(..2) == Some(&id[..]) && length >= 12 {
@@ -158,6 +159,23 @@ mod tests {
             }
         });
         address
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_it_is() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let long: Vec<u8> = (0..20_000_u32).map(|at| at as u8 & 0x70).collect();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let upstreams = Upstreams::new(Some(vec![socket.local_addr().unwrap()]));
+        let answer = long.clone();
+        let server = std::thread::spawn(move || {
+            let mut answer = answer;
+            let (_, client) = socket.recv_from(&mut answer[..12]).unwrap();
+            socket.send_to(&answer, client).unwrap();
+        });
+        let heard = runtime.block_on(upstreams.ask(&[], &[7; 12], false)).unwrap();
+        server.join().unwrap();
+        assert_eq!((heard.len(), &heard[12..]), (long.len(), &long[12..]));
     }
 
     #[test]

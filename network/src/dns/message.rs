@@ -7,6 +7,7 @@ use simple_dns::{CLASS, Name, Packet, PacketFlag, QTYPE, Question, RCODE, Resour
 
 use super::names::{Asker, Names};
 use super::ports::{self, Offer, Replica, Wanted};
+use crate::random;
 
 /// What a client without EDNS takes over UDP (RFC 1035, section 4.2.1).
 const SMALL_BYTES: usize = 512;
@@ -67,7 +68,11 @@ pub(crate) fn decide(names: &Names, asker: &Asker, message: &[u8], over_tcp: boo
         QTYPE::TYPE(TYPE::AAAA) => address.is_ipv6(),
         _ => false,
     };
-    let addresses: Vec<IpAddr> = addresses.into_iter().filter(wanted).collect();
+    let mut addresses: Vec<IpAddr> = addresses.into_iter().filter(wanted).collect();
+    // Many programs take the first one, so it is each one's turn.
+    if let Some(turn) = random::bits().checked_rem(addresses.len() as u64) {
+        addresses.rotate_left(turn as usize);
+    }
     answer(&query, question.qname.clone(), &addresses, limit)
 }
 
@@ -337,6 +342,21 @@ mod tests {
         assert!(short.has_flags(PacketFlag::TRUNCATION) && short.answers.is_empty());
         let long = read(true);
         assert_eq!(Packet::parse(&long).unwrap().answers.len(), 200);
+    }
+
+    #[test]
+    fn it_is_each_addresss_turn_to_come_first() {
+        let names = names(3);
+        let first = || match decide(&names, &asker("default", true), &question("web", TYPE::A), false) {
+            Verdict::Answer(bytes) => match Packet::parse(&bytes).unwrap().answers[0].rdata {
+                RData::A(A { address }) => address,
+                ref other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        };
+        // By chance one of them does not once in 10^17 times.
+        let seen: std::collections::BTreeSet<u32> = (0..100).map(|_| first()).collect();
+        assert_eq!(seen.len(), 3);
     }
 
     #[test]

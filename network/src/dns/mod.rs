@@ -8,6 +8,7 @@ mod forward;
 mod message;
 pub(crate) mod names;
 pub(crate) mod ports;
+mod share;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -25,11 +25,12 @@ use crate::fabric::DNS;
 use forward::Upstreams;
 use message::Verdict;
 use names::{Asker, Names};
+use share::Share;
 
 const PORT: u16 = 53;
 /// Questions that wait for other resolvers at one time. More are refused, and clients ask again.
 const FORWARDS: usize = 256;
-/// TCP clients at one time.
+/// TCP connections at one time.
 const CONNECTIONS: usize = 128;
 /// A TCP client that says nothing for this long is cut off.
 const IDLE: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ const BIND_TRIES: u32 = 40;
 struct Resolver {
     names: Arc<Names>,
     upstreams: Upstreams,
-    forwards: Arc<Semaphore>,
+    forwards: Arc<Share>,
 }
 
 /// Opens the sockets and starts the tasks. They end when the set is dropped.
@@ -52,11 +53,8 @@ pub(crate) async fn start(
     let address = SocketAddr::from((DNS, PORT));
     let failed = |source| Error::Dns { address, source };
     let (udp, tcp) = bind(address).await.map_err(failed)?;
-    let resolver = Arc::new(Resolver {
-        names,
-        upstreams: Upstreams::new(upstreams),
-        forwards: Arc::new(Semaphore::new(FORWARDS)),
-    });
+    let resolver =
+        Arc::new(Resolver { names, upstreams: Upstreams::new(upstreams), forwards: Share::new(FORWARDS) });
     let mut tasks = JoinSet::new();
     tasks.spawn(serve_udp(Arc::clone(&resolver), Arc::new(udp)));
     tasks.spawn(serve_tcp(resolver, tcp));
@@ -124,8 +122,8 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
         let answer = match verdict {
             Verdict::Answer(answer) => answer,
             Verdict::Ignore => continue,
-            Verdict::Forward => match Arc::clone(&resolver.forwards).try_acquire_owned() {
-                Ok(permit) => {
+            Verdict::Forward => match resolver.forwards.take(client.ip()) {
+                Some(place) => {
                     let (resolver, socket) = (Arc::clone(&resolver), Arc::clone(&socket));
                     let message = message.to_vec();
                     // Ends with its answer or the time-out; an answer that cannot be sent is asked for again.
@@ -133,11 +131,11 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
                         if let Some(answer) = resolver.forward(&resolvers, &message, false).await {
                             let _ = socket.send_to(&answer, client).await;
                         }
-                        drop(permit);
+                        drop(place);
                     });
                     continue;
                 }
-                Err(_) => match message::failure(message) {
+                None => match message::failure(message) {
                     Verdict::Answer(answer) => answer,
                     Verdict::Forward | Verdict::Ignore => continue,
                 },
@@ -150,19 +148,20 @@ async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
 
 /// Ends only when it is aborted.
 async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
-    let limit = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Share::new(CONNECTIONS);
     let mut clients = JoinSet::new();
     loop {
         while clients.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, client)) => {
+                // Who gets none is cut off at once.
+                let Some(place) = places.take(client.ip()) else { continue };
                 let resolver = Arc::clone(&resolver);
                 clients.spawn(async move {
                     if let Err(error) = converse(&resolver, stream, client).await {
                         tracing::debug!(%error, "DNS over TCP");
                     }
-                    drop(permit);
+                    drop(place);
                 });
             }
             Err(error) => {
