@@ -36,6 +36,9 @@ use crate::set::AssignmentSet;
 use crate::store::{MembershipRecord, NodeStore};
 use crate::tasks::Tasks;
 
+/// Network namespaces that are made ahead of time: enough for a burst of ten containers.
+const PREPARED: usize = 12;
+
 /// The worker of one node. Clones share it.
 #[derive(Clone)]
 pub struct Agent {
@@ -430,6 +433,7 @@ fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnN
         guarded_ports: port.into_iter().collect(),
         own_names: vec![rorqual_proto::tls::REGISTRY_NAME.to_owned()],
         mtu: None,
+        prepared: PREPARED,
     };
     let node_id = membership.map(|member| member.node_id.clone()).unwrap_or_default();
     (OwnName { node_id, fabric }, network)

@@ -31,6 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         guarded_ports: Vec::new(),
         own_names: Vec::new(),
         mtu: None,
+        prepared: 12,
     })
     .await?;
     let measured = measure(&fabric).await;

@@ -74,6 +74,7 @@ pub(crate) struct Settings {
     /// First characters of the names of the node's veths.
     pub(crate) prefix: String,
     pub(crate) mtu: u32,
+    pub(crate) prepared: usize,
 }
 
 impl Containers {
@@ -89,7 +90,7 @@ impl Containers {
         let links = link::list(&mut netlink)?;
         let mut containers = Containers {
             netlink,
-            pool: Pool::start(settings.prefix.clone(), settings.mtu, settings.twins.on())?,
+            pool: Pool::start(settings.prefix.clone(), settings.mtu, settings.twins.on(), settings.prepared)?,
             folder,
             local_pool: settings.local_pool,
             source: Source { v4: settings.source, v6: settings.twins.source(settings.source) },

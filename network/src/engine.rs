@@ -138,6 +138,7 @@ impl Engine {
             twins,
             prefix: veth_prefix.clone(),
             mtu: options.mtu.unwrap_or(underlay.mtu),
+            prepared: options.prepared,
         })?;
         let routes = Routes::start(routes::Settings {
             node: options.node.clone(),

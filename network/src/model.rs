@@ -37,6 +37,9 @@ pub struct NetworkOptions {
     pub guarded_ports: Vec<u16>,
     /// Largest packet of a container's interface. `None`: what the underlay's interface has.
     pub mtu: Option<u32>,
+    /// Network namespaces that are kept ready for containers to come, at least 2. Each costs the kernel some memory, and
+    /// time when it goes.
+    pub prepared: usize,
 }
 
 /// A transport protocol of a published port.

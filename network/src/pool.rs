@@ -21,8 +21,6 @@ use crate::netlink::route;
 use crate::netlink::{EXCLUSIVE, Netlink};
 use crate::random;
 
-/// Namespaces that wait for a container when nothing else happens: enough for a burst of ten.
-const READY: usize = 12;
 /// Below this, more are made at once instead of waiting for a quiet moment.
 const LOW: usize = 2;
 /// No container was attached for this long: a quiet moment.
@@ -58,6 +56,8 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Namespaces that wait for a container when nothing else happens.
+    enough: usize,
 }
 
 impl Shared {
@@ -77,8 +77,8 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Starts the pool in this thread's network namespace.
-    pub(crate) fn start(prefix: String, mtu: u32, ipv6: bool) -> Result<Pool, Error> {
-        let shared = Arc::new(Shared::default());
+    pub(crate) fn start(prefix: String, mtu: u32, ipv6: bool, enough: usize) -> Result<Pool, Error> {
+        let shared = Arc::new(Shared { enough, ..Shared::default() });
         let maker = Maker { home: open_own_namespace()?, outside: Netlink::route()?, prefix, mtu, ipv6 };
         let port = maker.outside.port()?;
         let work = Arc::clone(&shared);
@@ -267,7 +267,7 @@ fn next_job(shared: &Shared) -> Option<Job> {
                 if let Some(interface) = state.remove.pop_front() {
                     return Some(Job::Remove(interface));
                 }
-                if state.ready.len() < READY {
+                if state.ready.len() < shared.enough {
                     return Some(Job::Make);
                 }
             }

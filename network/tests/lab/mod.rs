@@ -255,6 +255,8 @@ impl Node {
             guarded_ports: vec![4780],
             own_names: vec!["registry.rorqual.internal".to_owned()],
             mtu: None,
+            // All namespaces of the machine share a lock of the kernel, and tests make hundreds of nodes.
+            prepared: 2,
         };
         let block = 0x0ad5_0000 + (number - 1) * 64;
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
