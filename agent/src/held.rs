@@ -50,6 +50,11 @@ pub(crate) fn refusals(error: Error) -> Result<Vec<Refusal>, Error> {
             Error::ProtocolMissing { port, protocol, address } => {
                 Some(vec![Refusal { port: (*port, *protocol, *address), holder: Holder::Lacking }])
             }
+            // It is left out: the rest works, and to try it again changes nothing.
+            Error::Invalid { .. } => {
+                tracing::error!(%error, "this node can't do all that the cluster wants of its network; left out");
+                Some(Vec::new())
+            }
             Error::Many(errors) => {
                 let each: Option<Vec<Vec<Refusal>>> = errors.iter().map(of).collect();
                 each.map(|lists| lists.concat())
@@ -167,6 +172,9 @@ mod tests {
     #[test]
     fn other_errors_stay_what_they_are() {
         assert!(matches!(refusals(Error::Busy), Err(Error::Busy)));
+        let left_out =
+            Error::Invalid { field: "change.networks.subnets", value: String::new(), expected: "another" };
+        assert_eq!(refusals(Error::Many(vec![taken(80), left_out])).unwrap().len(), 1);
         assert!(matches!(refusals(Error::Many(vec![taken(80), Error::Busy])), Err(Error::Many(_))));
     }
 }

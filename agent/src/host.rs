@@ -24,7 +24,8 @@ pub(crate) fn description(facts: &HostFacts, options: &AgentOptions) -> NodeDesc
         labels: options.labels.clone(),
         held_ports: Vec::new(),
         encryption: NodeEncryption::default(),
-        routes: Vec::new(),
+        // No network may have it.
+        routes: vec![options.local_pool.trunc()],
         addresses: Vec::new(),
         ipv6_addresses: Vec::new(),
     }

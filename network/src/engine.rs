@@ -335,20 +335,14 @@ impl Engine {
         self.transact(left, false)
     }
 
-    /// Puts the valid changes together, brings the kernel up to date in one go, and answers everyone.
+    /// Puts what is valid of the changes together, brings the kernel up to date in one go, and answers everyone.
     fn apply(&mut self, batch: Vec<(Change, Reply<()>)>) {
         let mut callers = Vec::new();
-        for (change, reply) in batch {
-            if let Err(error) = change.validate(&self.options) {
-                drop(reply.send(Err(error)));
-                continue;
-            }
+        for (mut change, reply) in batch {
+            let left_out = change.sift(&self.options);
             let services: Vec<String> = change.services.iter().map(|s| s.id.clone()).collect();
             self.desired.merge(change);
-            callers.push((services, reply));
-        }
-        if callers.is_empty() {
-            return;
+            callers.push((services, left_out, reply));
         }
         let dirty = self.desired.take_dirty();
         self.told |= dirty.full;
@@ -366,9 +360,8 @@ impl Engine {
                 Some(Arc::new(error))
             }
         };
-        for (services, reply) in callers {
-            let mut errors: Vec<Error> =
-                services.iter().flat_map(|id| admitted.errors.remove(id).unwrap_or_default()).collect();
+        for (services, mut errors, reply) in callers {
+            errors.extend(services.iter().flat_map(|id| admitted.errors.remove(id).unwrap_or_default()));
             errors.extend(failure.iter().map(|source| Error::Apply { source: Arc::clone(source) }));
             drop(reply.send(Error::all(errors)));
         }

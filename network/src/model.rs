@@ -380,58 +380,88 @@ impl Attach {
 }
 
 impl Change {
-    pub(crate) fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
-        for block in &self.blocks {
-            if block.network == LOCAL_NETWORK {
-                return Err(Error::Invalid {
-                    field: "change.blocks.network",
-                    value: block.network.clone(),
-                    expected: "names the node's own network; choose another name",
-                });
-            }
-            if [options.vip_pool, options.local_pool].iter().any(|pool| overlap(*pool, block.block)) {
-                return Err(Error::Invalid {
-                    field: "change.blocks.block",
-                    value: block.block.to_string(),
-                    expected: "expected a range of the cluster pool or of a network's own subnet",
-                });
-            }
+    /// Takes out what can't be, and says why. The rest is of use without it: a node whose own range is in the way of one
+    /// network has all others.
+    pub(crate) fn sift(&mut self, options: &NetworkOptions) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let mut keeps = |checked: Result<(), Error>| checked.map_err(|error| errors.push(error)).is_ok();
+        self.blocks.retain(|block| keeps(block.validate(options)));
+        self.networks.retain(|network| keeps(network.validate(options)));
+        self.services.retain(|service| keeps(service.validate(options)));
+        self.peers.retain(|peer| keeps(peer.validate()));
+        for service in &mut self.services {
+            // Here that would be somebody else.
+            let fits = |endpoint: &Endpoint| !options.local_pool.contains(&endpoint.address);
+            service.endpoints.retain(fits);
+            service.unready.tasks.retain(fits);
         }
-        for network in &self.networks {
-            let pools = [options.cluster_pool, options.vip_pool, options.local_pool];
-            let taken = |subnet: &&Ipv4Net| pools.iter().any(|pool| overlap(*pool, **subnet));
-            if let Some(subnet) = network.subnets.iter().find(taken) {
-                return Err(Error::Invalid {
-                    field: "change.networks.subnets",
-                    value: subnet.to_string(),
-                    expected: "overlaps a pool of this node; choose ranges that do not overlap",
-                });
-            }
+        errors
+    }
+}
+
+impl Block {
+    fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
+        if self.network == LOCAL_NETWORK {
+            return Err(Error::Invalid {
+                field: "change.blocks.network",
+                value: self.network.clone(),
+                expected: "names the node's own network; choose another name",
+            });
         }
-        for service in &self.services {
-            validate_id("change.services.id", &service.id)?;
-            if let Some(vip) = service.vip.filter(|vip| !options.vip_pool.contains(vip)) {
-                return Err(Error::Invalid {
-                    field: "change.services.vip",
-                    value: vip.to_string(),
-                    expected: "expected an address of the VIP pool",
-                });
-            }
-            for port in &service.ports {
-                validate_port("change.services.ports.published", port.published)?;
-                validate_port("change.services.ports.target", port.target)?;
-            }
-        }
-        for peer in &self.peers {
-            if !is_unicast(peer.underlay) {
-                return Err(Error::Invalid {
-                    field: "change.peers.underlay",
-                    value: peer.underlay.to_string(),
-                    expected: "expected an address at which the node can be reached",
-                });
-            }
+        if [options.vip_pool, options.local_pool].iter().any(|pool| overlap(*pool, self.block)) {
+            return Err(Error::Invalid {
+                field: "change.blocks.block",
+                value: self.block.to_string(),
+                expected: "expected a range of the cluster pool or of a network's own subnet",
+            });
         }
         Ok(())
+    }
+}
+
+impl Network {
+    fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
+        let pools = [options.cluster_pool, options.vip_pool, options.local_pool];
+        let taken = |subnet: &&Ipv4Net| pools.iter().any(|pool| overlap(*pool, **subnet));
+        match self.subnets.iter().find(taken) {
+            None => Ok(()),
+            Some(subnet) => Err(Error::Invalid {
+                field: "change.networks.subnets",
+                value: subnet.to_string(),
+                expected: "overlaps a pool of this node; choose ranges that do not overlap",
+            }),
+        }
+    }
+}
+
+impl ServiceView {
+    fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
+        validate_id("change.services.id", &self.id)?;
+        if let Some(vip) = self.vip.filter(|vip| !options.vip_pool.contains(vip)) {
+            return Err(Error::Invalid {
+                field: "change.services.vip",
+                value: vip.to_string(),
+                expected: "expected an address of the VIP pool",
+            });
+        }
+        for port in &self.ports {
+            validate_port("change.services.ports.published", port.published)?;
+            validate_port("change.services.ports.target", port.target)?;
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    fn validate(&self) -> Result<(), Error> {
+        if is_unicast(self.underlay) {
+            return Ok(());
+        }
+        Err(Error::Invalid {
+            field: "change.peers.underlay",
+            value: self.underlay.to_string(),
+            expected: "expected an address at which the node can be reached",
+        })
     }
 }
 

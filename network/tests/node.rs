@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{CLIENT, Lab, Node, Ns, PATIENCE, VIP, ask, eventually, received};
-use rorqual_network::{Attach, Block, Change, Error, HostPort, Join, Protocol, PublishedPort, ServiceView};
+use rorqual_network::{
+    Attach, Block, Change, Error, HostPort, Join, Network, Protocol, PublishedPort, ServiceView,
+};
 use simple_dns::{RCODE, TYPE};
 
 #[test]
@@ -37,30 +39,6 @@ fn names_are_answered_as_of_now_and_within_the_network() {
     let start = Instant::now();
     assert_eq!(ask(&a.ns, "example.com", TYPE::A).0, RCODE::ServerFailure);
     assert!(start.elapsed() < Duration::from_secs(1));
-}
-
-#[test]
-fn other_names_are_forwarded_to_the_first_resolver_that_answers() {
-    let ns = Ns::new();
-    let dead: SocketAddr = "127.0.0.1:5399".parse().unwrap();
-    let alive: SocketAddr = "127.0.0.1:5398".parse().unwrap();
-    ns.run(move || {
-        let socket = UdpSocket::bind(alive).unwrap();
-        // It waits while the node is made, which takes its time on an emulated machine.
-        socket.set_read_timeout(Some(PATIENCE * 12)).unwrap();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 512];
-            let (length, client) = received(&socket, &mut buffer).unwrap();
-            buffer[2] |= 0x80;
-            buffer[3] = 5;
-            socket.send_to(&buffer[..length], client).unwrap();
-        });
-    });
-    let mut node = Node::new(7, ns, Ipv4Addr::UNSPECIFIED);
-    node.stop();
-    node.options.dns_upstreams = Some(vec![dead, alive]);
-    node.start().unwrap();
-    assert_eq!(ask(&node.ns, "example.com", TYPE::A).0, RCODE::Refused);
 }
 
 #[test]
@@ -427,10 +405,23 @@ fn bad_input_names_the_field() {
     };
     assert!(attach("../x", None).starts_with("attach.id \"../x\""));
     assert!(attach("x", Some(Ipv4Addr::new(10, 214, 1, 1))).starts_with("attach.networks.address"));
-    let block = Block { block: "10.214.0.0/26".parse().unwrap(), network: "x".into(), node: "n1".into() };
-    let error = node.apply(Change { blocks: vec![block], ..Change::default() }).unwrap_err();
+    let block = |range: &str| Block { block: range.parse().unwrap(), network: "x".into(), node: "n1".into() };
+    let error = node.apply(Change { blocks: vec![block("10.214.0.0/26")], ..Change::default() }).unwrap_err();
     assert!(error.to_string().starts_with("change.blocks.block"));
     assert!(node.attached().is_empty());
+    // What is wrong with one network is in no other's way.
+    let subnets = vec!["10.215.0.0/16".parse().unwrap()];
+    let network = Network { id: "x".into(), subnets, ..Network::default() };
+    let a = node.container(1);
+    let change = Change {
+        networks: vec![network],
+        blocks: vec![block("10.215.0.0/26")],
+        services: vec![lab::web(&[&a])],
+        ..Change::default()
+    };
+    let error = node.apply(change).unwrap_err().to_string();
+    assert!(error.contains("change.networks.subnets") && error.contains("change.blocks.block"), "{error}");
+    assert_eq!(node.ns.connect(node.at(8080)).unwrap().server, a.id);
 }
 
 #[test]

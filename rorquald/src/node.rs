@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use ipnet::Ipv4Net;
 use rorqual_agent::{Agent, AgentOptions, ClusterMembership};
 use rorqual_controller::{Controller, ControllerOptions, FIRST_RAFT_ID, Founding, SealKey, store::RaftPeer};
 use rorqual_proto::model::{NodeId, Role};
@@ -167,6 +168,7 @@ impl Node {
             vip_pool: pool("vip_pool", &request.vip_pool, "10.214.0.0/16")?,
             encrypt: request.encrypt,
         };
+        self.refuse_own_pool(&[founding.container_pool, founding.vip_pool])?;
         self.files.forget()?;
         let founded = rorqual_controller::found(&founding, now_ms())?;
         let credentials = self.keep(founded.credentials)?;
@@ -205,6 +207,10 @@ impl Node {
         self.files.forget()?;
         let (key, csr) = tls::generate_csr().context("cannot make the node's key")?;
         let joined = self.ask_to_join(&token, controller, address, csr).await?;
+        let pool = |field: &'static str, text: &str| text.parse::<Ipv4Net>().context(field);
+        let container_pool = pool("container_pool", &joined.container_pool)?;
+        let vip_pool = pool("vip_pool", &joined.vip_pool)?;
+        self.refuse_own_pool(&[container_pool, vip_pool])?;
         let credentials = self.keep(Credentials::from_der(joined.ca_certificate, joined.certificate, key))?;
         // A leader that has lost its own has none to give.
         if !joined.seal_key.is_empty() {
@@ -215,8 +221,8 @@ impl Node {
             node_id: joined.node_id,
             raft_id: (joined.raft_id != 0).then_some(joined.raft_id),
             address,
-            container_pool: joined.container_pool.parse().context("container_pool")?,
-            vip_pool: joined.vip_pool.parse().context("vip_pool")?,
+            container_pool,
+            vip_pool,
             controllers: joined
                 .controllers
                 .into_iter()
@@ -238,6 +244,19 @@ impl Node {
         let role = if record.raft_id.is_some() { Role::Controller } else { Role::Worker };
         tracing::info!(cluster = record.cluster_id, node = record.node_id, ?role, "joined");
         Ok((record, role))
+    }
+
+    /// The node's own containers have addresses that no other may have.
+    fn refuse_own_pool(&self, pools: &[Ipv4Net]) -> anyhow::Result<()> {
+        let own = self.config.local_pool;
+        let overlaps = |pool: &&Ipv4Net| pool.contains(&own) || own.contains(*pool);
+        match pools.iter().find(overlaps) {
+            None => Ok(()),
+            Some(pool) => Err(anyhow!(
+                "{pool} overlaps {own}, the range of this node's own containers: choose another pool for the cluster, or \
+                 another local_pool in the settings of rorquald"
+            )),
+        }
     }
 
     async fn ask_to_join(

@@ -296,6 +296,12 @@ fn wrong_addresses_and_tokens() {
     let (first, second) = (lab.node(1), lab.node(2));
     second.rctl(&["service", "ls"]).fails(1, &["cluster init", "cluster join"]);
     first.rctl(&["cluster", "init", "--advertise", "not-an-address"]).fails(1, &["not-an-address"]);
+    for pool in ["--container-pool", "--vip-pool"] {
+        let address = first.address.to_string();
+        first
+            .rctl(&["cluster", "init", "--advertise", &address, pool, "10.215.0.0/16"])
+            .fails(1, &["10.215.0.0/16 overlaps 10.215.0.0/24", "local_pool"]);
+    }
     first.rctl(&["cluster", "init", "--advertise", &first.address.to_string()]).ok();
     first.rctl(&["cluster", "init"]).fails(1, &["already"]);
     let token = first.rctl(&["cluster", "token", "worker", "--quiet"]).ok();

@@ -206,11 +206,12 @@ fn bad_input_is_refused_with_the_reason() {
     node.load(&images::archive("busybox"));
     node.rctl(&["network", "create", "--subnet", "10.20.0.0/29", "tiny"]).ok();
     let own = format!("{}/24", node.machine().to_string().rsplit_once('.').unwrap().0.to_owned() + ".0");
-    let cases: [(&[&str], i32, &[&str]); 18] = [
+    let cases: [(&[&str], i32, &[&str]); 19] = [
         (&["network", "create", "tiny"], 1, &["tiny", "already in use"]),
         (&["network", "create", "--subnet", "10.20.0.0/16", "x"], 1, &["10.20.0.0/29 of network `tiny`"]),
         (&["network", "create", "--subnet", "10.214.9.0/24", "x"], 1, &["virtual addresses"]),
         (&["network", "create", "--subnet", &own, "x"], 1, &["a route of its own", "n1"]),
+        (&["network", "create", "--subnet", "10.215.0.128/25", "x"], 1, &["10.215.0.0/24", "n1"]),
         (&["network", "create", "--subnet", "10.21.0.1/24", "x"], 2, &["host bits"]),
         (&["network", "create", "--subnet", "somewhere", "x"], 2, &["not an IPv4 network"]),
         (&["network", "create", "--opt", "encrypted", "x"], 2, &["encrypt"]),

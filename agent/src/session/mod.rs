@@ -149,10 +149,11 @@ impl Parts {
     /// The machine, and what is held of it just now.
     async fn description(&self) -> wire::NodeDescription {
         let held_ports = self.network.held_ports().borrow().clone();
-        let routes = rorqual_network::foreign_routes().unwrap_or_else(|error| {
+        let foreign = rorqual_network::foreign_routes().unwrap_or_else(|error| {
             tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's routes");
             Vec::new()
         });
+        let routes = self.description.routes.iter().copied().chain(foreign).collect();
         let addresses = rorqual_network::own_addresses().unwrap_or_else(|error| {
             tracing::warn!(error = %crate::error::one_line(&error), "can't list the node's addresses");
             Vec::new()
