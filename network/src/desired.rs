@@ -215,6 +215,7 @@ mod tests {
         let peers = vec![Peer {
             node: "n2".into(),
             underlay: [10, 0, 0, 2].into(),
+            others: vec![],
             ipv6: vec![],
             encrypted: false,
             key: None,
@@ -254,6 +255,7 @@ mod tests {
             peers: vec![Peer {
                 node: "n2".into(),
                 underlay: [10, 0, 0, 2].into(),
+                others: vec![],
                 ipv6: vec![],
                 encrypted: false,
                 key: None,

@@ -182,6 +182,8 @@ pub struct Peer {
     pub node: String,
     /// Its address on the network between the nodes.
     pub underlay: Ipv4Addr,
+    /// Further IPv4 addresses of its machine.
+    pub others: Vec<Ipv4Addr>,
     /// What goes to it has to be encrypted, as with all others then.
     pub encrypted: bool,
     /// Its public key. Without one nothing gets there that has to be encrypted.

@@ -509,9 +509,14 @@ impl Routes {
         Some(peers.any(|(_, known)| known.mac.is_none()))
     }
 
-    /// Address, Ethernet address and number of a peer.
-    pub(crate) fn peer(&self, node: &str) -> Option<(Ipv4Addr, Option<Mac>, u16)> {
-        self.peers.get(node).map(|known| (known.underlay, known.mac, known.number))
+    /// Address and Ethernet address of a peer that is reached.
+    pub(crate) fn peer(&self, node: &str) -> Option<(Ipv4Addr, Option<Mac>)> {
+        self.peers.get(node).map(|known| (known.underlay, known.mac))
+    }
+
+    /// The number of any other node.
+    pub(crate) fn number_of(&self, node: &str) -> Option<u16> {
+        self.numbers.get(node).copied()
     }
 
     /// Removes routes, rules, the tunnel and the file with the numbers.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lab::{CLIENT, Container, Lab, Node, Ns, VIP, web};
+use lab::{CLIENT, Container, Lab, Node, Ns, Server, VIP, web};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
@@ -218,6 +218,10 @@ fn a_wrong_key_does_not_get_in_and_what_can_not_be_encrypted_goes_nowhere() {
     assert!(problem.contains("n3"), "{problem}");
     assert!(talk(&all[0], &all[1]).is_ok(), "the others go on");
     assert!(is_shut(&all[0], &all[2]));
+    // What runs on it beside the containers stays closed to them.
+    let _control = Server::start(&lab.nodes[2].ns, "control", 4780);
+    assert!(all[0].ns.connect(lab.nodes[2].at(4780)).is_err());
+    assert!(lab.nodes[0].ns.connect(lab.nodes[2].at(4780)).is_ok());
 
     // A way around it that somebody makes is shut.
     let node = &lab.nodes[0];

@@ -4,11 +4,11 @@
 
 mod lab;
 
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
-use lab::{CLIENT, Container, Lab, Node, PATIENCE, Server, received};
-use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, ServiceView};
+use lab::{CLIENT, Container, Lab, Node, PATIENCE, Server, received, twin};
+use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, Peer, ServiceView};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const FRONT_VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 5);
@@ -189,6 +189,19 @@ fn an_internal_network_has_no_way_out_and_a_second_network_is_one() {
     assert_eq!(look_up(&shut, "mate"), None, "plain containers of other nodes have no name here");
     assert_eq!(look_up(&shut, "freed"), Some(freed.address));
     assert!(reaches(&freed, CLIENT) && reaches(&freed, front.address) && reaches(&freed, mate.address));
+    assert!(freed.ns.connect(lab.nodes[0].at(81)).is_ok());
+    // A published port is no way out, at its own node or at another, but for who is in its network anyway.
+    let web = lab.nodes[1].container(1);
+    lab.serve(&[&web]);
+    for node in &lab.nodes {
+        for at in [node.at(8080), node.at6(8080)] {
+            assert!(shut.ns.connect(at).is_err(), "{at}");
+            let client = freed.ns.connect(at).unwrap().client;
+            assert!([freed.address.into(), IpAddr::from(twin(freed.address))].contains(&client), "{client}");
+        }
+    }
+    lab.serve(&[&mate]);
+    assert_eq!(shut.ns.connect(lab.nodes[0].at(8080)).unwrap().server, "mate");
     // The node itself may look into it.
     assert_eq!(lab.nodes[0].ns.connect((shut.address, 80)).unwrap().server, "shut");
 }
@@ -216,6 +229,13 @@ fn what_lies_around_the_node_is_not_for_containers() {
     assert!(front.ns.connect((rorqual_network::DNS, 4780)).is_err());
     assert!(front.ns.connect(lab.nodes[1].at(81)).is_err());
     assert!(front.ns.connect(lab.nodes[1].at(4780)).is_err());
+    // Nor at another address of that machine.
+    let second = Ipv4Addr::new(10, 99, 0, 52);
+    lab.nodes[1].ns.ip(&format!("addr add {second}/24 dev eth0"));
+    assert!(front.ns.connect((second, 81)).is_ok(), "nobody knows yet whose it is");
+    let peer = Peer { others: vec![second, lab.nodes[1].underlay], ..lab.nodes[1].peer() };
+    lab.apply_all(&Change { peers: vec![peer], ..Change::default() });
+    assert!(front.ns.connect((second, 81)).is_err() && front.ns.connect((second, 4780)).is_err());
     // What another node publishes is reached there as well.
     let web = lab.nodes[1].container(1);
     lab.serve(&[&web]);
@@ -223,6 +243,20 @@ fn what_lies_around_the_node_is_not_for_containers() {
         let talk = front.ns.connect(node.at(8080)).unwrap();
         assert_eq!((talk.server, talk.client), (web.id.clone(), front.address.into()), "at {}", node.name);
     }
+    assert_eq!(front.ns.connect((second, 8080)).unwrap().server, web.id);
+    // But for a node on which a program has the port.
+    let _holder = Server::start(&lab.nodes[2].ns, "holder", 8090);
+    let mut held = lab::web(&[&web]);
+    held.ports[0].published = 8090;
+    for node in &lab.nodes {
+        let applied = node.apply(Change { services: vec![held.clone()], ..Change::default() });
+        assert_eq!(applied.is_err(), node.name == "n3");
+    }
+    for at in [lab.nodes[2].at(8090), lab.nodes[2].at6(8090)] {
+        assert!(front.ns.connect(at).is_err(), "{at}");
+        assert_eq!(lab.nodes[0].ns.connect(at).unwrap().server, "holder", "the node itself may");
+    }
+    lab.serve(&[&web]);
     // There alone: not at the container's own address, and behind its node nothing but what is published.
     let _beside = Server::start(&web.ns, "beside", 81);
     assert!(!reaches(&front, web.address));

@@ -85,6 +85,7 @@ fn a_port_of_a_nodes_own_replicas_leads_to_no_other() {
     let only = |container: &Container| BTreeMap::from([(container.id.clone(), 10)]);
     assert_eq!(lab.client.tally(lab.nodes[0].at(8080), 10), only(&a));
     assert_eq!(lab.client.tally(lab.nodes[1].at(8080), 10), only(&b));
+    assert!(refused(&a.ns, lab.nodes[2].at(8080)), "it is not what was published");
     drop(program);
     assert!(refused(&lab.client, lab.nodes[2].at(8080)));
     assert_eq!(bystander.ns.tally(lab.nodes[0].at(8080), 10), only(&a), "as itself, to another node");

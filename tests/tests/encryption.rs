@@ -131,6 +131,20 @@ fn a_running_cluster_begins_to_encrypt_and_ends_it() {
     wait_until("all are reached", SOON, || http::all_are_reached(&lab, 8080, 3));
     assert_eq!(n1.rctl(&["doctor"]).code, 0);
 
+    // A firewall that shuts its port is found.
+    let n2 = lab.node(2);
+    let nft = |command: &str| drop(n2.exec("nft", &[command]).ok());
+    nft("add table inet fw");
+    nft("add chain inet fw in { type filter hook input priority -5; }");
+    nft("add rule inet fw in udp dport 7272 drop");
+    wait_until("the doctor names the port", SOON, || {
+        let told = n1.rctl(&["doctor"]);
+        let named = "WireGuard, UDP port 7272";
+        if told.code == 1 && told.stdout.contains(named) { Ok(()) } else { Err(told.tell()) }
+    });
+    nft("delete table inet fw");
+    wait_until("all are reached", SOON, || http::all_are_reached(&lab, 8080, 3));
+
     n1.rctl(&["cluster", "update", "--encrypt", "off"]).ok();
     wait_until("nobody encrypts", SOON, || {
         let kinds = kinds(n1)?;

@@ -332,8 +332,11 @@ fn peer(given: &NodePeer) -> Option<Peer> {
     let host = given.address.rsplit_once(':').map_or(given.address.as_str(), |(host, _)| host);
     let ipv6 =
         given.ipv6_addresses.iter().filter_map(|text| readable(text, "IPv6 address of a peer")).collect();
+    let others =
+        given.other_addresses.iter().filter_map(|text| readable(text, "address of a peer")).collect();
     Some(Peer {
         node: given.node_id.clone(),
+        others,
         underlay: readable::<Ipv4Addr>(host, "peer")?,
         ipv6,
         encrypted: given.encrypted,
@@ -491,6 +494,7 @@ mod tests {
             hostname: String::new(),
             address: address.into(),
             ipv6_addresses: vec!["2001:db8::2".into(), "nowhere".into()],
+            other_addresses: vec!["192.0.2.2".into(), "nowhere".into()],
             ..NodePeer::default()
         });
         let mut dirty = Dirty::default();
@@ -499,7 +503,14 @@ mod tests {
         let change = feeder.change(&dirty);
         let ipv6 = vec!["2001:db8::2".parse().unwrap()];
         let second = Ipv4Addr::new(10, 0, 0, 2);
-        let expected = Peer { node: "id2".into(), underlay: second, ipv6, encrypted: false, key: None };
+        let expected = Peer {
+            node: "id2".into(),
+            underlay: second,
+            others: vec![Ipv4Addr::new(192, 0, 2, 2)],
+            ipv6,
+            encrypted: false,
+            key: None,
+        };
         assert_eq!(change.peers, [expected]);
     }
 }

@@ -484,6 +484,7 @@ fn blocks(state: &State) -> Vec<BlockView> {
 }
 
 fn peer(state: &State, node: &Node) -> PeerView {
+    let others = node.description.addresses.iter().filter(|address| node.underlay() != Some(**address));
     PeerView {
         node_id: node.id.clone(),
         hostname: node.description.hostname.clone(),
@@ -491,6 +492,7 @@ fn peer(state: &State, node: &Node) -> PeerView {
         encrypted: state.cluster().is_some_and(|cluster| cluster.encrypt),
         public_key: node.description.encryption.public_key.clone(),
         ipv6_addresses: node.description.ipv6_addresses.clone(),
+        other_addresses: others.copied().collect(),
     }
 }
 

@@ -409,6 +409,7 @@ fn peer(view: &PeerView) -> wire::NodePeer {
         encrypted: view.encrypted,
         public_key: view.public_key.clone(),
         ipv6_addresses: view.ipv6_addresses.iter().map(ToString::to_string).collect(),
+        other_addresses: view.other_addresses.iter().map(ToString::to_string).collect(),
     }
 }
 

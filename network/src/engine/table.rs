@@ -134,14 +134,16 @@ impl Engine {
         changes
     }
 
+    /// A peer that is not reached, since no way leads there or since it can't be encrypted, is closed to containers all
+    /// the same.
     pub(super) fn peer_parts(&self, node: &str) -> Option<Parts> {
-        let ipv6 = self.desired.peers.get(node).map(|peer| peer.ipv6.as_slice()).unwrap_or_default();
-        self.routes.peer(node).map(|(underlay, mac, number)| parts::peer(underlay, ipv6, mac, number))
+        let mac = self.routes.peer(node).and_then(|(_, mac)| mac);
+        Some(parts::peer(self.desired.peers.get(node)?, mac, self.routes.number_of(node)?))
     }
 
     /// Those of a peer's machine; none of the node itself.
     fn addresses_of(&self, node: &str) -> Vec<IpAddr> {
-        let Some((underlay, ..)) = self.routes.peer(node) else { return Vec::new() };
+        let Some((underlay, _)) = self.routes.peer(node) else { return Vec::new() };
         let ipv6 = self.desired.peers.get(node).map(|peer| peer.ipv6.as_slice()).unwrap_or_default();
         std::iter::once(underlay.into()).chain(ipv6.iter().copied().map(IpAddr::from)).collect()
     }

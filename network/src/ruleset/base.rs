@@ -113,6 +113,8 @@ impl Fixed {
   map peers {{ type ether_addr : mark; }}
   set peer_addresses {{ type ipv4_addr; }}
   set peer_addresses6 {{ type ipv6_addr; }}
+  # further addresses of peers' machines
+  set peer_others {{ type ipv4_addr; }}
   # address of a peer → its mark
   map peer_marks {{ type ipv4_addr : mark; }}
   map peer_marks6 {{ type ipv6_addr : mark; }}
@@ -134,6 +136,9 @@ impl Fixed {
   set closed6 {{ type ipv6_addr; flags interval; }}
   set metadata {{ type ipv4_addr; flags interval; }}
   set metadata6 {{ type ipv6_addr; flags interval; }}
+  # containers in such a network that have a way out by another one
+  set freed {{ type ipv4_addr; }}
+  set freed6 {{ type ipv6_addr; }}
   # first address of a container in several networks → what else it reaches, and as whom
   map several {{ type ipv4_addr : verdict; }}
   map several6 {{ type ipv6_addr : verdict; }}
@@ -260,6 +265,14 @@ impl Fixed {
     reject
   }}
 
+  chain inward {{
+    ip saddr vmap @several
+    ip6 saddr vmap @several6
+    ip saddr vmap @networks
+    ip6 saddr vmap @networks6
+    goto barred
+  }}
+
   chain isolate {{
     type filter hook forward priority filter; policy accept;
     # the pools lead to lo where there is no container: answer instead of letting the client wait
@@ -272,6 +285,10 @@ impl Fixed {
     iifname "{veth_prefix}*" ip daddr @peer_addresses meta l4proto . th dport != @open_ports ip daddr . meta l4proto . th dport != @open_at goto barred
     iifname "{veth_prefix}*" ip6 daddr {{ fd00:ec2::/32, fd20:ce::/32 }} ip6 saddr != @metadata6 goto barred
     iifname "{veth_prefix}*" ip6 daddr @peer_addresses6 meta l4proto . th dport != @open_ports ip6 daddr . meta l4proto . th dport != @open_at6 goto barred
+    iifname "{veth_prefix}*" ip daddr @peer_others meta l4proto . th dport != @open_ports ip daddr . meta l4proto . th dport != @open_at goto barred
+    # a published port is no way out of a network that has none
+    iifname "{veth_prefix}*" ip saddr @closed ip saddr != @freed goto inward
+    iifname "{veth_prefix}*" ip6 saddr @closed6 ip6 saddr != @freed6 goto inward
     ct status dnat ct original ip daddr != {vip_pool} accept
     ct status dnat ct original ip6 daddr != {vip_pool6} accept
     # a container of another node that called a published port there or at a third node: the network does not matter
@@ -301,12 +318,15 @@ impl Fixed {
     {sealed_in}
     ct state established,related accept
     iifname "{veth_prefix}*" goto from_container
+    # a container of another node that called a published port which is none here: a program has it, or nobody
+    ct state new iif != "lo" ip saddr @pools goto barred
+    ct state new iif != "lo" ip6 saddr @pools6 goto barred
   }}
 
   chain from_container {{
     ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
-    ip saddr @closed goto barred
-    ip6 saddr @closed6 goto barred
+    ip saddr @closed ip saddr != @freed goto barred
+    ip6 saddr @closed6 ip6 saddr != @freed6 goto barred
     {guard}
   }}
 

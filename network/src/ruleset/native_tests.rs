@@ -7,7 +7,7 @@ use std::process::Command;
 use nix::sched::{CloneFlags, unshare};
 
 use crate::error::Error;
-use crate::model::{Endpoint, HostPort, Protocol, PublishedPort, ServiceView};
+use crate::model::{Endpoint, HostPort, Peer, Protocol, PublishedPort, ServiceView};
 use crate::netlink::{Netlink, nftables};
 use crate::nft;
 use crate::ruleset::{Element, Fields, Fixed, Item, Parts, Ruleset, Transaction, parts};
@@ -100,7 +100,15 @@ fn story() -> Vec<Changes> {
         &twins().both(Ipv4Addr::new(10, 215, 0, 7)).collect::<Vec<_>>(),
         &[host_port(None), host_port(Some(Ipv4Addr::new(10, 99, 0, 1).into()))],
     );
-    let peer = |mac| parts::peer(Ipv4Addr::new(10, 99, 0, 2), &["2001:db8::2".parse().unwrap()], mac, 3);
+    let there = Peer {
+        node: "n2".into(),
+        underlay: Ipv4Addr::new(10, 99, 0, 2),
+        others: vec![Ipv4Addr::new(192, 0, 2, 2)],
+        ipv6: vec!["2001:db8::2".parse().unwrap()],
+        encrypted: false,
+        key: None,
+    };
+    let peer = |mac| parts::peer(&there, mac, 3);
     let item = || Item::Ports("c1".into());
     vec![
         BTreeMap::from([service("a", 0, &web)]),

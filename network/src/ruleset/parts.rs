@@ -10,7 +10,7 @@ use super::places;
 use super::rule::{Field, Fields, Kind, Rule, Target, Turn, Value};
 use super::turns::{Weighed, places as places_of_clients, shift, turns};
 use super::{Element, Parts};
-use crate::model::{Block, Endpoint, HostPort, Network, Protocol, PublishedPort, ServiceView};
+use crate::model::{Block, Endpoint, HostPort, Network, Peer, Protocol, PublishedPort, ServiceView};
 use crate::netlink::link::Mac;
 use crate::random;
 use crate::twins::Twins;
@@ -76,6 +76,7 @@ fn of_family(set: &'static str, address: impl Into<IpAddr>) -> &'static str {
         "networks" => "networks6",
         "closed" => "closed6",
         "metadata" => "metadata6",
+        "freed" => "freed6",
         "several" => "several6",
         "poses" => "poses6",
         "own_blocks" => "own_blocks6",
@@ -280,10 +281,14 @@ pub(crate) fn host_ports(addresses: &[IpAddr], ports: &[HostPort]) -> Parts {
 }
 
 /// A peer: packets from its Ethernet address are its.
-pub(crate) fn peer(underlay: Ipv4Addr, ipv6: &[Ipv6Addr], mac: Option<Mac>, number: u16) -> Parts {
+pub(crate) fn peer(peer: &Peer, mac: Option<Mac>, number: u16) -> Parts {
     let mut parts = Parts::default();
     let mark = || Some(Value::Mark(u32::from(number) << MARK_SHIFT));
-    for address in std::iter::once(underlay.into()).chain(ipv6.iter().copied().map(IpAddr::from)) {
+    // What containers send there comes as this node's, and has no mark.
+    for other in peer.others.iter().filter(|other| **other != peer.underlay) {
+        parts.element("peer_others", &[(*other).into()], None);
+    }
+    for address in std::iter::once(peer.underlay.into()).chain(peer.ipv6.iter().copied().map(IpAddr::from)) {
         parts.element(of_family("peer_addresses", address), &[Field::Address(address)], None);
         parts.element(of_family("peer_marks", address), &[Field::Address(address)], mark());
     }
@@ -341,7 +346,8 @@ pub(crate) fn several(
             parts.element("hairpin6", &[address.into(), own.into()], None);
         }
     }
-    if internal(first) && !others.iter().all(|(network, _)| internal(network)) {
+    let freed = internal(first) && !others.iter().all(|(network, _)| internal(network));
+    if freed {
         reaches.extend([Rule::Leave, Rule::Leave6]);
     }
     parts.chain(&reach, reaches);
@@ -350,6 +356,9 @@ pub(crate) fn several(
         let key = [Field::Address(address)];
         parts.element(of_family("several", address), &key, Some(Value::Jump(reach.clone())));
         parts.element(of_family("poses", address), &key, Some(Value::Jump(pose.clone())));
+        if freed {
+            parts.element(of_family("freed", address), &key, None);
+        }
     }
     parts
 }

@@ -352,7 +352,14 @@ impl Node {
 
     pub fn peer(&self) -> Peer {
         let ipv6 = vec![twin(self.underlay), outer6(self.underlay)];
-        Peer { node: self.name.clone(), underlay: self.underlay, ipv6, encrypted: false, key: None }
+        Peer {
+            node: self.name.clone(),
+            underlay: self.underlay,
+            others: vec![],
+            ipv6,
+            encrypted: false,
+            key: None,
+        }
     }
 
     /// The node's IPv6 address on the segment, with a port.

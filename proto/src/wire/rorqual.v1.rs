@@ -4653,6 +4653,9 @@ pub struct NodePeer {
     /// IPv6 addresses that it is reached at. Its containers have IPv6 where the one beside the underlay address is there.
     #[prost(string, repeated, tag = "4")]
     pub ipv6_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Further IPv4 addresses that it is reached at.
+    #[prost(string, repeated, tag = "5")]
+    pub other_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocateImageRequest {

@@ -170,6 +170,8 @@ pub struct PeerView {
     pub public_key: Vec<u8>,
     /// IPv6 addresses that it is reached at.
     pub ipv6_addresses: Vec<Ipv6Addr>,
+    /// IPv4 addresses that it is reached at, besides the one in `address`.
+    pub other_addresses: Vec<Ipv4Addr>,
 }
 
 /// A node that is a controller.
