@@ -155,6 +155,25 @@ fn what_is_around_is_out_of_reach(lab: &Lab) {
         let said = node.rctl(&words).ok();
         assert_eq!(said.matches("=shut").count(), 3, "{service}: {said}");
     }
+    // Also at an address that a node has got meanwhile, once it is known whose that is.
+    let (other, late) = (lab.node(2), "192.0.2.2");
+    let httpd = [images::BUSYBOX, "httpd", "-f", "-p", "9099"];
+    other.rctl(&[&["run", "-d", "--name", "beside", "--network", "host"], &httpd[..]].concat()).ok();
+    other.exec("ip", &["addr", "add", &format!("{late}/32"), "dev", "eth0"]).ok();
+    node.exec("ip", &["route", "add", late, "via", &other.address.to_string()]).ok();
+    let opens = format!("exec 3<>/dev/tcp/{late}/9099");
+    wait_until("the node gets there itself", SOON, || {
+        let opened = node.exec("timeout", &["5", "bash", "-c", &opens]);
+        hold(opened.code == 0, || opened.tell())
+    });
+    let at = format!("{late}:9099");
+    wait_until("its containers do not", SOON * 2, || {
+        let said = node.rctl(&["exec", &container(node, "fe"), "sh", "-c", script, "probe", &at]).ok();
+        hold(said.contains("=shut"), || said.clone())
+    });
+    node.exec("ip", &["route", "del", late]).ok();
+    other.exec("ip", &["addr", "del", &format!("{late}/32"), "dev", "eth0"]).ok();
+    other.rctl(&["rm", "-f", "beside"]).ok();
 }
 
 fn a_service_changes_its_networks(lab: &Lab) {

@@ -1,5 +1,6 @@
 //! One session, from Hello to its end.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use rorqual_proto::model::HeldPort;
@@ -23,6 +24,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// So many heartbeats late, and the leader is given up: it has missed three.
 const MISSED: f32 = 3.5;
+
+/// How often it is looked whether the leader knows all addresses of the machine.
+const ADDRESSES_LOOK: Duration = Duration::from_secs(10);
 
 /// Messages that wait for a slow connection.
 const OUTBOX: usize = 64;
@@ -48,6 +52,8 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
     held.mark_unchanged();
     let mut in_effect = parts.network.in_effect();
     in_effect.mark_unchanged();
+    // Before the Hello tells them.
+    let (addresses, looked) = (addresses().unwrap_or_default(), Instant::now());
     // The Hello names every status, so what waited until now needs not be sent again.
     parts.tasks.reports().clear();
     let hello = wire::Hello {
@@ -78,7 +84,7 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
             tracing::info!(%address, set = set.number, "session with the leader opened");
             let beat = Duration::from_millis(welcome.heartbeat_ms);
             let beat = if beat.is_zero() { HEARTBEAT } else { beat };
-            Open { parts, set, outbox, images, held, in_effect, beat }.run(inbox).await
+            Open { parts, set, outbox, images, held, in_effect, beat, addresses, looked }.run(inbox).await
         }
         Some(to_agent::Message::Redirect(redirect)) => redirected(parts, redirect),
         Some(_) => End::Failed("the controller did not answer the hello".to_owned()),
@@ -104,6 +110,16 @@ struct Open<'a> {
     held: watch::Receiver<Vec<HeldPort>>,
     in_effect: watch::Receiver<u64>,
     beat: Duration,
+    /// The machine's addresses as the leader knows them, and since when they are known to be those.
+    addresses: Addresses,
+    looked: Instant,
+}
+
+type Addresses = (Vec<Ipv4Addr>, Vec<Ipv6Addr>);
+
+/// None where they can't be listed.
+fn addresses() -> Option<Addresses> {
+    Some((rorqual_network::own_addresses().ok()?, rorqual_network::own_ipv6_addresses().ok()?))
 }
 
 impl Open<'_> {
@@ -156,7 +172,8 @@ impl Open<'_> {
                 Ok(())
             }
             Some(to_agent::Message::Heartbeat(_)) => {
-                self.say(from_agent::Message::Heartbeat(wire::Heartbeat {})).await
+                self.say(from_agent::Message::Heartbeat(wire::Heartbeat {})).await?;
+                self.look_at_addresses().await
             }
             Some(to_agent::Message::Everywhere(set)) => {
                 self.parts.network.is_everywhere(set);
@@ -167,6 +184,21 @@ impl Open<'_> {
                 Ok(())
             }
             None => Ok(()),
+        }
+    }
+
+    /// An interface may have come, or an address that moves between machines.
+    async fn look_at_addresses(&mut self) -> Result<(), End> {
+        if self.looked.elapsed() < ADDRESSES_LOOK {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        match addresses() {
+            Some(now) if now != self.addresses => {
+                self.addresses = now;
+                self.say(from_agent::Message::Description(self.parts.description().await)).await
+            }
+            _ => Ok(()),
         }
     }
 

@@ -135,7 +135,12 @@ fn connects(own: Ipv4Addr, to: SocketAddrV4, mark: u32) -> io::Result<bool> {
         Err(error) => return Err(error.into()),
     }
     let timeout = PollTimeout::try_from(CONNECT).unwrap_or(PollTimeout::MAX);
-    let ready = poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], timeout)?;
+    let ready = loop {
+        match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], timeout) {
+            Err(Errno::EINTR) => {}
+            outcome => break outcome?,
+        }
+    };
     Ok(ready > 0 && getsockopt(&stream, SocketError)? == 0)
 }
 
