@@ -10,16 +10,9 @@ use std::time::{Duration, Instant};
 use lab::{Container, Lab, Node, Ns, VIP, base, web};
 use rorqual_network::Change;
 
-/// For something to be put back on a loaded machine. Usually it takes half a second.
-const BACK: Duration = Duration::from_secs(20);
-
-/// Waits for something to become true again.
-fn is_back(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + BACK;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not put back: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+/// Waits for something to be put back, on a loaded machine. Usually it takes half a second.
+fn is_back(what: &str, condition: impl FnMut() -> bool) {
+    lab::within(lab::slow(Duration::from_secs(20)), what, condition);
 }
 
 /// What of a node's network is to stay the same, in words.

@@ -5,9 +5,8 @@
 mod lab;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::time::Duration;
 
-use lab::{CLIENT, Container, Lab, Node, PATIENCE, Server, received, twin};
+use lab::{CLIENT, Container, Lab, Node, Server, patience, received, twin};
 use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, Peer, ServiceView};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -85,7 +84,7 @@ fn ask(name: &str) -> Option<Ipv4Addr> {
     }
     message.extend_from_slice(&[0, 0, 1, 0, 1]);
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
     socket.send_to(&message, (rorqual_network::DNS, 53)).unwrap();
     let mut answer = [0; 512];
     let (length, _) = received(&socket, &mut answer).ok()?;
@@ -442,7 +441,7 @@ fn an_address_of_another_network_cannot_be_forged() {
     let lab = lab();
     let both = container(&lab, 0, "both", 1, &["front", "back"]);
     let sink = lab.client.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9001)).unwrap());
-    sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    sink.set_read_timeout(Some(lab::moment())).unwrap();
     let in_back = join(&lab, 0, "back", 1).address.unwrap();
     let send = |source: Ipv4Addr| {
         both.ns.run(move || UdpSocket::bind((source, 0)).unwrap().send_to(b"x", (CLIENT, 9001)).unwrap());
@@ -455,7 +454,7 @@ fn an_address_of_another_network_cannot_be_forged() {
     assert!(received(&sink, &mut [0; 8]).is_err());
     // The same by IPv6 (`six` has more of that).
     let sink = lab.client.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 9002)).unwrap());
-    sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    sink.set_read_timeout(Some(lab::moment())).unwrap();
     let send6 = || {
         let from = (lab::twin(in_back), 0);
         both.ns

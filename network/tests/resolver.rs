@@ -7,7 +7,7 @@ mod lab;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use lab::{Container, Lab, Node, Ns, PATIENCE, ask, received};
+use lab::{Container, Lab, Node, Ns, ask, patience, received};
 use rorqual_network::{Attach, DNS, Join};
 use simple_dns::{RCODE, TYPE};
 
@@ -30,7 +30,7 @@ fn other_names_are_forwarded_to_the_first_resolver_that_answers() {
     ns.run(move || {
         let socket = UdpSocket::bind(alive).unwrap();
         // It waits while the node is made, which takes its time on an emulated machine.
-        socket.set_read_timeout(Some(PATIENCE * 12)).unwrap();
+        socket.set_read_timeout(Some(patience() * 12)).unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 512];
             let (length, client) = received(&socket, &mut buffer).unwrap();
@@ -89,7 +89,7 @@ fn what_is_asked_by_tcp_is_forwarded_by_tcp_however_long_the_answer_is() {
     let (long, short) = local.ns.run(|| {
         let connect = || {
             let stream = TcpStream::connect((DNS, 53)).unwrap();
-            stream.set_read_timeout(Some(PATIENCE * 4)).unwrap();
+            stream.set_read_timeout(Some(patience() * 4)).unwrap();
             stream
         };
         // Who breaks off in the middle of a question is in nobody's way.

@@ -5,13 +5,11 @@ mod lab;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use lab::{CLIENT, Container, Lab, VIP, assert_even, eventually, outer6, twin, web};
+use lab::{CLIENT, Container, Lab, VIP, assert_even, at_once, eventually, outer6, twin, web};
 use rorqual_network::{Change, Error, HostPort, Protocol, PublishedPort};
 
-/// An answer that takes longer was not given at once.
-const AT_ONCE: Duration = Duration::from_millis(900);
 /// What the node is for containers that are balanced to themselves.
 const GATEWAY6: &str = "fd72:7126:9ac4::a9fe:101";
 
@@ -88,9 +86,9 @@ fn datagrams_by_ipv6_show_the_client_and_come_back() {
         service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
         lab.apply_all(&Change { services: vec![service], ..Change::default() });
         let server = container.ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap());
-        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        server.set_read_timeout(Some(lab::moment())).unwrap();
         let client = lab.client.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap());
-        client.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+        client.set_read_timeout(Some(lab::patience())).unwrap();
         client.connect(node.at6(5300)).unwrap();
         let mut buffer = [0; 16];
         let mut from = None;
@@ -113,7 +111,7 @@ fn refused(ns: &lab::Ns, to: SocketAddr) {
         let start = Instant::now();
         let error = ns.connect(to).map(|talk| talk.server).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
-        start.elapsed() < AT_ONCE
+        start.elapsed() < at_once()
     });
 }
 
@@ -174,7 +172,7 @@ fn forged_ipv6_sources_are_dropped_at_the_veth() {
     let a = lab.nodes[0].container(1);
     let b = lab.nodes[1].container(1);
     let server = b.ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 7)).unwrap());
-    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    server.set_read_timeout(Some(lab::moment())).unwrap();
     let send = |from: Ipv6Addr| {
         a.ns.ip(&format!("addr replace {from}/128 dev eth0 nodad"));
         let to = (twin(b.address), 7);

@@ -6,7 +6,7 @@ use rorqual_network::DNS;
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, QCLASS, QTYPE, Question, RCODE, TYPE};
 
-use super::{Ns, PATIENCE, received};
+use super::{Ns, patience, received};
 
 /// Code and addresses that the node's resolver gives.
 pub fn ask(from: &Ns, name: &str, kind: TYPE) -> (RCODE, Vec<Ipv4Addr>) {
@@ -16,7 +16,7 @@ pub fn ask(from: &Ns, name: &str, kind: TYPE) -> (RCODE, Vec<Ipv4Addr>) {
     let query = query.build_bytes_vec().unwrap();
     let answer = from.run(move || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
         socket.connect((DNS, 53)).unwrap();
         socket.send(&query).unwrap();
         let mut buffer = vec![0; 4096];

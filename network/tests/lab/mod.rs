@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
 
 mod dns;
+mod time;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,7 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rorqual_network::{
@@ -28,8 +29,9 @@ use tokio::sync::oneshot;
 
 #[allow(unused_imports)]
 pub use dns::ask;
+#[allow(unused_imports)]
+pub use time::{at_once, eventually, moment, patience, slow, within};
 
-pub const PATIENCE: Duration = Duration::from_secs(5);
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 100);
 /// The cluster's IPv6 range, of which each address ends in an IPv4 one.
@@ -108,8 +110,8 @@ impl Ns {
     pub fn connect(&self, to: impl Into<SocketAddr>) -> Result<Talk, std::io::Error> {
         let to = to.into();
         self.run(move || {
-            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            let stream = TcpStream::connect_timeout(&to, patience())?;
+            stream.set_read_timeout(Some(patience()))?;
             let mut lines = BufReader::new(stream);
             let mut hello = String::new();
             lines.read_line(&mut hello)?;
@@ -124,8 +126,8 @@ impl Ns {
         self.run(move || {
             let mut tally = BTreeMap::new();
             for _ in 0..count {
-                let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut stream = TcpStream::connect_timeout(&to, patience()).unwrap();
+                stream.set_read_timeout(Some(patience())).unwrap();
                 stream.shutdown(std::net::Shutdown::Write).unwrap();
                 let mut text = String::new();
                 stream.read_to_string(&mut text).unwrap();
@@ -188,7 +190,7 @@ impl Server {
                 std::thread::spawn(move || serve(stream, &name, client, &ended));
             }
         });
-        started.recv_timeout(PATIENCE).unwrap();
+        started.recv_timeout(patience()).unwrap();
         Server { stop, thread: Some(thread) }
     }
 }
@@ -281,7 +283,7 @@ impl Node {
                 }
             });
         });
-        let fabric = started.recv_timeout(Duration::from_secs(20)).unwrap()?;
+        let fabric = started.recv_timeout(patience() * 4).unwrap()?;
         self.daemon = Some((fabric, stop, thread));
         Ok(())
     }
@@ -507,15 +509,6 @@ pub fn received(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             outcome => return outcome,
         }
-    }
-}
-
-/// Waits for something to become true.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
