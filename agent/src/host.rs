@@ -25,7 +25,7 @@ pub(crate) fn description(facts: &HostFacts, options: &AgentOptions) -> NodeDesc
         held_ports: Vec::new(),
         encryption: NodeEncryption::default(),
         // No network may have it.
-        routes: vec![options.local_pool.trunc()],
+        routes: vec![options.local_pool.trunc().into()],
         addresses: Vec::new(),
         ipv6_addresses: Vec::new(),
     }

@@ -122,6 +122,9 @@ pub(crate) struct JoinRecord {
     pub(crate) network_id: String,
     #[prost(string, tag = "3")]
     pub(crate) address: String,
+    /// The one beside it, where the network has IPv6 ranges of its own.
+    #[prost(string, tag = "4")]
+    pub(crate) ipv6_address: String,
 }
 
 /// The cluster that the node is a member of, as far as its network has to know.

@@ -341,7 +341,10 @@ fn goal(desired: DesiredState) -> Goal {
 }
 
 fn workload(task: &Task) -> Workload {
-    let join = |given: &TaskAddress| Join::new(given.network_id.as_str(), Some(given.address));
+    let join = |given: &TaskAddress| Join {
+        address6: given.address6,
+        ..Join::new(given.network_id.as_str(), Some(given.address))
+    };
     Workload {
         id: task.id.to_string(),
         service: Some(task.service_id.to_string()),

@@ -36,6 +36,7 @@ fn task(number: u128, leader: &Leader, script: &str) -> Task {
         addresses: vec![TaskAddress {
             network_id: NetworkId::from_bits(1),
             address: Ipv4Addr::new(10, 213, 0, u8::try_from(number).unwrap()),
+            address6: None,
         }],
     }
 }

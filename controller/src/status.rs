@@ -36,6 +36,8 @@ pub(crate) fn from_refusal(error: Refusal) -> Status {
         Refusal::Edge(_)
         | Refusal::NoNetwork(_)
         | Refusal::NoOwnRange(_)
+        | Refusal::NoOwnRange6(_)
+        | Refusal::NotBeside { .. }
         | Refusal::OutOfRange { .. }
         | Refusal::Renamed { .. }
         | Refusal::SubnetTaken { .. } => Status::invalid_argument(text),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::model::{Block, Change, Endpoint, Network, Peer, ServiceView};
 use crate::netlink::conntrack::Kind;
@@ -86,6 +86,13 @@ impl Desired {
         removed_networks.iter().for_each(|id| self.remove_network(id));
         for network in networks {
             self.dirty.networks.insert(network.id.clone());
+            let known = self.networks.get(&network.id).map_or(&[] as &[_], |known| &known.subnets6);
+            if known != network.subnets6 {
+                // Its endpoints have other IPv6 addresses.
+                let there = |s: &&ServiceView| s.network == network.id;
+                let concerned = self.services.values().filter(there).map(|s| s.id.clone());
+                self.dirty.services.extend(concerned);
+            }
             self.networks.insert(network.id.clone(), network);
         }
         for mut block in blocks {
@@ -160,6 +167,11 @@ impl Desired {
     /// The network's own ranges, of all networks.
     pub(crate) fn subnets(&self) -> BTreeSet<Ipv4Net> {
         self.networks.values().flat_map(|network| &network.subnets).map(Ipv4Net::trunc).collect()
+    }
+
+    /// The ranges that stand beside each other because networks have IPv6 ranges of their own.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (Ipv4Net, Ipv6Net)> {
+        self.networks.values().flat_map(Network::pairs)
     }
 
     /// Whether a network has no way out.

@@ -135,7 +135,7 @@ impl Engine {
             state_dir: state_dir.clone(),
             local_pool: options.local_pool,
             source,
-            twins,
+            twins: twins.clone(),
             prefix: veth_prefix.clone(),
             mtu: options.mtu.unwrap_or(underlay.mtu),
             prepared: options.prepared,
@@ -146,7 +146,7 @@ impl Engine {
             underlay: options.underlay,
             underlay_mtu: underlay.mtu,
             source,
-            twins,
+            twins: twins.clone(),
             pools: vec![options.cluster_pool, options.vip_pool, options.local_pool],
             state_dir: &state_dir,
         })?;
@@ -161,7 +161,7 @@ impl Engine {
             cluster_pool: options.cluster_pool,
             vip_pool: options.vip_pool,
             local_pool: options.local_pool,
-            twins,
+            twins: twins.clone(),
         });
         let nftables = nftables::open()?;
         let changes = Arc::new(Changes::default());
@@ -377,6 +377,11 @@ impl Engine {
         if dirty.full || !dirty.peers.is_empty() {
             self.seal()?;
         }
+        let before = self.twins.clone();
+        if dirty.full || !dirty.networks.is_empty() {
+            self.twins.set_own(self.desired.pairs());
+            self.routes.set_twins(self.twins.clone());
+        }
         if dirty.routing() {
             let (later, failed) = self.routes.update(&self.desired.peers, &self.desired.blocks);
             removals = later;
@@ -413,7 +418,10 @@ impl Engine {
         errors.extend(self.routes.remove(removals).err());
         let both = |(range, kind): (&ipnet::Ipv4Net, &conntrack::Kind)| {
             let kind = *kind;
-            self.twins.both_ranges(*range).map(move |range| (range, kind))
+            // What a network had that is gone, too.
+            let former =
+                before.of_range(*range).filter(|range6| self.twins.of_range(*range) != Some(*range6));
+            self.twins.both_ranges(*range).chain(former.map(Into::into)).map(move |range| (range, kind))
         };
         let forgotten = dirty.forget.iter().flat_map(both);
         errors.extend(conntrack::forget(&mut self.conntrack, forgotten).err());

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::error::Error;
 use crate::fabric::{DNS, GATEWAY};
@@ -205,13 +205,7 @@ pub(crate) fn drop_former(
 
 /// The ranges that this machine reaches by routes of its own: no network of containers may have them. Asked in the
 /// network namespace of the calling thread.
-pub fn foreign_routes() -> Result<Vec<Ipv4Net>, Error> {
-    let v4 = |route| if let IpNet::V4(route) = route { Some(route) } else { None };
-    Ok(all_foreign_routes()?.into_iter().filter_map(v4).collect())
-}
-
-/// Those by IPv6 as well.
-pub(crate) fn all_foreign_routes() -> Result<Vec<IpNet>, Error> {
+pub fn foreign_routes() -> Result<Vec<IpNet>, Error> {
     route::list_foreign(&mut Netlink::route()?)
 }
 

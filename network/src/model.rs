@@ -104,6 +104,9 @@ pub struct Join {
     pub network: String,
     /// Its address of a block of this node, or `None` for one of the local pool.
     pub address: Option<Ipv4Addr>,
+    /// The IPv6 address beside it, where the network has IPv6 ranges of its own; else it follows from `address`.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// Names in this network besides the container's.
     pub aliases: Vec<String>,
 }
@@ -111,7 +114,7 @@ pub struct Join {
 impl Join {
     /// One without further names.
     pub fn new(network: &str, address: Option<Ipv4Addr>) -> Join {
-        Join { network: network.to_owned(), address, aliases: Vec::new() }
+        Join { network: network.to_owned(), address, address6: None, aliases: Vec::new() }
     }
 }
 
@@ -167,6 +170,8 @@ pub struct Network {
     pub id: String,
     /// Its own ranges; empty: its blocks are the cluster pool's.
     pub subnets: Vec<Ipv4Net>,
+    /// The IPv6 ranges beside these, one for each, each with as much room; empty: they are parts of the cluster's.
+    pub subnets6: Vec<Ipv6Net>,
     /// Its containers reach nothing outside of it, and no names outside of the cluster.
     pub internal: bool,
     /// Its containers reach link-local addresses of the node's surroundings.
@@ -422,16 +427,30 @@ impl Block {
 }
 
 impl Network {
+    /// Its own ranges that stand beside each other.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (Ipv4Net, Ipv6Net)> {
+        self.subnets.iter().copied().zip(self.subnets6.iter().copied())
+    }
+
     fn validate(&self, options: &NetworkOptions) -> Result<(), Error> {
         let pools = [options.cluster_pool, options.vip_pool, options.local_pool];
         let taken = |subnet: &&Ipv4Net| pools.iter().any(|pool| overlap(*pool, **subnet));
-        match self.subnets.iter().find(taken) {
-            None => Ok(()),
-            Some(subnet) => Err(Error::Invalid {
+        if let Some(subnet) = self.subnets.iter().find(taken) {
+            return Err(Error::Invalid {
                 field: "change.networks.subnets",
                 value: subnet.to_string(),
                 expected: "overlaps a pool of this node; choose ranges that do not overlap",
-            }),
+            });
+        }
+        let wrong = |value: String, expected| {
+            Err(Error::Invalid { field: "change.networks.subnets6", value, expected })
+        };
+        if !self.subnets6.is_empty() && self.subnets6.len() != self.subnets.len() {
+            return wrong(self.subnets6.len().to_string(), "expected one for each of the network's subnets");
+        }
+        match self.pairs().find(|(four, six)| six.prefix_len() > 96 + four.prefix_len()) {
+            Some((_, six)) => wrong(six.to_string(), "has less room than the subnet beside which it stands"),
+            None => Ok(()),
         }
     }
 }

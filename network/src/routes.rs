@@ -180,6 +180,11 @@ impl Routes {
         Ok(gone)
     }
 
+    /// From now on these addresses stand beside each other.
+    pub(crate) fn set_twins(&mut self, twins: Twins) {
+        self.twins = twins;
+    }
+
     /// From now on peers are reached so. All ways are found anew where that changes something.
     pub(crate) fn set_seal(&mut self, seal: Seal) {
         if self.seal != seal {

@@ -5,9 +5,11 @@
 //! ```text
 //!   10.213.0.7      ──▶ fd5e:12ab:90cd::ad5:7         the cluster's prefix: blocks, virtual addresses, nodes
 //!   10.215.0.3      ──▶ fd72:7126:9ac4::ad7:3         the local pool, the same on every node
+//!   10.20.0.7       ──▶ fd00:1::7                     10.20.0.0/24, beside which a network has fd00:1::/64 (`adr/0077`)
 //!   10.99.0.2       ──▶ fe80::7271:a63:2              how a peer is called as a next hop
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -28,17 +30,29 @@ const fn join(prefix: Ipv6Addr, address: Ipv4Addr) -> Ipv6Addr {
 }
 
 /// The relation, on one node. Without IPv6 nothing has a twin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Twins {
     /// The kernel has IPv6, and it is not turned off.
     on: bool,
     cluster: Option<Ipv6Addr>,
     local_pool: Ipv4Net,
+    /// Networks' own ranges, by the first address of the IPv4 one.
+    own: BTreeMap<Ipv4Addr, (Ipv4Net, Ipv6Net)>,
 }
 
 impl Twins {
     pub(crate) fn new(on: bool, cluster: Option<Ipv6Net>, local_pool: Ipv4Net) -> Twins {
-        Twins { on, cluster: cluster.map(|range| range.network()), local_pool }
+        Twins { on, cluster: cluster.map(|range| range.network()), local_pool, own: BTreeMap::new() }
+    }
+
+    /// From now on these ranges stand beside each other: those of networks that have IPv6 ranges of their own.
+    pub(crate) fn set_own(&mut self, own: impl Iterator<Item = (Ipv4Net, Ipv6Net)>) {
+        self.own = own.map(|(four, six)| (four.network(), (four.trunc(), six.trunc()))).collect();
+    }
+
+    fn own(&self, address: Ipv4Addr) -> Option<&(Ipv4Net, Ipv6Net)> {
+        let (_, own) = self.own.range(..=address).next_back()?;
+        own.0.contains(&address).then_some(own)
     }
 
     fn prefix(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
@@ -48,12 +62,21 @@ impl Twins {
 
     /// The IPv6 address beside one of a container, a service or a node.
     pub(crate) fn of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
-        Some(join(self.prefix(address)?, address))
+        match self.own(address).filter(|_| self.on) {
+            Some((four, six)) => {
+                let place = address.to_bits() - four.network().to_bits();
+                Some(Ipv6Addr::from_bits(six.network().to_bits() | u128::from(place)))
+            }
+            None => Some(join(self.prefix(address)?, address)),
+        }
     }
 
-    /// The same of a range.
+    /// The same of a range. What stands beside the whole range of a network is its whole IPv6 range.
     pub(crate) fn of_range(&self, range: Ipv4Net) -> Option<Ipv6Net> {
         let range = range.trunc();
+        if let Some((_, whole)) = self.own(range.network()).filter(|(four, _)| self.on && *four == range) {
+            return Some(*whole);
+        }
         Ipv6Net::new(self.of(range.network())?, 96 + range.prefix_len()).ok()
     }
 
@@ -113,8 +136,34 @@ mod tests {
     }
 
     #[test]
+    fn ranges_of_networks_stand_beside_each_other_place_by_place() {
+        let mut twins = twins(true, Some("fd5e:12ab:90cd::/48"));
+        let own = [("10.20.0.0/24", "fd00:1::/64"), ("10.20.4.0/22", "2001:db8:7::400/118")];
+        twins.set_own(own.iter().map(|(four, six)| (four.parse().unwrap(), six.parse().unwrap())));
+        for (four, six) in [
+            ([10, 20, 0, 7], "fd00:1::7"),
+            ([10, 20, 5, 9], "2001:db8:7::509"),
+            ([10, 20, 1, 7], "fd5e:12ab:90cd::a14:107"),
+            ([10, 19, 0, 7], "fd5e:12ab:90cd::a13:7"),
+        ] {
+            assert_eq!(twins.of(four.into()).unwrap().to_string(), six);
+        }
+        for (four, six) in [
+            ("10.20.0.0/24", "fd00:1::/64"),
+            ("10.20.0.64/29", "fd00:1::40/125"),
+            ("10.20.0.7/32", "fd00:1::7/128"),
+            ("10.20.6.0/26", "2001:db8:7::600/122"),
+        ] {
+            assert_eq!(twins.of_range(four.parse().unwrap()).unwrap().to_string(), six);
+        }
+    }
+
+    #[test]
     fn without_ipv6_nothing_has_a_twin() {
-        let twins = twins(false, Some("fd5e:12ab:90cd::/48"));
+        let mut twins = twins(false, Some("fd5e:12ab:90cd::/48"));
+        twins.set_own(std::iter::once(("10.20.0.0/24".parse().unwrap(), "fd00:1::/64".parse().unwrap())));
+        assert_eq!(twins.of(Ipv4Addr::new(10, 20, 0, 7)), None);
+        assert_eq!(twins.of_range("10.20.0.0/24".parse().unwrap()), None);
         assert_eq!(twins.both(Ipv4Addr::new(10, 215, 0, 3)).count(), 1);
         assert_eq!(twins.source(GATEWAY), None);
     }

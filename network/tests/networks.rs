@@ -18,6 +18,7 @@ fn networks(lab: &Lab) -> Change {
     let known = |id: &str, subnet: Option<&str>, internal, link_local| Network {
         id: id.into(),
         subnets: subnet.map(|net| net.parse().unwrap()).into_iter().collect(),
+        subnets6: vec![],
         internal,
         link_local,
         ipv6_names: id == "front",

@@ -31,11 +31,15 @@ fn serve(node: &Node, name: &str, networks: &[&str]) {
 
 /// The addresses of a service's tasks in a network, by node.
 fn addresses(node: &Node, network: &str, service: &str) -> BTreeMap<String, String> {
+    addresses_of(node, network, service, "IPv4Address")
+}
+
+fn addresses_of(node: &Node, network: &str, service: &str, field: &str) -> BTreeMap<String, String> {
     let seen = node.rctl(&["network", "inspect", "--format", "json", network]).json();
     let members = seen[0]["Containers"].as_object().unwrap();
     let own =
         members.values().filter(|one| one["Name"].as_str().unwrap().starts_with(&format!("{service}.")));
-    own.map(|one| (one["Node"].as_str().unwrap().to_owned(), one["IPv4Address"].as_str().unwrap().to_owned()))
+    own.map(|one| (one["Node"].as_str().unwrap().to_owned(), one[field].as_str().unwrap().to_owned()))
         .collect()
 }
 
@@ -65,7 +69,7 @@ fn containers_reach_those_whose_network_they_share_and_nothing_else() {
     let [n1, n2, _] = [1, 2, 3].map(|number| lab.node(number));
     n1.load(&images::archive("busybox"));
     n1.rctl(&["network", "create", "front"]).ok();
-    n2.rctl(&["network", "create", "--subnet", "10.20.0.0/24", "back"]).ok();
+    n2.rctl(&["network", "create", "--subnet", "10.20.0.0/24", "--subnet", "fd00:1::/64", "back"]).ok();
     n1.rctl(&["network", "create", "--internal", "shut"]).ok();
     for (name, networks) in SERVICES {
         serve(n1, name, networks);
@@ -94,6 +98,7 @@ fn containers_reach_those_whose_network_they_share_and_nothing_else() {
 
     names_lead_where_networks_are_shared(&lab);
     ports_lead_to_each_task(&lab);
+    a_network_has_an_ipv6_range_of_its_own(&lab);
     what_is_around_is_out_of_reach(&lab);
     a_service_changes_its_networks(&lab);
     what_is_used_stays_and_the_rest_goes(&lab);
@@ -138,6 +143,43 @@ fn ports_lead_to_each_task(lab: &Lab) {
         assert_eq!(dig("both", &["-x", address]), BTreeSet::from([format!("{name}.")]));
     }
     assert!(dig("in", &["SRV", "_http._tcp.be"]).is_empty(), "it shares no network with it");
+}
+
+/// Beside each address of `back` the one at the same place of its IPv6 range, on all nodes, by name, and for plain containers
+/// that choose one.
+fn a_network_has_an_ipv6_range_of_its_own(lab: &Lab) {
+    let [n1, n2, n3] = [1, 2, 3].map(|number| lab.node(number));
+    let seen = format!("{:?}", n1.try_json(&["network", "inspect", "back"]).unwrap());
+    assert!(seen.contains("\"Subnet\": String(\"fd00:1::/64\")"), "{seen}");
+    let (four, six) = (addresses(n1, "back", "be"), addresses_of(n1, "back", "be", "IPv6Address"));
+    for (node, address) in &four {
+        let place: u8 = address.rsplit_once('.').unwrap().1.parse().unwrap();
+        assert_eq!(six[node], format!("fd00:1::{place:x}"), "{address}");
+    }
+    let bracketed: Vec<String> = six.values().map(|address| format!("[{address}]")).collect();
+    let asked: Vec<&str> = bracketed.iter().map(String::as_str).collect();
+    for (from, reached) in [("both", true), ("fe", false)] {
+        let heard = probe(n2, &container(n2, from), &asked);
+        assert!(heard.values().all(|said| said.starts_with("be-") == reached), "{from}: {heard:?}");
+    }
+    let names = n2.rctl(&["exec", &container(n2, "both"), "nslookup", "-type=aaaa", "tasks.be"]).ok();
+    assert!(six.values().all(|address| names.contains(address.as_str())), "{names}");
+
+    n3.load(&images::archive("busybox"));
+    let run = |words: &[&str]| {
+        let fixed = ["run", "--detach", "--name", "plain", "--stop-signal", "SIGKILL", "--network", "back"];
+        n3.rctl(&[&fixed, words, &[images::BUSYBOX, "sh", "-c", SERVER]].concat())
+    };
+    run(&["--ip6", "fd00:1::1:0"])
+        .fails(125, &["fd00:1::1:0 is no address for a container in network `back`"]);
+    run(&["--ip", "10.20.0.240", "--ip6", "fd00:1::f1"]).fails(125, &["choose fd00:1::f0"]);
+    run(&["--ip6", "fd00:1::f0", "--hostname", "plain"]).ok();
+    let be = container(n1, "be");
+    wait_until("the plain container answers at both of its addresses", SOON, || {
+        let heard = probe(n1, &be, &["[fd00:1::f0]", "10.20.0.240"]);
+        hold(heard.values().all(|said| said == "plain"), || format!("{heard:?}"))
+    });
+    n3.rctl(&["rm", "--force", "plain"]).ok();
 }
 
 /// A way out for those that are not in an internal network; the nodes' own services for none.
@@ -212,8 +254,8 @@ fn what_is_used_stays_and_the_rest_goes(lab: &Lab) {
     assert_eq!(n2.rctl(&["network", "ls", "--quiet"]).ok().lines().count(), 1, "the default one stays");
     for node in lab.nodes() {
         wait_until("the node has forgotten them", SOON, || {
-            let routes = node.exec("ip", &["route"]).ok();
-            hold(!routes.contains("10.20."), || routes.clone())
+            let routes = node.exec("ip", &["route"]).ok() + &node.exec("ip", &["-6", "route"]).ok();
+            hold(!routes.contains("10.20.") && !routes.contains("fd00:1:"), || routes.clone())
         });
     }
 }
@@ -225,7 +267,15 @@ fn bad_input_is_refused_with_the_reason() {
     node.load(&images::archive("busybox"));
     node.rctl(&["network", "create", "--subnet", "10.20.0.0/29", "tiny"]).ok();
     let own = format!("{}/24", node.machine().to_string().rsplit_once('.').unwrap().0.to_owned() + ".0");
-    let cases: [(&[&str], i32, &[&str]); 19] = [
+    let cases: [(&[&str], i32, &[&str]); 23] = [
+        (&["network", "create", "--subnet", "fd00:1::7/64", "x"], 2, &["its network is fd00:1::/64"]),
+        (&["network", "create", "--subnet", "fe80::/64", "x"], 2, &["can't be given to containers"]),
+        (&["network", "create", "--subnet", "fd72:7126:9ac4::/64", "x"], 1, &["nodes' own containers"]),
+        (
+            &["network", "create", "--subnet", "10.21.0.0/24", "--subnet", "fd00:1::/126", "x"],
+            2,
+            &["fd00:1::/126 is not of a size that works"],
+        ),
         (&["network", "create", "tiny"], 1, &["tiny", "already in use"]),
         (&["network", "create", "--subnet", "10.20.0.0/16", "x"], 1, &["10.20.0.0/29 of network `tiny`"]),
         (&["network", "create", "--subnet", "10.214.9.0/24", "x"], 1, &["virtual addresses"]),

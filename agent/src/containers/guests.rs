@@ -369,6 +369,7 @@ async fn put(cluster: &ClusterLink, record: &ContainerRecord, up: bool) -> Resul
             join: join.join.clone(),
             network_id: given.network_id.clone(),
             address: given.address.clone(),
+            ipv6_address: given.ipv6_address.clone(),
         },
         None => join.clone(),
     });
@@ -428,9 +429,14 @@ pub(super) fn attach_of(record: &ContainerRecord) -> Attach {
     let networks = joins.iter().filter_map(|join| {
         let aliases = join.join.as_ref().map(|join| join.aliases.clone()).unwrap_or_default();
         if is_local(join) {
-            return Some(Join { network: LOCAL_NETWORK.to_owned(), address: None, aliases });
+            return Some(Join { aliases, ..Join::new(LOCAL_NETWORK, None) });
         }
-        Some(Join { network: join.network_id.clone(), address: Some(join.address.parse().ok()?), aliases })
+        let address = Some(join.address.parse().ok()?);
+        Some(Join {
+            address6: join.ipv6_address.parse().ok(),
+            aliases,
+            ..Join::new(&join.network_id, address)
+        })
     });
     Attach {
         resolvers: resolvers(record),
@@ -457,7 +463,7 @@ pub(super) fn check_joins(mode: NetworkMode, joins: &[wire::NetworkJoin]) -> Res
     if local.len() > 1 {
         return Err(InvalidField::new("networks", "`local` is named twice"));
     }
-    if local.iter().any(|join| !join.address.is_empty()) {
+    if local.iter().any(|join| !join.address.is_empty() || !join.ipv6_address.is_empty()) {
         return Err(InvalidField::new(
             "networks.address",
             "the node chooses the addresses of its own network",
@@ -522,10 +528,12 @@ mod tests {
             join: Some(wire::NetworkJoin { aliases: vec!["db".into()], ..join("front") }),
             network_id: "n1".into(),
             address: "10.213.0.7".into(),
+            ipv6_address: "fd00:1::7".into(),
         };
         record.joins = vec![given, records_of(vec![join(LOCAL_NETWORK)]).remove(0)];
         let attached = networks(&record);
         assert_eq!(attached[0].address, Some([10, 213, 0, 7].into()));
+        assert_eq!(attached[0].address6, "fd00:1::7".parse().ok());
         assert_eq!(
             (attached[0].network.as_str(), attached[0].aliases.as_slice()),
             ("n1", &["db".to_owned()][..])

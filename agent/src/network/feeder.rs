@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use rorqual_edge::Edge;
 use rorqual_network::{
     Block, Change, Endpoint, Error, Fabric, Peer, Protocol, PublishedPort, ServiceView, Unready,
@@ -318,10 +319,17 @@ fn fabric_id(view_key: &str) -> String {
 
 /// A network without one of its ranges would be open where it should be closed: it is left out as a whole.
 fn network_of(given: &NodeNetwork) -> Option<rorqual_network::Network> {
-    let subnets: Option<Vec<_>> = given.subnets.iter().map(|text| readable(text, "subnet")).collect();
+    let (mut subnets, mut subnets6) = (Vec::new(), Vec::new());
+    for text in &given.subnets {
+        match readable(text, "subnet")? {
+            IpNet::V4(range) => subnets.push(range),
+            IpNet::V6(range) => subnets6.push(range),
+        }
+    }
     Some(rorqual_network::Network {
         id: given.network_id.clone(),
-        subnets: subnets?,
+        subnets,
+        subnets6,
         internal: given.internal,
         link_local: given.metadata,
         ipv6_names: given.ipv6_names,
@@ -483,6 +491,19 @@ mod tests {
         let change = feeder.change(&dirty);
         assert_eq!(change.services.len(), 1);
         assert!(change.removed_services.is_empty());
+    }
+
+    #[test]
+    fn a_network_has_its_ranges_by_family_and_is_left_out_without_one_of_them() {
+        let network = |subnets: &[&str]| NodeNetwork {
+            network_id: "n".into(),
+            subnets: subnets.iter().map(|text| (*text).to_owned()).collect(),
+            ..NodeNetwork::default()
+        };
+        let read = network_of(&network(&["10.20.0.0/24", "fd00:1::/64"])).unwrap();
+        assert_eq!(read.subnets, ["10.20.0.0/24".parse().unwrap()]);
+        assert_eq!(read.subnets6, ["fd00:1::/64".parse().unwrap()]);
+        assert_eq!(network_of(&network(&["10.20.0.0/24", "elsewhere"])), None);
     }
 
     #[test]

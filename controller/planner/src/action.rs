@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rorqual_proto::model::{
     Cluster, DesiredState, Guest, GuestId, Network, NetworkId, Node, NodeDescription, NodeId, NodeStatus,
     PortClaim, Record, Service, ServiceId, Task, TaskId, TaskStatus,
@@ -205,7 +205,7 @@ pub enum Conflict {
     #[error("block {block} is already leased in network `{network}`")]
     BlockTaken {
         /// The block.
-        block: Ipv4Net,
+        block: IpNet,
         /// The network that has it.
         network: String,
     },

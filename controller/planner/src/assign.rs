@@ -464,6 +464,7 @@ fn network_view(network: &Network) -> NetworkView {
         network_id: network.id.clone(),
         name: network.spec.name.clone(),
         subnets: network.spec.subnets.clone(),
+        subnets6: network.spec.subnets6.clone(),
         internal: network.spec.internal,
         metadata: network.spec.allows_metadata(),
         ipv6_names: network.spec.has_ipv6_names(),

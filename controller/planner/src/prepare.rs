@@ -9,10 +9,11 @@ pub mod cluster;
 pub mod edge;
 pub mod guest;
 pub mod network;
+pub(crate) mod range;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rorqual_proto::model::{
     Meta, PortClaim, PortSpec, Protocol, Service, ServiceId, ServiceMode, ServiceSpec,
 };
@@ -97,11 +98,17 @@ pub enum Refusal {
          network with --subnet"
     )]
     NoOwnRange(String),
+    /// A chosen address needs a range of the network's own.
+    #[error(
+        "network `{0}` has no IPv6 range of its own, so no IPv6 address of it can be chosen: leave it out, or make a network \
+         with --subnet fd00:1::/64"
+    )]
+    NoOwnRange6(String),
     /// A chosen address is not the network's.
     #[error("{address} is no address for a container in network `{network}`: choose one of its ranges")]
     OutOfRange {
         /// What was asked for.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The network.
         network: String,
     },
@@ -120,9 +127,28 @@ pub enum Refusal {
     #[error("subnets: {subnet} overlaps {with}: choose a range that nothing else uses")]
     SubnetTaken {
         /// What was asked for.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// What it overlaps, in words.
         with: String,
+    },
+    /// IPv6 ranges stand beside IPv4 ranges.
+    #[error(
+        "subnets: no private IPv4 range is free that could stand beside: give one (--subnet 10.20.0.0/24)"
+    )]
+    NothingBeside,
+    /// Two addresses that were chosen don't stand beside each other.
+    #[error(
+        "{address6} does not stand beside {address} in network `{network}`: choose {expected}, or one address alone"
+    )]
+    NotBeside {
+        /// What was asked for.
+        address: Ipv4Addr,
+        /// The IPv6 one.
+        address6: Ipv6Addr,
+        /// The network.
+        network: String,
+        /// What stands beside the first.
+        expected: Ipv6Addr,
     },
     /// A network that is used can't go.
     #[error("network `{name}` is used by {users}: remove or disconnect that first")]

@@ -1,9 +1,7 @@
 //! The IPv6 addresses beside those that the store keeps, for people to see: they follow from these (`adr/0062`).
 
-use std::net::Ipv4Addr;
-
 use rorqual_planner::State;
-use rorqual_proto::model::{ClusterId, Node, NodeId, Service, Task};
+use rorqual_proto::model::{ClusterId, Node, NodeId, Service, Task, TaskAddress};
 use rorqual_proto::wire;
 
 /// Of one state.
@@ -25,10 +23,11 @@ impl<'a> Ipv6<'a> {
     }
 
     /// Beside an address of a container on that node; empty where it has none.
-    pub(super) fn on_node(&self, node: Option<&NodeId>, address: Ipv4Addr) -> String {
+    pub(super) fn on_node(&self, node: Option<&NodeId>, given: &TaskAddress) -> String {
         let node = node.and_then(|id| self.state.node(id));
         let cluster = self.cluster.filter(|cluster| node.is_some_and(|node| node.has_ipv6(cluster)));
-        cluster.map(|cluster| cluster.ipv6_of(address).to_string()).unwrap_or_default()
+        let beside = |cluster: &ClusterId| given.address6.unwrap_or_else(|| cluster.ipv6_of(given.address));
+        cluster.map(|cluster| beside(cluster).to_string()).unwrap_or_default()
     }
 
     /// The cluster, where some node has IPv6.
@@ -40,7 +39,7 @@ impl<'a> Ipv6<'a> {
     pub(super) fn task(&self, task: &Task) -> wire::Task {
         let mut shown = wire::Task::from(task);
         for (given, address) in shown.addresses.iter_mut().zip(&task.addresses) {
-            given.ipv6_address = self.on_node(task.node_id.as_ref(), address.address);
+            given.ipv6_address = self.on_node(task.node_id.as_ref(), address);
         }
         shown
     }

@@ -123,7 +123,10 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
             .collect();
         let pool: Vec<Ipv4Net> = state.cluster().map(|cluster| cluster.container_pool).into_iter().collect();
         let own = if network.spec.subnets.is_empty() { &pool } else { &network.spec.subnets };
-        view.ipv6_subnets = own.iter().map(|range| cluster.ipv6_of_range(*range).to_string()).collect();
+        // Those of its own stand with what was asked for.
+        if network.spec.subnets6.is_empty() {
+            view.ipv6_subnets = own.iter().map(|range| cluster.ipv6_of_range(*range).to_string()).collect();
+        }
     }
     if in_detail {
         let live = state.tasks().filter(|task| !task.status.state.is_terminal());
@@ -133,7 +136,7 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
                 id: task.id.to_string(),
                 name: task.name(),
                 address: given.address.to_string(),
-                ipv6_address: ipv6.on_node(task.node_id.as_ref(), given.address),
+                ipv6_address: ipv6.on_node(task.node_id.as_ref(), given),
                 node_hostname: hostname(state, task.node_id.as_ref()),
             })
         });
@@ -143,7 +146,7 @@ fn view(state: &State, network: &Network, in_detail: bool) -> wire::NetworkView 
                 id: guest.id.to_string(),
                 name: guest.name.clone(),
                 address: given.address.to_string(),
-                ipv6_address: ipv6.on_node(Some(&guest.node_id), given.address),
+                ipv6_address: ipv6.on_node(Some(&guest.node_id), given),
                 node_hostname: hostname(state, Some(&guest.node_id)),
             })
         });

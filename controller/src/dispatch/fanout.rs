@@ -12,6 +12,7 @@ use rorqual_planner::assign::{
     self, AuthsView, BlockView, ControllerView, EndpointView, GuestView, Joined, NetworkView, NodeDelta,
     PeerView, ServiceView, Touched,
 };
+use rorqual_proto::convert::texts_of;
 use rorqual_proto::model::{Node, NodeId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
@@ -386,7 +387,7 @@ fn network(view: &NetworkView) -> wire::NodeNetwork {
     wire::NodeNetwork {
         network_id: view.network_id.to_string(),
         name: view.name.clone(),
-        subnets: view.subnets.iter().map(ToString::to_string).collect(),
+        subnets: texts_of(&view.subnets, &view.subnets6),
         internal: view.internal,
         metadata: view.metadata,
         ipv6_names: view.ipv6_names,

@@ -139,6 +139,7 @@ mod tests {
                 addresses: vec![TaskAddress {
                     network_id: NetworkId::from_bits(4),
                     address: [10, 20, 0, 7].into(),
+                    address6: None,
                 }],
                 up: true,
             })),

@@ -38,7 +38,7 @@ pub fn settings(survey: &Survey) -> Vec<Finding> {
 /// Routes of the machine's own into what the fabric routes.
 pub fn routes_that_clash(survey: &Survey) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
-    for route in host::all_foreign_routes()? {
+    for route in host::foreign_routes()? {
         let v6 = route.addr().is_ipv6();
         for (what, range) in &survey.ranges {
             // A machine may well have one to all private addresses (fd00::/8): the fabric's go before that.
@@ -46,7 +46,8 @@ pub fn routes_that_clash(survey: &Survey) -> Result<Vec<Finding>, Error> {
                 continue;
             }
             let remedy = if v6 {
-                "take the route away (ip -6 route del): the cluster's IPv6 range follows from its id"
+                "take the route away (ip -6 route del); the cluster's IPv6 range follows from its id, a network's own can be \
+                 another one (rctl network create --subnet)"
             } else {
                 "take the route away (ip route del), or choose other ranges for the cluster (rctl cluster init \
                  --container-pool, --vip-pool) or the network (rctl network create --subnet)"

@@ -2,7 +2,7 @@
 //! as it was left.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::Engine;
 use crate::container::Record;
@@ -76,13 +76,13 @@ impl Engine {
         let first = record.interfaces.first().filter(|_| !record.attach.ports.is_empty());
         let ports = first
             .map(|first| parts::host_ports(&first.addresses().collect::<Vec<_>>(), &record.attach.ports));
-        let networks: Vec<(&str, Ipv4Addr)> =
-            record.interfaces.iter().map(|i| (i.network.as_str(), i.address)).collect();
+        let networks: Vec<parts::Place<'_>> =
+            record.interfaces.iter().map(|i| (i.network.as_str(), i.address, i.address6)).collect();
         let several = (networks.len() > 1)
-            .then(|| parts::several(id, &networks, &self.twins, |network| self.desired.is_internal(network)));
+            .then(|| parts::several(id, &networks, |network| self.desired.is_internal(network)));
         let mut changes = match several {
             // A rule may lead to the network's set before anything else does.
-            Some(_) => self.network_changes(networks.iter().map(|(network, _)| *network)),
+            Some(_) => self.network_changes(networks.iter().map(|(network, ..)| *network)),
             None => BTreeMap::new(),
         };
         changes.insert(Item::Ports(id.clone()), ports);

@@ -320,39 +320,37 @@ pub(crate) fn network(name: &str, known: Option<&Network>, twins: &Twins) -> Par
     parts
 }
 
+/// A network that a container is in, and its addresses there.
+pub(crate) type Place<'a> = (&'a str, Ipv4Addr, Option<Ipv6Addr>);
+
 /// A container in several networks. Its own connections have its first address, which reaches what is in the others
 /// as well, and comes there as its address of that network. A way out of one of them is a way out.
-pub(crate) fn several(
-    id: &str,
-    networks: &[(&str, Ipv4Addr)],
-    twins: &Twins,
-    internal: impl Fn(&str) -> bool,
-) -> Parts {
+pub(crate) fn several(id: &str, networks: &[Place<'_>], internal: impl Fn(&str) -> bool) -> Parts {
     let mut parts = Parts::default();
-    let [(first, address), others @ ..] = networks else { return parts };
+    let [(first, address, address6), others @ ..] = networks else { return parts };
     if others.is_empty() {
         return parts;
     }
     let (reach, pose) = (format!("also_{}", identifier(id)), format!("as_{}", identifier(id)));
     let mut reaches = Vec::new();
     let mut poses = Vec::new();
-    for (network, own) in others {
+    for (network, own, own6) in others {
         let (set, set6) = (network_set(network), network_set6(network));
         reaches.extend([Rule::Reach { set: set.clone() }, Rule::Reach6 { set: set6.clone() }]);
         poses.push(Rule::Pose { set, address: *own });
         parts.element("hairpin", &[(*address).into(), (*own).into()], None);
-        if let (Some(address), Some(own)) = (twins.of(*address), twins.of(*own)) {
-            poses.push(Rule::Pose6 { set: set6, address: own });
-            parts.element("hairpin6", &[address.into(), own.into()], None);
+        if let (Some(address), Some(own)) = (address6, own6) {
+            poses.push(Rule::Pose6 { set: set6, address: *own });
+            parts.element("hairpin6", &[(*address).into(), (*own).into()], None);
         }
     }
-    let freed = internal(first) && !others.iter().all(|(network, _)| internal(network));
+    let freed = internal(first) && !others.iter().all(|(network, ..)| internal(network));
     if freed {
         reaches.extend([Rule::Leave, Rule::Leave6]);
     }
     parts.chain(&reach, reaches);
     parts.chain(&pose, poses);
-    for address in twins.both(*address) {
+    for address in std::iter::once((*address).into()).chain(address6.map(IpAddr::from)) {
         let key = [Field::Address(address)];
         parts.element(of_family("several", address), &key, Some(Value::Jump(reach.clone())));
         parts.element(of_family("poses", address), &key, Some(Value::Jump(pose.clone())));

@@ -19,10 +19,10 @@ mod record;
 mod service;
 mod task;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use crate::InvalidField;
 pub use container::DEFAULT_STOP_GRACE_MS;
@@ -30,6 +30,7 @@ pub use enums::{
     availability, desired_state, health, mount_kind, node_state, on_unhealthy, protocol, restart_condition,
     role, task_state, update_order,
 };
+pub use network::texts_of;
 pub use node::{NodeStatusChange, node_status_update};
 pub use task::{reported_status, task_desired_update, task_status_update};
 
@@ -68,13 +69,31 @@ pub fn ipv4_net(text: &str, path: &str) -> Result<Ipv4Net, InvalidField> {
     match text.parse::<Ipv4Net>() {
         Ok(net) if net.addr() == net.network() => Ok(net),
         Ok(net) => problem(format!("`{text}` has host bits set (its network is {})", net.trunc())),
-        Err(_) if text.parse::<Ipv6Net>().is_ok() => {
-            let problem =
-                format!("`{text}` is an IPv6 network: those follow from the cluster and the IPv4 ones");
-            Err(InvalidField::new(path, problem).remedy("leave it out; `--ipv6` gives names IPv6 addresses"))
-        }
         Err(_) => problem(format!("`{text}` is not an IPv4 network")),
     }
+}
+
+/// A network of either family with its host bits zero.
+pub fn ip_net(text: &str, path: &str) -> Result<IpNet, InvalidField> {
+    match text.parse::<Ipv6Net>() {
+        Ok(net) if net.addr() == net.network() => Ok(net.into()),
+        Ok(net) => {
+            let problem = format!("`{text}` has host bits set (its network is {})", net.trunc());
+            Err(InvalidField::new(path, problem).remedy("write it as address/length, as fd00:1::/64"))
+        }
+        Err(_) if text.contains(':') => {
+            let problem = format!("`{text}` is not an IPv6 network");
+            Err(InvalidField::new(path, problem).remedy("write it as address/length, as fd00:1::/64"))
+        }
+        Err(_) => ipv4_net(text, path).map(IpNet::from),
+    }
+}
+
+/// An IPv6 address, or nothing.
+fn ipv6_address(text: &str, path: &str) -> Result<Option<Ipv6Addr>, InvalidField> {
+    let parse =
+        || text.parse().map_err(|_| InvalidField::new(path, format!("`{text}` is not an IPv6 address")));
+    (!text.is_empty()).then(parse).transpose()
 }
 
 fn optional(text: String) -> Option<String> {

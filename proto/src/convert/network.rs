@@ -1,6 +1,8 @@
 //! [`model::Network`], its blocks, and joining it.
 
-use super::{InvalidField, address, id, ipv4_net, list, required};
+use ipnet::IpNet;
+
+use super::{InvalidField, address, id, ip_net, ipv4_net, ipv6_address, list, required};
 use crate::{model, wire};
 
 impl From<&model::NetworkSpec> for wire::NetworkSpec {
@@ -8,7 +10,7 @@ impl From<&model::NetworkSpec> for wire::NetworkSpec {
         Self {
             name: spec.name.clone(),
             labels: spec.labels.clone(),
-            subnets: spec.subnets.iter().map(ToString::to_string).collect(),
+            subnets: texts_of(&spec.subnets, &spec.subnets6),
             internal: spec.internal,
             options: spec.options.clone(),
         }
@@ -19,16 +21,27 @@ impl TryFrom<wire::NetworkSpec> for model::NetworkSpec {
     type Error = InvalidField;
 
     fn try_from(spec: wire::NetworkSpec) -> Result<Self, InvalidField> {
-        let subnets = spec.subnets.iter().enumerate();
-        let subnets = subnets.map(|(index, text)| ipv4_net(text, &format!("subnets[{index}]")));
+        let (mut subnets, mut subnets6) = (Vec::new(), Vec::new());
+        for (index, text) in spec.subnets.iter().enumerate() {
+            match ip_net(text, &format!("subnets[{index}]"))? {
+                IpNet::V4(net) => subnets.push(net),
+                IpNet::V6(net) => subnets6.push(net),
+            }
+        }
         Ok(Self {
             name: spec.name,
             labels: spec.labels,
-            subnets: subnets.collect::<Result<_, _>>()?,
+            subnets,
+            subnets6,
             internal: spec.internal,
             options: spec.options,
         })
     }
+}
+
+/// The ranges of both families in one list, as users give them.
+pub fn texts_of(subnets: &[ipnet::Ipv4Net], subnets6: &[ipnet::Ipv6Net]) -> Vec<String> {
+    subnets.iter().map(ToString::to_string).chain(subnets6.iter().map(ToString::to_string)).collect()
 }
 
 impl From<&model::NetworkJoin> for wire::NetworkJoin {
@@ -38,6 +51,7 @@ impl From<&model::NetworkJoin> for wire::NetworkJoin {
             aliases: join.aliases.clone(),
             address: join.address.map(|address| address.to_string()).unwrap_or_default(),
             unready_aliases: join.unready_aliases.clone(),
+            ipv6_address: join.address6.map(|address| address.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -47,8 +61,9 @@ impl TryFrom<wire::NetworkJoin> for model::NetworkJoin {
 
     fn try_from(join: wire::NetworkJoin) -> Result<Self, InvalidField> {
         let wanted = (!join.address.is_empty()).then(|| address(&join.address, "address")).transpose()?;
+        let address6 = ipv6_address(&join.ipv6_address, "ipv6_address")?;
         let wire::NetworkJoin { network, aliases, unready_aliases, .. } = join;
-        Ok(Self { network, aliases, address: wanted, unready_aliases })
+        Ok(Self { network, aliases, address: wanted, address6, unready_aliases })
     }
 }
 

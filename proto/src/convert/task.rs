@@ -1,6 +1,6 @@
 //! [`model::Task`] and the writes of one side of it.
 
-use super::{InvalidField, address, id, list, or_absent, required};
+use super::{InvalidField, address, id, ipv6_address, list, or_absent, required};
 use crate::{model, wire};
 
 impl From<&model::TaskStatus> for wire::TaskStatus {
@@ -42,7 +42,7 @@ impl From<&model::TaskAddress> for wire::TaskAddress {
         Self {
             network_id: address.network_id.to_string(),
             address: address.address.to_string(),
-            ipv6_address: String::new(),
+            ipv6_address: address.address6.map(|address| address.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -54,6 +54,7 @@ impl TryFrom<wire::TaskAddress> for model::TaskAddress {
         Ok(Self {
             network_id: id(&given.network_id, "network_id")?,
             address: address(&given.address, "address")?,
+            address6: ipv6_address(&given.ipv6_address, "ipv6_address")?,
         })
     }
 }

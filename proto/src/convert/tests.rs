@@ -132,6 +132,7 @@ fn service_spec() -> ServiceSpec {
             NetworkJoin { aliases: texts(&["db"]), ..NetworkJoin::plain("front") },
             NetworkJoin {
                 address: Some([10, 20, 0, 7].into()),
+                address6: Some("fd00:1::7".parse().unwrap()),
                 unready_aliases: texts(&["peers"]),
                 ..NetworkJoin::plain("back")
             },
@@ -209,7 +210,11 @@ fn task() -> Task {
         node_id: Some(NodeId::from_bits(4)),
         desired_state: DesiredState::Running,
         status: task_status(),
-        addresses: vec![TaskAddress { network_id: NetworkId::from_bits(2), address: [10, 213, 0, 2].into() }],
+        addresses: vec![TaskAddress {
+            network_id: NetworkId::from_bits(2),
+            address: [10, 213, 0, 2].into(),
+            address6: Some("fd00:1::2".parse().unwrap()),
+        }],
     }
 }
 
@@ -235,7 +240,7 @@ fn description() -> NodeDescription {
             address: Some([192, 0, 2, 7].into()),
             lacking: true,
         }],
-        routes: vec!["10.0.0.0/24".parse().unwrap()],
+        routes: vec!["10.0.0.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
         addresses: vec![[192, 0, 2, 7].into()],
         encryption: NodeEncryption { public_key: vec![7; 32], kind: "kernel".into(), problem: "none".into() },
         ipv6_addresses: vec!["2001:db8::7".parse().unwrap()],
@@ -266,6 +271,7 @@ fn network() -> Network {
             name: "front".into(),
             labels: labels(&["n"]),
             subnets: vec!["10.20.0.0/24".parse().unwrap(), "10.21.0.0/24".parse().unwrap()],
+            subnets6: vec!["fd00:1::/64".parse().unwrap(), "fd00:2::/64".parse().unwrap()],
             internal: true,
             options: labels(&["metadata"]),
         },

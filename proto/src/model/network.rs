@@ -1,9 +1,9 @@
 //! A network: containers in it reach each other; blocks of the pool are leased to nodes as they fill.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{GuestId, Meta, NetworkId, NodeId, TaskAddress};
 
@@ -28,6 +28,8 @@ pub struct NetworkSpec {
     pub labels: BTreeMap<String, String>,
     /// Its own ranges; empty: its blocks are leased out of the cluster's pool.
     pub subnets: Vec<Ipv4Net>,
+    /// The IPv6 ranges beside these, one for each; empty: they are parts of the cluster's.
+    pub subnets6: Vec<Ipv6Net>,
     /// Its containers reach nothing outside of it.
     pub internal: bool,
     /// [`METADATA_OPTION`] and [`IPV6_OPTION`].
@@ -37,7 +39,26 @@ pub struct NetworkSpec {
 impl NetworkSpec {
     /// Its names mean IPv6 addresses as well.
     pub fn has_ipv6_names(&self) -> bool {
-        self.options.get(IPV6_OPTION).is_some_and(|value| value == "on")
+        self.options.get(IPV6_OPTION).map_or(!self.subnets6.is_empty(), |value| value == "on")
+    }
+
+    /// The IPv6 address beside one of its own subnets, where it has IPv6 ranges of its own: the one at the same place.
+    pub fn own_ipv6_of(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let (four, six) = self.pairs().find(|(four, _)| four.contains(&address))?;
+        let place = address.to_bits() - four.network().to_bits();
+        Some(Ipv6Addr::from_bits(six.network().to_bits() | u128::from(place)))
+    }
+
+    /// The address that one of its own IPv6 ranges stands beside.
+    pub fn own_ipv4_of(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let (four, six) = self.pairs().find(|(_, six)| six.contains(&address))?;
+        let place = u32::try_from(address.to_bits() - six.network().to_bits()).ok()?;
+        let beside = Ipv4Addr::from_bits(four.network().to_bits().checked_add(place)?);
+        Some(beside).filter(|beside| four.contains(beside))
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&Ipv4Net, &Ipv6Net)> {
+        self.subnets.iter().zip(&self.subnets6)
     }
 
     /// Its containers reach link-local addresses.
@@ -55,6 +76,8 @@ pub struct NetworkJoin {
     pub aliases: Vec<String>,
     /// The address that a container which is no task asks for, of the network's own subnets.
     pub address: Option<Ipv4Addr>,
+    /// The same by the address beside it, of the network's own IPv6 ranges.
+    pub address6: Option<Ipv6Addr>,
     /// Names in it that stand for all replicas of a service that run, healthy or not, each a DNS label.
     pub unready_aliases: Vec<String>,
 }

@@ -74,7 +74,7 @@ pub struct NodeDescription {
     /// Published ports of services that lead nowhere on this node.
     pub held_ports: Vec<HeldPort>,
     /// Ranges that the node reaches by its own routes.
-    pub routes: Vec<ipnet::Ipv4Net>,
+    pub routes: Vec<ipnet::IpNet>,
     /// The addresses that others reach it at.
     pub addresses: Vec<Ipv4Addr>,
     /// The same for IPv6, with the one that its fabric has given it, where it has IPv6.

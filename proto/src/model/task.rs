@@ -1,6 +1,6 @@
 //! A task: one replica of a service in one slot, bound to one node for its whole life.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{ContainerSpec, Meta, NetworkId, NodeId, RestartPolicy, ServiceId, TaskId};
 
@@ -124,6 +124,8 @@ pub struct TaskAddress {
     pub network_id: NetworkId,
     /// The address, from a block leased to the task's node.
     pub address: Ipv4Addr,
+    /// The one beside it, where the network has IPv6 ranges of its own.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// A task as the store keeps it.

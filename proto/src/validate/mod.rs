@@ -49,7 +49,9 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), InvalidField> {
     mode(&spec.mode)?;
     port_specs(&spec.ports, "ports")?;
     network_joins(&spec.networks, "networks")?;
-    if let Some(index) = spec.networks.iter().position(|join| join.address.is_some()) {
+    if let Some(index) =
+        spec.networks.iter().position(|join| join.address.is_some() || join.address6.is_some())
+    {
         return Err(InvalidField::new(
             format!("networks[{index}].address"),
             "a service has many containers, so none of its networks can give it one address",

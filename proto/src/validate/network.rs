@@ -1,8 +1,9 @@
 //! Networks: their ranges and options, and how containers join them.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{BLOCK_PREFIX, InvalidField, at_most, dns_label, labels};
 use crate::model::network::{IPV6_OPTION, METADATA_OPTION, RESERVED_NAMES};
@@ -45,7 +46,73 @@ pub fn network_spec(spec: &NetworkSpec) -> Result<(), InvalidField> {
                 .remedy("give ranges that don't overlap"));
         }
     }
+    subnets6(spec)?;
     options(spec)
+}
+
+/// IPv6 ranges stand beside the others: one for each, with as much room.
+fn subnets6(spec: &NetworkSpec) -> Result<(), InvalidField> {
+    let refuse =
+        |problem: String, remedy: &str| Err(InvalidField::new("subnets", problem).remedy(remedy.to_owned()));
+    at_most(spec.subnets6.len(), "subnets")?;
+    for (index, subnet) in spec.subnets6.iter().enumerate() {
+        usable6(*subnet)?;
+        let mut earlier = spec.subnets6.iter().take(index);
+        if let Some(other) = earlier.find(|other| other.contains(subnet) || subnet.contains(*other)) {
+            return refuse(format!("{subnet} overlaps {other}"), "give ranges that don't overlap");
+        }
+    }
+    let (four, six) = (spec.subnets.len(), spec.subnets6.len());
+    if four > 0 && six > 0 && four != six {
+        let problem = format!("{six} IPv6 ranges can't stand beside {four} IPv4 ranges");
+        return refuse(
+            problem,
+            "give as many of each, the first beside the first, or leave the IPv4 ones out",
+        );
+    }
+    let mut pairs = spec.subnets.iter().zip(&spec.subnets6);
+    if let Some((four, six)) = pairs.find(|(four, six)| room6(**six) < room(**four)) {
+        let most = 96 + four.prefix_len();
+        let problem = format!("{six} has less room than {four}, beside which it stands");
+        return refuse(problem, &format!("choose a range of /{most} or larger, as a /64"));
+    }
+    Ok(())
+}
+
+/// Bits of an address that are free in a range.
+fn room(subnet: Ipv4Net) -> u8 {
+    subnet.max_prefix_len() - subnet.prefix_len()
+}
+
+fn room6(subnet: Ipv6Net) -> u8 {
+    subnet.max_prefix_len() - subnet.prefix_len()
+}
+
+/// Where clouds serve metadata by IPv6.
+const METADATA6: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0)];
+
+fn usable6(subnet: Ipv6Net) -> Result<(), InvalidField> {
+    let refuse =
+        |problem: String, remedy: &str| Err(InvalidField::new("subnets", problem).remedy(remedy.to_owned()));
+    if subnet.addr() != subnet.network() {
+        return refuse(format!("{subnet} has host bits set"), &format!("its network is {}", subnet.trunc()));
+    }
+    if !(16..=124).contains(&subnet.prefix_len()) {
+        return refuse(format!("{subnet} is not of a size that works: expected /16 to /124"), "choose a /64");
+    }
+    let address = subnet.network();
+    // Global unicast (RFC 4291, 2000::/3) and unique local (RFC 4193).
+    let is_global = address.segments()[0] & 0xe000 == 0x2000;
+    let metadata = METADATA6.map(|first| Ipv6Net::new_assert(first, 32));
+    let special = metadata.iter().any(|range| range.contains(&subnet) || subnet.contains(range));
+    if special || !(is_global || address.is_unique_local()) {
+        return refuse(
+            format!("{subnet} can't be given to containers"),
+            "choose a range of fd00::/8, as fd00:1::/64",
+        );
+    }
+    Ok(())
 }
 
 fn usable(subnet: Ipv4Net, path: &str) -> Result<(), InvalidField> {
@@ -141,7 +208,8 @@ mod tests {
     fn spec(subnets: &[&str]) -> NetworkSpec {
         NetworkSpec {
             name: "front".into(),
-            subnets: subnets.iter().map(|net| net.parse().unwrap()).collect(),
+            subnets: subnets.iter().filter_map(|net| net.parse().ok()).collect(),
+            subnets6: subnets.iter().filter_map(|net| net.parse().ok()).collect(),
             ..NetworkSpec::default()
         }
     }
@@ -160,6 +228,47 @@ mod tests {
         }
         assert_eq!(path(&spec(&["10.20.0.1/24"])), "subnets[0]");
         assert_eq!(path(&spec(&["10.20.0.0/16", "10.20.7.0/24"])), "subnets[1]");
+    }
+
+    #[test]
+    fn ipv6_ranges_stand_beside_ipv4_ranges_that_fit() {
+        for good in [
+            &["fd00:1::/64"] as &[&str],
+            &["10.20.0.0/24", "fd00:1::/64"],
+            &["10.20.0.0/24", "2001:db8:7::/120"],
+            &["10.20.0.0/24", "10.21.0.0/24", "fd00:1::/64", "fd00:2::/64"],
+        ] {
+            assert_eq!(path(&spec(good)), "", "{good:?}");
+        }
+        for (bad, problem) in [
+            (&["fd00:1::7/64"] as &[&str], "its network is fd00:1::/64"),
+            (&["fe80::/64"], "can't be given"),
+            (&["ff05::/64"], "can't be given"),
+            (&["::/96"], "can't be given"),
+            (&["fd00:ec2::/64"], "can't be given"),
+            (&["fd00::/8"], "/16 to /124"),
+            (&["fd00:1::/126"], "/16 to /124"),
+            (&["10.20.0.0/16", "fd00:1::/120"], "/112 or larger"),
+            (&["10.20.0.0/24", "10.21.0.0/24", "fd00:1::/64"], "as many of each"),
+            (&["fd00:1::/64", "fd00:1::/80"], "don't overlap"),
+        ] {
+            let error = network_spec(&spec(bad)).unwrap_err();
+            assert!(error.path == "subnets" && error.to_string().contains(problem), "{bad:?}: {error}");
+        }
+        assert!(spec(&["fd00:1::/64"]).has_ipv6_names() && !spec(&["10.20.0.0/24"]).has_ipv6_names());
+    }
+
+    #[test]
+    fn an_address_of_one_family_stands_at_the_place_of_the_other() {
+        let spec = spec(&["10.20.0.0/24", "10.21.4.0/22", "fd00:1::/64", "2001:db8:7::400/118"]);
+        for (four, six) in [("10.20.0.7", "fd00:1::7"), ("10.21.5.9", "2001:db8:7::509")] {
+            assert_eq!(spec.own_ipv6_of(four.parse().unwrap()), six.parse().ok(), "{four}");
+            assert_eq!(spec.own_ipv4_of(six.parse().unwrap()), four.parse().ok(), "{six}");
+        }
+        for outside in ["fd00:1::100", "fd00:1::1:0:0:7", "fd00:3::7"] {
+            assert_eq!(spec.own_ipv4_of(outside.parse().unwrap()), None, "{outside}");
+        }
+        assert_eq!(spec.own_ipv6_of([10, 22, 0, 1].into()), None);
     }
 
     #[test]

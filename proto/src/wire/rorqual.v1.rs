@@ -147,6 +147,9 @@ pub struct NetworkJoin {
     /// Names in it that stand for all replicas that run, healthy or not. Services only.
     #[prost(string, repeated, tag = "4")]
     pub unready_aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The same as address, by the one that stands beside it, of the network's own IPv6 subnets.
+    #[prost(string, tag = "60")]
+    pub ipv6_address: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Replicated {
@@ -776,7 +779,7 @@ pub struct NodeDescription {
     /// Published ports of services that lead nowhere on this node, since something else has them there.
     #[prost(message, repeated, tag = "10")]
     pub held_ports: ::prost::alloc::vec::Vec<HeldPort>,
-    /// Ranges that the node reaches by its own routes: no network may have them.
+    /// Ranges, also of IPv6, that the node reaches by its own routes: no network may have them.
     #[prost(string, repeated, tag = "50")]
     pub routes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// The addresses that others reach it at.
@@ -913,7 +916,7 @@ pub struct TaskAddress {
     pub network_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
-    /// Beside it; only where people see it.
+    /// Beside it: where the network has IPv6 ranges of its own; else only where people see it.
     #[prost(string, tag = "60")]
     pub ipv6_address: ::prost::alloc::string::String,
 }
@@ -4562,7 +4565,7 @@ pub struct NodeNetwork {
     pub network_id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// Its own ranges; empty: its blocks are the cluster pool's.
+    /// Its own ranges, and those of IPv6 in the same order; empty: its blocks are the cluster pool's.
     #[prost(string, repeated, tag = "3")]
     pub subnets: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "4")]

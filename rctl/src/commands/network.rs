@@ -40,7 +40,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// A range of its own, as 10.20.0.0/24, in place of blocks of the cluster's pool; may be repeated
+    /// A range of its own, as 10.20.0.0/24, in place of blocks of the cluster's pool, or as fd00:1::/64, beside which an IPv4
+    /// range is chosen where none is given; may be repeated, and IPv6 ranges then stand beside the IPv4 ranges one by one
     #[arg(long, value_name = "CIDR")]
     subnet: Vec<String>,
     /// Its containers reach nothing outside of it
@@ -49,7 +50,7 @@ pub(crate) struct CreateArgs {
     /// Label of the network
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::pair)]
     label: Vec<(String, String)>,
-    /// Names in it mean IPv6 addresses as well: for programs that listen on both
+    /// Names in it mean IPv6 addresses as well, as they do with an IPv6 --subnet: for programs that listen on both
     #[arg(long)]
     ipv6: bool,
     /// The network's driver
@@ -114,6 +115,9 @@ pub(crate) struct ConnectArgs {
     /// Address in it, of a subnet of its own
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
+    /// IPv6 address in it, of an IPv6 subnet of its own
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<String>,
     /// A network of the cluster, or `local`, this node's own
     network: String,
     /// Name, id, or unique beginning of the id
@@ -264,12 +268,13 @@ fn own_name(network: String) -> String {
 }
 
 async fn enter(args: ConnectArgs, daemon: &Daemon) -> Result<()> {
-    let ConnectArgs { alias, ip, network, container } = args;
+    let ConnectArgs { alias, ip, ip6, network, container } = args;
     let attempt = format!("cannot connect container {container} to network {network}");
     let join = NetworkJoin {
         network: own_name(network),
         aliases: alias,
         address: ip.unwrap_or_default(),
+        ipv6_address: ip6.unwrap_or_default(),
         ..NetworkJoin::default()
     };
     let request = ConnectContainerRequest { name: container, network: Some(join) };

@@ -1,4 +1,5 @@
-//! A network to join: `front`, `front,alias=db`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it;
+//! A network to join: `front`, `front,alias=db`, or `name=front,alias=db,alias=cache,ip=10.20.0.7`, as Docker has it
+//! (`ip6=fd00:1::7` is an IPv6 address);
 //! `publish-not-ready=NAME` is a name that stands for replicas before they are healthy, too.
 
 use rorqual_proto::wire::NetworkJoin;
@@ -26,7 +27,8 @@ pub(crate) fn network(text: &str) -> Result<NetworkJoin, String> {
             "alias" => join.aliases.push(value.to_owned()),
             "publish-not-ready" => join.unready_aliases.push(value.to_owned()),
             "ip" => value.clone_into(&mut join.address),
-            _ => return Err(format!("`{key}` is not one of name, alias, publish-not-ready and ip")),
+            "ip6" => value.clone_into(&mut join.ipv6_address),
+            _ => return Err(format!("`{key}` is not one of name, alias, publish-not-ready, ip and ip6")),
         }
     }
     if join.network.is_empty() {
@@ -46,6 +48,8 @@ mod tests {
         assert_eq!((join.network.as_str(), join.address.as_str()), ("back", "10.20.0.7"));
         assert_eq!(join.aliases, ["db", "cache"]);
         assert_eq!(network("back,alias=db,alias=cache,ip=10.20.0.7"), Ok(join));
+        let six = network("name=back,ip6=fd00:1::7").unwrap();
+        assert_eq!((six.address.as_str(), six.ipv6_address.as_str()), ("", "fd00:1::7"));
         let peers = network("name=back,publish-not-ready=db-peers").unwrap();
         assert_eq!(peers.unready_aliases, ["db-peers"]);
         for (wrong, expected) in [

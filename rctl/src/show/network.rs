@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rorqual_proto::model::network::{DEFAULT_NETWORK, IPV6_OPTION};
-use rorqual_proto::wire::NetworkView;
+use rorqual_proto::wire::{NetworkSpec, NetworkView};
 use serde::Serialize;
 
 use crate::human;
@@ -23,7 +23,7 @@ pub(crate) struct Row {
     #[serde(rename = "ID")]
     id: String,
     #[serde(rename = "IPv6")]
-    ipv6: &'static str,
+    ipv6: String,
     internal: String,
     labels: String,
     name: String,
@@ -40,7 +40,7 @@ pub(crate) fn row(view: &NetworkView) -> Row {
         created_at: human::rfc3339_ms(network.meta.unwrap_or_default().created_at_ms),
         driver: DRIVER,
         id: network.id,
-        ipv6: "false",
+        ipv6: has_ipv6_names(&spec).to_string(),
         internal: spec.internal.to_string(),
         labels: labels.join(","),
         name: spec.name,
@@ -140,6 +140,12 @@ struct Usage {
     own_blocks: Option<u64>,
 }
 
+/// An IPv6 range of its own says that it is meant, too.
+fn has_ipv6_names(spec: &NetworkSpec) -> bool {
+    let asked = spec.options.get(IPV6_OPTION).map(|value| value == "on");
+    asked.unwrap_or_else(|| spec.subnets.iter().any(|subnet| subnet.contains(':')))
+}
+
 pub(crate) fn inspect(view: &NetworkView) -> Inspect {
     let network = view.network.clone().unwrap_or_default();
     let spec = network.spec.unwrap_or_default();
@@ -157,7 +163,7 @@ pub(crate) fn inspect(view: &NetworkView) -> Inspect {
         (name.clone(), Service { vip, ipv6_vip })
     });
     let blocks = network.blocks.iter();
-    let ipv6_names = spec.options.get(IPV6_OPTION).is_some_and(|value| value == "on");
+    let ipv6_names = has_ipv6_names(&spec);
     let subnets = spec.subnets.into_iter().chain(view.ipv6_subnets.iter().cloned());
     Inspect {
         // Plain containers are in no other.
@@ -186,7 +192,7 @@ pub(crate) fn inspect(view: &NetworkView) -> Inspect {
 
 #[cfg(test)]
 mod tests {
-    use rorqual_proto::wire::{BlockLease, Network, NetworkMember, NetworkSpec};
+    use rorqual_proto::wire::{BlockLease, Network, NetworkMember};
 
     use super::*;
 
@@ -224,6 +230,7 @@ mod tests {
     fn a_row_has_dockers_fields() {
         let json = serde_json::to_value(row(&view())).unwrap();
         assert_eq!((json["Name"].as_str(), json["Driver"].as_str()), (Some("back"), Some("routed")));
+        assert_eq!(json["IPv6"], "true");
         assert_eq!((json["Internal"].as_str(), json["Labels"].as_str()), (Some("true"), Some("team=db")));
         let text = table(vec![row(&view())], false);
         assert!(text.contains("nnnnnnnnnnnn   back   routed   swarm   10.20.0.0/24   1"), "{text}");
@@ -244,6 +251,13 @@ mod tests {
         assert_eq!(json["Containers"]["t"]["IPv6Address"], "fd5e::a14:1");
         assert_eq!(json["Services"]["db"]["VIPv6"], "fd5e::ad6:1");
         assert_eq!(json["Usage"]["OwnBlocks"], 32);
+        // A range of its own says that it is meant.
+        let mut own = view();
+        let spec = own.network.as_mut().unwrap().spec.as_mut().unwrap();
+        spec.options.clear();
+        assert!(!inspect(&own).ipv6);
+        own.network.as_mut().unwrap().spec.as_mut().unwrap().subnets.push("fd00:1::/64".into());
+        assert!(inspect(&own).ipv6);
         assert_eq!((json["Internal"].as_bool(), json["Attachable"].as_bool()), (Some(true), Some(false)));
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn give(
             }
             return Err(network_id.clone());
         };
-        addresses.push(TaskAddress { network_id: network_id.clone(), address });
+        addresses.push(given(draft, network_id, address));
     }
     Ok(addresses)
 }
@@ -106,7 +106,14 @@ pub(crate) fn take(
         }
     }
     draft.take_address(group_of(address), address);
-    Ok(TaskAddress { network_id: network_id.clone(), address })
+    Ok(given(draft, network_id, address))
+}
+
+/// An address with the one beside it.
+fn given(draft: &Draft<'_>, network_id: &NetworkId, address: Ipv4Addr) -> TaskAddress {
+    let network = draft.state.network(network_id);
+    let address6 = network.and_then(|network| network.spec.own_ipv6_of(address));
+    TaskAddress { network_id: network_id.clone(), address, address6 }
 }
 
 /// Where the blocks of a network come from, and how long their prefix is.

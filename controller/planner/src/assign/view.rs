@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use rorqual_proto::model::{
     EdgeSettings, GuestId, NetworkId, NodeId, PortSpec, Record, RouteSpec, ServiceId, Task, TaskId,
 };
@@ -63,6 +63,8 @@ pub struct NetworkView {
     pub name: String,
     /// Its own ranges; empty: its blocks are the cluster pool's.
     pub subnets: Vec<Ipv4Net>,
+    /// The IPv6 ranges beside these, one for each; empty: they are parts of the cluster's.
+    pub subnets6: Vec<Ipv6Net>,
     /// Its containers reach nothing outside of it.
     pub internal: bool,
     /// Its containers reach link-local addresses.

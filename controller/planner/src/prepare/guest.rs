@@ -3,7 +3,9 @@
 //! What is given is given at once, or refused with the reason: whoever runs a container waits for it. An address stays
 //! the container's until it leaves the network, whatever happens to its node's daemon meanwhile.
 
-use rorqual_proto::model::{Guest, GuestId, Meta, NetworkJoin, NodeId, TaskAddress};
+use std::net::{IpAddr, Ipv4Addr};
+
+use rorqual_proto::model::{Guest, GuestId, Meta, NetworkJoin, NetworkSpec, NodeId, TaskAddress};
 
 use super::Refusal;
 use crate::State;
@@ -59,12 +61,12 @@ fn address(
     let network = draft.state.network_by_name(&join.network).ok_or_else(|| Refusal::NoNetwork(named()))?;
     let network_id = network.id.clone();
     let kept = old.into_iter().flat_map(|old| &old.addresses).find(|had| had.network_id == network_id);
-    match (kept, join.address) {
+    match (kept, wanted(&network.spec, join)?) {
         (Some(kept), wanted) if wanted.is_none_or(|wanted| wanted == kept.address) => Ok(kept.clone()),
         (_, Some(wanted)) => {
             address::take(draft, &network_id, node_id, wanted).map_err(|unfit| match unfit {
                 Unfit::NoOwnRange => Refusal::NoOwnRange(named()),
-                Unfit::Outside => Refusal::OutOfRange { address: wanted, network: named() },
+                Unfit::Outside => Refusal::OutOfRange { address: wanted.into(), network: named() },
                 Unfit::Taken(owner) => Refusal::AddressTaken { address: wanted, owner },
             })
         }
@@ -72,6 +74,24 @@ fn address(
             let given = address::give(draft, &[network_id], node_id);
             given.ok().and_then(|given| given.into_iter().next()).ok_or_else(|| Refusal::Exhausted(named()))
         }
+    }
+}
+
+/// The address that was chosen, by itself or by the one beside it.
+fn wanted(network: &NetworkSpec, join: &NetworkJoin) -> Result<Option<Ipv4Addr>, Refusal> {
+    let Some(address6) = join.address6 else { return Ok(join.address) };
+    let named = || join.network.clone();
+    if network.subnets6.is_empty() {
+        return Err(Refusal::NoOwnRange6(named()));
+    }
+    let outside = |address: IpAddr| Refusal::OutOfRange { address, network: named() };
+    let Some(address) = join.address else {
+        return network.own_ipv4_of(address6).map(Some).ok_or_else(|| outside(address6.into()));
+    };
+    match network.own_ipv6_of(address) {
+        Some(expected) if expected == address6 => Ok(Some(address)),
+        Some(expected) => Err(Refusal::NotBeside { address, address6, network: named(), expected }),
+        None => Err(outside(address.into())),
     }
 }
 

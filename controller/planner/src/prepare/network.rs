@@ -2,66 +2,32 @@
 
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
 use rorqual_proto::model::network::DEFAULT_NETWORK;
-use rorqual_proto::model::{Guest, Meta, Network, NetworkId, NetworkSpec, Node, ServiceId};
+use rorqual_proto::model::{Guest, Meta, Network, NetworkId, NetworkSpec, ServiceId};
 
-use super::Refusal;
+use super::{Refusal, range};
 use crate::State;
 use crate::action::{Action, ActionKind};
 use crate::allocate::network_names;
-use crate::orchestrate::is_gone;
 
 /// So many users of a network are named; the others are counted.
 const NAMED_USERS: usize = 3;
 
-/// A new network.
-pub fn create(state: &State, spec: NetworkSpec, id: NetworkId) -> Result<Action, Refusal> {
+/// A new network. IPv6 ranges for which no IPv4 ranges are given get such as are free.
+pub fn create(state: &State, mut spec: NetworkSpec, id: NetworkId) -> Result<Action, Refusal> {
     if state.network_by_name(&spec.name).is_some() {
         return Err(Refusal::NameTaken { kind: "network", name: spec.name });
     }
-    for subnet in &spec.subnets {
-        if let Some(with) = holder(state, *subnet) {
-            return Err(Refusal::SubnetTaken { subnet: *subnet, with });
+    for subnet in range::all(&spec) {
+        if let Some(with) = range::holder(state, subnet) {
+            return Err(Refusal::SubnetTaken { subnet, with });
         }
+    }
+    if spec.subnets.is_empty() {
+        spec.subnets = range::beside(state, &spec.subnets6).ok_or(Refusal::NothingBeside)?;
     }
     let network = Network { id, meta: Meta::default(), spec, blocks: Vec::new() };
     Ok(Action::expecting(ActionKind::PutNetwork(Box::new(network)), 0))
-}
-
-/// Who has a part of a range, in words.
-fn holder(state: &State, subnet: Ipv4Net) -> Option<String> {
-    if let Some(cluster) = state.cluster() {
-        let pools = [
-            ("the cluster's container pool", cluster.container_pool),
-            ("the pool of virtual addresses", cluster.vip_pool),
-        ];
-        if let Some((name, pool)) = pools.into_iter().find(|(_, pool)| overlap(*pool, subnet)) {
-            return Some(format!("{name}, {pool}"));
-        }
-    }
-    if let Some((other, name)) = other_network(state, subnet) {
-        return Some(format!("{other} of network `{name}`"));
-    }
-    let members = state.nodes().filter(|node| !is_gone(state, &node.id));
-    members.into_iter().find_map(|node| {
-        let range = way_of(node, subnet)?;
-        Some(format!("{range}, which node {} reaches by a route of its own", node.description.hostname))
-    })
-}
-
-/// The network that has a part of a range as its own subnet.
-pub(crate) fn other_network(state: &State, subnet: Ipv4Net) -> Option<(Ipv4Net, &str)> {
-    state.networks().find_map(|network| {
-        let own = network.spec.subnets.iter().find(|own| overlap(**own, subnet))?;
-        Some((*own, network.spec.name.as_str()))
-    })
-}
-
-/// The node's own route (or its address) in a range.
-fn way_of(node: &Node, subnet: Ipv4Net) -> Option<Ipv4Net> {
-    let address = node.underlay().map(Ipv4Net::from);
-    node.description.routes.iter().copied().chain(address).find(|range| overlap(*range, subnet))
 }
 
 /// Takes a network away that nothing uses.
@@ -118,8 +84,4 @@ pub fn unused(state: &State) -> impl Iterator<Item = &Network> {
         .networks()
         .map(|network| &**network)
         .filter(|network| network.spec.name != DEFAULT_NETWORK && users(state, network).is_none())
-}
-
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other) || other.contains(&one)
 }

@@ -11,7 +11,7 @@ use rorqual_proto::model::{
 use super::State;
 use super::index::{Owner, is_holder};
 use crate::action::{Action, ActionKind, Conflict};
-use crate::prepare::network::other_network;
+use crate::prepare::range;
 
 impl State {
     /// Whether an action fits the state. A batch is applied whole or not at all: every action is checked
@@ -217,9 +217,9 @@ impl State {
             return Err(Conflict::NameTaken { kind: "network", name: name.clone() });
         }
         if !self.networks.contains_key(&network.id) {
-            for subnet in &network.spec.subnets {
-                if let Some((_, other)) = other_network(self, *subnet) {
-                    return Err(Conflict::BlockTaken { block: *subnet, network: other.to_owned() });
+            for subnet in range::all(&network.spec) {
+                if let Some((_, other)) = range::other_network(self, subnet) {
+                    return Err(Conflict::BlockTaken { block: subnet, network: other.to_owned() });
                 }
             }
         }
@@ -227,7 +227,7 @@ impl State {
             if let Some(owner) = self.index.leased.get(&lease.block).filter(|id| **id != network.id) {
                 let network =
                     self.networks.get(owner).map_or_else(String::new, |other| other.spec.name.clone());
-                return Err(Conflict::BlockTaken { block: lease.block, network });
+                return Err(Conflict::BlockTaken { block: lease.block.into(), network });
             }
         }
         Ok(())

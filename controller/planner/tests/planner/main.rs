@@ -10,6 +10,7 @@ mod guests;
 mod networks;
 mod order;
 mod properties;
+mod ranges6;
 mod records;
 mod rollback;
 mod rules;

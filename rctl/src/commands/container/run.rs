@@ -66,7 +66,7 @@ pub(crate) struct RunArgs {
     /// Publish a port of this node: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], or published=8080,target=80,address=…,allow=CIDR
     #[arg(long, short, value_name = "PORT", value_parser = parse::ports)]
     publish: Vec<Vec<PortSpec>>,
-    /// Network to be in: NAME[,alias=NAME][,ip=ADDRESS], `local` (the default), `host` (the node's own) or `none`; may be repeated
+    /// Network to be in: NAME[,alias=NAME][,ip=ADDRESS][,ip6=ADDRESS], `local` (the default), `host` (the node's own) or `none`; may be repeated
     #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = parse::network)]
     network: Vec<NetworkJoin>,
     /// Further name in the first network
@@ -75,6 +75,9 @@ pub(crate) struct RunArgs {
     /// Address in the first network, of a subnet of its own
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<String>,
+    /// IPv6 address in the first network, of an IPv6 subnet of its own
+    #[arg(long, value_name = "ADDRESS")]
+    ip6: Option<String>,
     /// Mount a path of this node or a volume: SOURCE:TARGET[:ro]
     #[arg(long, short, value_name = "VOLUME")]
     volume: Vec<String>,
@@ -113,7 +116,7 @@ impl RunArgs {
         let mut restart: wire::RestartPolicy = (&model::RestartPolicy::default()).into();
         restart.set_condition(self.restart.condition);
         restart.max_attempts = self.restart.max_attempts;
-        let (network_mode, networks) = networks(self.network, self.network_alias, self.ip)?;
+        let (network_mode, networks) = networks(self.network, self.network_alias, self.ip, self.ip6)?;
         Ok(CreateContainerRequest {
             name: self.name.unwrap_or_default(),
             spec: Some(spec),
@@ -132,6 +135,7 @@ fn networks(
     mut joins: Vec<NetworkJoin>,
     aliases: Vec<String>,
     ip: Option<String>,
+    ip6: Option<String>,
 ) -> Result<(NetworkMode, Vec<NetworkJoin>)> {
     let mode = match joins.as_slice() {
         [join] if join.network == "host" => NetworkMode::Host,
@@ -150,11 +154,14 @@ fn networks(
             if let Some(ip) = ip {
                 first.address = ip;
             }
+            if let Some(ip6) = ip6 {
+                first.ipv6_address = ip6;
+            }
         }
-        None if aliases.is_empty() && ip.is_none() => {}
+        None if aliases.is_empty() && ip.is_none() && ip6.is_none() => {}
         None => {
             return Err(Failure::usage(
-                "--network-alias and --ip are about a network: name one with --network",
+                "--network-alias, --ip and --ip6 are about a network: name one with --network",
             ));
         }
     }
@@ -418,9 +425,12 @@ mod tests {
             (&["a".into(), "b".into()][..], "local")
         );
         let join = |name: &str| NetworkJoin { network: name.into(), ..NetworkJoin::default() };
-        assert!(networks(vec![join("host"), join("back")], vec![], None).is_err());
-        assert!(networks(vec![], vec!["a".into()], None).is_err());
-        assert!(networks(vec![join("none")], vec![], Some("10.20.0.7".into())).is_err());
+        assert!(networks(vec![join("host"), join("back")], vec![], None, None).is_err());
+        assert!(networks(vec![], vec!["a".into()], None, None).is_err());
+        assert!(networks(vec![join("none")], vec![], Some("10.20.0.7".into()), None).is_err());
+        assert!(networks(vec![], vec![], None, Some("fd00:1::7".into())).is_err());
+        let (_, joins) = networks(vec![join("back")], vec![], None, Some("fd00:1::7".into())).unwrap();
+        assert_eq!(joins[0].ipv6_address, "fd00:1::7");
     }
 
     #[test]
