@@ -52,6 +52,8 @@ fn acme_server(folder: &Path, own: Ipv4Addr, hosts: Ipv4Addr) -> (Running, Runni
         "privateKey": path("key.pem"),
         "httpPort": 80,
         "tlsPort": 443,
+        // Two thirds of it, and the next one is ordered.
+        "certificateValidityPeriod": 30,
     }});
     fs::write(path("config.json"), config.to_string()).unwrap();
     let names = format!("{own}:8053");
@@ -67,6 +69,14 @@ fn acme_server(folder: &Path, own: Ipv4Addr, hosts: Ipv4Addr) -> (Running, Runni
         TcpStream::connect((own, 14000)).map(drop).map_err(|error| error.to_string())
     });
     (dns, pebble)
+}
+
+/// The number of the certificate that a node shows for a host.
+fn serial(node: &Node, host: &str) -> Result<String, String> {
+    let show = format!("timeout 10 openssl s_client -connect {}:443 -servername {host}", node.address);
+    let words = format!("{show} </dev/null 2>/dev/null | openssl x509 -noout -serial");
+    let shown = command::run(Command::new("sh").args(["-c", &words]), SOON);
+    if shown.code == 0 { Ok(shown.stdout) } else { Err(shown.tell()) }
 }
 
 /// Who has signed what a node shows for a host.
@@ -112,6 +122,15 @@ fn hosts_of_routes_get_certificates_by_themselves() {
     }
     let listed = n1.try_json(&["certificate", "ls"]).unwrap();
     assert_eq!((listed.len(), &listed[0]["Name"]), (1, &"acme/app.example".into()));
+
+    // The next one comes in time.
+    let first = serial(n1, "app.example").unwrap();
+    for node in [n1, n2] {
+        wait_until(&format!("another certificate on n{}", node.number), SOON, || {
+            let now = serial(node, "app.example")?;
+            hold(now != first, || now.clone())
+        });
+    }
 
     // Without the server a new host has none, and says why; what is there stays.
     drop(server);
