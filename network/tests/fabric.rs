@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Instant;
 
-use lab::{CLIENT, Lab, VIP, assert_even, at_once, eventually, received};
+use lab::{CLIENT, Lab, Server, VIP, assert_even, at_once, eventually, received};
 use rorqual_network::{Change, GATEWAY, Protocol, PublishedPort};
 
 #[test]
@@ -123,6 +123,62 @@ fn what_is_not_there_refuses_at_once() {
     refused(&inside.ns, (lab.nodes[1].address(40), 80).into());
     refused(&inside.ns, (Ipv4Addr::new(10, 213, 99, 9), 80).into());
     refused(&lab.nodes[0].ns, (Ipv4Addr::new(10, 213, 99, 9), 80).into());
+}
+
+/// As one whose program has just ended does, of which nobody knows yet.
+#[test]
+fn who_is_refused_by_a_replica_is_led_to_another_one_once() {
+    const PORT: u16 = 81;
+    let lab = Lab::new();
+    let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
+    let caller = lab.nodes[2].container(1);
+    let server = Server::start(&b.ns, "other", PORT);
+    let service = |endpoints: &[&lab::Container]| {
+        let mut service = lab::web(endpoints);
+        service.ports = vec![PublishedPort::new(8080, PORT, Protocol::Tcp)];
+        Change { services: vec![service], ..Change::default() }
+    };
+    let [refusing, third] = [&lab.nodes[0], &lab.nodes[2]];
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+    // Those of a row take turns with the same replicas.
+    let rows: [&[(&lab::Ns, SocketAddr)]; 4] = [
+        &[(&lab.client, refusing.at(8080)), (&refusing.ns, own)],
+        &[(&lab.client, third.at(8080)), (&third.ns, own)],
+        &[(&lab.client, third.at6(8080))],
+        &[(&caller.ns, (VIP, PORT).into())],
+    ];
+    lab.apply_all(&service(&[&a, &b]));
+    std::thread::scope(|scope| {
+        for row in rows {
+            // One of two has its first turn with who refuses, and the next one with the other.
+            scope.spawn(move || {
+                for (ns, to) in row.iter().chain(row) {
+                    assert_eq!(
+                        ns.connect(*to).map(|talk| talk.server).ok().as_deref(),
+                        Some("other"),
+                        "{to}"
+                    );
+                }
+            });
+        }
+    });
+    drop(server);
+    let refused = |(ns, to): &(&lab::Ns, SocketAddr)| {
+        let start = Instant::now();
+        assert_eq!(ns.connect(*to).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{to}");
+        start.elapsed()
+    };
+    std::thread::scope(|scope| {
+        for row in rows {
+            scope.spawn(move || row.iter().map(refused).max());
+        }
+    });
+    // Where there is nobody else, at once.
+    lab.apply_all(&service(&[&a]));
+    for way in rows.into_iter().flatten() {
+        let took = refused(way);
+        assert!(took < at_once(), "{} took {took:?}", way.1);
+    }
 }
 
 #[test]

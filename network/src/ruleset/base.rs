@@ -153,6 +153,12 @@ impl Fixed {
   # interface of a container and an address of its own
   set proven {{ typeof iif . ip saddr; flags dynamic,timeout; timeout 10s; gc-interval 10s; size 65535; }}
   set proven6 {{ typeof iif . ip6 saddr; flags dynamic,timeout; timeout 10s; gc-interval 10s; size 65535; }}
+  # replicas beside whom there is nobody else to ask
+  set alone {{ type ipv4_addr; }}
+  set alone6 {{ type ipv6_addr; }}
+  # address and port of who was refused and will ask once more
+  set asking {{ type ipv4_addr . inet_service; flags dynamic,timeout; timeout 10s; gc-interval 10s; size 65535; }}
+  set asking6 {{ type ipv6_addr . inet_service; flags dynamic,timeout; timeout 10s; gc-interval 10s; size 65535; }}
   # source → chain of its network
   map networks {{ type ipv4_addr : verdict; flags interval; elements = {{ {local_pool} : goto {local_chain} }} }}
   map networks6 {{ type ipv6_addr : verdict; flags interval; {networks6} }}
@@ -200,10 +206,27 @@ impl Fixed {
     # the reply of a container goes back through the node that balanced the request
     ct mark and {MARK_MASK:#x} != 0 ct direction reply iifname "{veth_prefix}*" meta mark set ct mark and {MARK_MASK:#x}
     iif "lo" goto steer_looped
-    ct direction reply accept
+    ct direction reply goto steer_reply
     iifname "{veth_prefix}*" goto steer_container
     ct state new ip daddr @pools ct mark set ether saddr map @peers
     ct state new ip6 daddr @pools6 ct mark set ether saddr map @peers
+  }}
+
+  chain steer_reply {{
+    # the kernel forgets a connection whose first answer is a reset before it comes here; with ACK it answers a SYN
+    tcp flags & (rst | ack) == rst | ack ct status dnat ct status dying goto refused
+  }}
+
+  # A replica that has just ended refuses those who are led to it until this node knows. Who is not told so asks again by
+  # itself a second later, as for any packet that was lost, and is led to another one. Once: what nobody listens to is
+  # refused then.
+  chain refused {{
+    ip saddr @alone accept
+    ip6 saddr @alone6 accept
+    ip daddr . tcp dport @asking accept
+    ip6 daddr . tcp dport @asking6 accept
+    add @asking {{ ip daddr . tcp dport }} drop
+    add @asking6 {{ ip6 daddr . tcp dport }} drop
   }}
 
   # a packet of this node itself to an address that nobody has

@@ -66,6 +66,7 @@ fn of_family(set: &'static str, address: impl Into<IpAddr>) -> &'static str {
         "vips" => "vips6",
         "targets" => "targets6",
         "hairpin" => "hairpin6",
+        "alone" => "alone6",
         "hostports" => "hostports6",
         "hostports_at" => "hostports_at6",
         "published_at" => "published_at6",
@@ -216,6 +217,11 @@ pub(crate) fn service(
             }
         }
     }
+    if let [only] = all[..] {
+        for address in twins.both(only.address) {
+            parts.element(of_family("alone", address), &[address.into()], None);
+        }
+    }
     for address in here {
         parts.element(of_family("hairpin", address), &[Field::Address(address); 2], None);
     }
@@ -254,6 +260,7 @@ pub(crate) fn host_ports(addresses: &[IpAddr], ports: &[HostPort]) -> Parts {
         let HostPort { published, protocol, target, address: at, .. } = *port;
         for address in addresses {
             parts.element(of_family("hairpin", *address), &[Field::Address(*address); 2], None);
+            parts.element(of_family("alone", *address), &[(*address).into()], None);
         }
         if !port.allow.is_empty() {
             let balance = |address: &IpAddr| Rule::Balance {

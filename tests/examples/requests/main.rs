@@ -26,6 +26,8 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) from: Instant,
     pub(crate) until: Instant,
+    /// What is lost of the requests that were sent before was on its way.
+    pub(crate) killed: Option<Instant>,
 }
 
 fn main() {
@@ -36,7 +38,7 @@ fn main() {
     let node = lab.node(1);
     node.load(&images::archive("nginx"));
     node.rctl(&["image", "tag", images::NGINX, "nginx:next"]).ok();
-    let create = ["service", "create", "--name", "web", "--replicas", "3", "--publish", "8080:80"];
+    let create = ["service", "create", "--name", "web", "--replicas", "10", "--publish", "8080:80"];
     let check =
         ["--health-http", "80/health", "--health-interval", "1s", "--drain-timeout", "4s", images::NGINX];
     node.rctl(&[&create[..], &check].concat()).ok();
@@ -45,11 +47,12 @@ fn main() {
     let began = Instant::now();
     let loads = [Load::start(plan(Kind::New)), Load::start(plan(Kind::Kept(LIFE)))];
     let steps = vec![
-        step("3 → 10", || scale(node, 10)),
         step("10 → 3", || scale(node, 3)),
+        step("3 → 10", || scale(node, 10)),
         step("new image", || {
             node.rctl_within(SOON, &["service", "update", "--image", "nginx:next", "web"]).ok();
-            stopped(node, 3);
+            stopped(node, 10);
+            None
         }),
         step("node drained", || drain(&lab)),
         step("replica killed", || kill(&lab)),
@@ -67,11 +70,12 @@ fn main() {
     lab.finish();
 }
 
-fn step(name: &'static str, act: impl FnOnce()) -> Step {
+/// What is done says when it killed somebody.
+fn step(name: &'static str, act: impl FnOnce() -> Option<Instant>) -> Step {
     std::thread::sleep(REST);
     let from = Instant::now();
-    act();
-    Step { name, from, until: Instant::now() }
+    let killed = act();
+    Step { name, from, until: Instant::now(), killed }
 }
 
 /// Until so many containers of the service run, those that are to go counted.
@@ -83,30 +87,34 @@ fn stopped(node: &Node, left: usize) {
     });
 }
 
-fn scale(node: &Node, replicas: usize) {
+fn scale(node: &Node, replicas: usize) -> Option<Instant> {
     node.rctl(&["service", "scale", &format!("web={replicas}")]).ok();
     stopped(node, replicas);
+    None
 }
 
-fn drain(lab: &Lab) {
+fn drain(lab: &Lab) -> Option<Instant> {
     let node = lab.node(1);
     node.rctl(&["node", "update", "--availability", "drain", "n3"]).ok();
     wait_until("the node is empty", SOON, || {
         let here = lab.node(3).containers()?;
         hold(here.iter().all(|one| one.state != "running"), || format!("{here:?}"))
     });
-    stopped(node, 3);
+    stopped(node, 10);
+    None
 }
 
-fn kill(lab: &Lab) {
+fn kill(lab: &Lab) -> Option<Instant> {
     let tasks = lab.node(1).running("web").unwrap();
     let task = tasks.into_iter().find(|task| task.node == "n2").expect("none on n2");
     let pid = lab.node(2).task_pid(&task.id).unwrap();
     command::run(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]), SOON).ok();
+    let killed = Instant::now();
     wait_until("it runs again", SOON, || {
         let tasks = lab.node(1).running("web")?;
         hold(tasks.iter().any(|one| one.id == task.id && one.restarts == 1), || format!("{tasks:?}"))
     });
+    Some(killed)
 }
 
 /// What became of the requests that were sent during a step, and shortly after.
@@ -125,7 +133,12 @@ fn tell(step: &Step, kind: &str, samples: &[Sample]) {
         at(0.5),
         at(0.99)
     );
-    for sample in lost.iter().take(3) {
-        println!("    lost: {:?}", sample.outcome);
+    for sample in &lost {
+        let before = step.killed.is_some_and(|killed| sample.sent < killed);
+        println!(
+            "    lost{}: {:?}",
+            if before { ", on its way as it was killed" } else { "" },
+            sample.outcome
+        );
     }
 }
