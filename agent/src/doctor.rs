@@ -167,6 +167,7 @@ impl Agent {
                 Err(error) => findings.push(broken(&error)),
             };
             take(check::routes_that_clash(&survey));
+            take(Ok(check::lost_connections().into_iter().collect()));
             take(lit.and_then(|(_, place)| place.look(&survey.table)));
             findings
         };

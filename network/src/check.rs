@@ -12,7 +12,7 @@ mod way;
 
 pub use beacon::{Beacon, Place, remedy};
 pub use firewall::{Hook, suspects};
-pub use local::{routes_that_clash, settings};
+pub use local::{lost_connections, routes_that_clash, settings};
 pub use way::look as look_at_way;
 
 /// Something that is wrong.

@@ -294,7 +294,8 @@ fn describe(inode: u32) -> String {
     unknown
 }
 
-fn get(name: &str) -> Result<u32, Error> {
+/// A setting of the calling thread's network namespace, a number.
+pub(crate) fn get(name: &str) -> Result<u32, Error> {
     let path = PathBuf::from("/proc/sys").join(name);
     let text = fs::read_to_string(&path).map_err(|source| Error::State {
         path: path.clone(),

@@ -143,6 +143,11 @@ fn what_is_broken_is_named_with_its_remedy() {
     is_found(&lab, "n3", "", "subnets", &[&six, "the containers' pool", "ip -6 route del"]);
     n3.exec("ip", &["-6", "route", "del", &six]).ok();
 
+    // A setting with which connections that were forgotten would hang.
+    n3.exec("sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_loose=0"]).ok();
+    is_found(&lab, "n3", "", "settings", &["nf_conntrack_tcp_loose is 0", "nf_conntrack_tcp_loose=1"]);
+    n3.exec("sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_loose=1"]).ok();
+
     // A setting that another program insists on.
     let (stop, node) = (Arc::new(AtomicBool::new(false)), n1.clone());
     let ended = Arc::clone(&stop);

@@ -35,6 +35,20 @@ pub fn settings(survey: &Survey) -> Vec<Finding> {
     findings
 }
 
+/// Whether a connection that the kernel's table has lost goes on or is reset (nf_conntrack-sysctl.rst). The kernel's own word
+/// is that it goes on; rules against floods of SYNs are often set up together with the other.
+pub fn lost_connections() -> Option<Finding> {
+    // A kernel that does not track connections has no such setting.
+    if !host::get("net/netfilter/nf_conntrack_tcp_loose").is_ok_and(|value| value == 0) {
+        return None;
+    }
+    let what = "net.netfilter.nf_conntrack_tcp_loose is 0: a connection to a container of this node through another node's \
+                published port hangs once this node has forgotten it, because it was idle or its table was full";
+    let remedy = "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1, and take the other value out of /etc/sysctl.conf and \
+                  /etc/sysctl.d";
+    Some(Finding::new("settings", what, remedy))
+}
+
 /// Routes of the machine's own into what the fabric routes.
 pub fn routes_that_clash(survey: &Survey) -> Result<Vec<Finding>, Error> {
     let mut findings = Vec::new();
