@@ -7,8 +7,9 @@ mod lab;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Instant;
 
-use lab::{Container, Lab, Ns};
+use lab::{Container, Lab, Ns, patience};
 use rorqual_network::{Attach, Change, Error, HostPort, Join, Protocol, PublishedPort, ServiceView, Unready};
 use simple_dns::TYPE;
 
@@ -26,11 +27,16 @@ fn services(services: &[&ServiceView]) -> Change {
 }
 
 fn refused(ns: &Ns, to: SocketAddr) -> bool {
-    match ns.connect(to) {
-        Ok(_) => false,
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
-            true
+    let deadline = Instant::now() + patience();
+    loop {
+        match ns.connect(to) {
+            Ok(_) => return false,
+            // A listener that was closed lives on for a moment in what another thread has forked and not executed yet.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset && Instant::now() < deadline => {}
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
+                return true;
+            }
         }
     }
 }
