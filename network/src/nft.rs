@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::error::Error;
+use crate::ruleset::Round;
 
 /// A transaction takes milliseconds, also a large one less than a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -61,11 +62,41 @@ pub(crate) fn is_made_by(script: &str, table: &str) -> Result<bool, Error> {
 /// How the names of maps of places begin.
 const PLACES: [&str; 4] = ["to_", "to6_", "here_", "here6_"];
 
-/// What stands in the table's maps of places, in the order of the places.
-pub(crate) fn places(table: &str) -> Result<BTreeMap<String, Vec<IpAddr>>, Error> {
+/// What stands in the table's maps of places, in the order of the places, and how far rules count through them.
+pub(crate) fn places(table: &str) -> Result<BTreeMap<String, Round>, Error> {
     let listing = list(table)?.unwrap_or_default();
     let parts = parts(&listing);
-    Ok(parts.iter().filter_map(|part| places_of(part)).collect())
+    let mut rounds: BTreeMap<String, Round> = BTreeMap::new();
+    for (name, places) in parts.iter().filter_map(|part| places_of(part)) {
+        rounds.entry(name).or_default().places = places;
+    }
+    for (name, size) in parts.iter().filter(|part| part.starts_with("chain ")).flat_map(|part| sizes_of(part))
+    {
+        let round = rounds.entry(name).or_default();
+        round.size = round.size.max(size);
+    }
+    // A map that no rule asks is made anew.
+    rounds.retain(|_, round| round.size > 0);
+    Ok(rounds)
+}
+
+/// `numgen inc mod 12 map @to_web:80`, `jhash ip saddr mod 512 seed 0x1 map @to_web`
+fn sizes_of(chain: &str) -> Vec<(String, u32)> {
+    let mut sizes = Vec::new();
+    let mut size = None;
+    let mut words = chain.split_whitespace();
+    while let Some(word) = words.next() {
+        match word {
+            "mod" => size = words.next().and_then(|number| number.parse().ok()),
+            "map" => {
+                // A port may follow without a space.
+                let name = words.next().and_then(|name| name.strip_prefix('@')?.split(':').next());
+                sizes.extend(name.map(str::to_owned).zip(size.take()));
+            }
+            _ => {}
+        }
+    }
+    sizes
 }
 
 fn places_of(part: &str) -> Option<(String, Vec<IpAddr>)> {
@@ -217,6 +248,8 @@ mod tests {
         let found: Vec<_> = parts(&table).iter().filter_map(|part| places_of(part)).collect();
         let expected = [[10, 0, 0, 9], [10, 0, 0, 1], [10, 0, 0, 3]].map(IpAddr::from).to_vec();
         assert_eq!(found, [("to_a".to_owned(), expected)]);
+        let chain = "chain vip_a { dnat ip to numgen inc mod 12 map @to_a dnat ip to jhash ip saddr mod 512 seed 0x52717271 map @to_b:80 }";
+        assert_eq!(sizes_of(chain), [("to_a".to_owned(), 12), ("to_b".to_owned(), 512)]);
     }
 
     #[test]

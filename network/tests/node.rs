@@ -110,7 +110,7 @@ fn a_restart_finds_who_is_at_which_place() {
     };
     node.apply(full.clone()).unwrap();
     let before = table(node);
-    assert!(before.iter().any(|line| line.contains("numgen inc mod 4 map @to_")), "{before:?}");
+    assert!(before.iter().any(|line| line.contains("numgen inc mod 5 map @to_")), "{before:?}");
     node.stop();
     node.start().unwrap();
     node.apply(full).unwrap();

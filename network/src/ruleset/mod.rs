@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub(crate) use base::{Fixed, MARK_MASK, MARK_SHIFT};
+pub(crate) use places::Round;
 use rule::{Field, Fields, Kind, Rule, Value};
 use script::Step;
 
@@ -52,6 +53,8 @@ pub(crate) struct Parts {
     pub(crate) sets: BTreeMap<String, Kind>,
     /// Name and rules.
     pub(crate) chains: BTreeMap<String, Vec<Rule>>,
+    /// Maps that the item has for itself.
+    pub(crate) places: BTreeMap<String, Round>,
     /// Elements of maps have a value, elements of sets have none.
     pub(crate) elements: BTreeMap<Element, Option<Value>>,
 }
@@ -66,7 +69,7 @@ pub(crate) struct Ruleset {
     /// The kernel's table is what `items` say, and nothing else. Not so right after a start.
     exact: bool,
     /// Maps of places that were there at the start, until the table is known.
-    found: BTreeMap<String, Vec<IpAddr>>,
+    found: BTreeMap<String, Round>,
 }
 
 /// What has to be done, and the state that holds once it was done.
@@ -170,6 +173,13 @@ impl Ruleset {
             .collect();
         let elements = self.element_changes(changes);
         let mut steps = deletions(&elements);
+        let rounds = || {
+            let rounds = changes.iter().flat_map(|(item, new)| new.iter().map(move |new| (item, new)));
+            rounds.flat_map(|(item, new)| {
+                new.places.iter().map(move |(map, new)| (map, self.round(item, map), new))
+            })
+        };
+        steps.extend(rounds().filter_map(|(map, old, new)| places_left(map, old?, new)));
         for (old, new) in &pairs {
             for (name, kind) in new.sets.iter().filter(|(name, _)| !old.sets.contains_key(*name)) {
                 steps.push(Step::AddSet { name: name.clone(), kind: *kind });
@@ -183,6 +193,7 @@ impl Ruleset {
             }
         }
         steps.extend(additions(elements));
+        steps.extend(rounds().filter_map(|(map, old, new)| places_taken(map, old, new)));
         let kept_chains: BTreeSet<&String> = pairs.iter().flat_map(|(_, new)| new.chains.keys()).collect();
         for (old, _) in &pairs {
             // The last first: a chain leads to those whose names its own begins with.
@@ -281,24 +292,19 @@ impl Ruleset {
     }
 
     /// What stands in a map of places: in the one that is known, or in the one that was found.
-    pub(crate) fn places(&self, item: &Item, map: &str) -> Vec<IpAddr> {
-        let Some(parts) = self.items.get(item) else {
-            return self.found.get(map).cloned().unwrap_or_default();
-        };
-        let first = Element { set: map.to_owned(), key: Fields(Vec::new()) };
-        let elements = parts.elements.range(first..).take_while(|(element, _)| element.set == map);
-        let address = |value: &Option<Value>| match value {
-            Some(Value::Fields(Fields(fields))) => match fields[..] {
-                [Field::Address(address)] => Some(address),
-                _ => None,
-            },
-            _ => None,
-        };
-        elements.filter_map(|(_, value)| address(value)).collect()
+    pub(crate) fn places(&self, item: &Item, map: &str) -> Round {
+        self.round(item, map).cloned().unwrap_or_default()
+    }
+
+    fn round(&self, item: &Item, map: &str) -> Option<&Round> {
+        match self.items.get(item) {
+            Some(parts) => parts.places.get(map),
+            None => self.found.get(map),
+        }
     }
 
     /// Notes the maps of places of a table that an earlier process made.
-    pub(crate) fn take_over(&mut self, found: BTreeMap<String, Vec<IpAddr>>) {
+    pub(crate) fn take_over(&mut self, found: BTreeMap<String, Round>) {
         self.found = found;
     }
 }
@@ -322,6 +328,27 @@ fn differences<'a>(
 struct ElementChange {
     old: Option<Option<Value>>,
     new: Option<Option<Value>>,
+}
+
+/// Takes away who stood at a place and does not any more.
+fn places_left(map: &str, old: &Round, new: &Round) -> Option<Step> {
+    let left = old.places.iter().enumerate();
+    let left = left.filter(|(place, address)| new.places.get(*place) != Some(*address));
+    let keys: Vec<Fields> = left.map(|(place, _)| place_key(place)).collect();
+    (!keys.is_empty()).then(|| Step::DeleteElements { set: map.to_owned(), keys })
+}
+
+/// Puts who did not stand there before.
+fn places_taken(map: &str, old: Option<&Round>, new: &Round) -> Option<Step> {
+    let before = |place: usize| old.and_then(|old| old.places.get(place));
+    let taken = new.places.iter().enumerate().filter(|(place, address)| before(*place) != Some(*address));
+    let value = |address: &IpAddr| Some(Value::Fields(Fields(vec![Field::Address(*address)])));
+    let elements: Vec<_> = taken.map(|(place, address)| (place_key(place), value(address))).collect();
+    (!elements.is_empty()).then(|| Step::AddElements { set: map.to_owned(), elements })
+}
+
+fn place_key(place: usize) -> Fields {
+    Fields(vec![Field::Place(u32::try_from(place).unwrap_or(u32::MAX))])
 }
 
 /// One step for all elements of a set; they come in the order of their sets.

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::model::{Endpoint, HostPort, Peer, Protocol, PublishedPort, ServiceView};
 use crate::netlink::{Netlink, nftables};
 use crate::nft;
-use crate::ruleset::{Element, Fields, Fixed, Item, Parts, Ruleset, Transaction, parts};
+use crate::ruleset::{Element, Fields, Fixed, Item, Parts, Round, Ruleset, Transaction, parts};
 use crate::twins::Twins;
 
 type Changes = BTreeMap<Item, Option<Parts>>;
@@ -74,7 +74,7 @@ fn of_kind(id: &str, endpoints: u32, ports: &[PublishedPort], sticky: bool) -> (
                 let without = endpoint.address.to_bits().is_multiple_of(3);
                 twins().of(endpoint.address).filter(|_| !without)
             },
-            |_| Vec::new(),
+            |_| Round::default(),
         )),
     )
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::base::MARK_SHIFT;
-use super::places;
+use super::places::{self, Round};
 use super::rule::{Field, Fields, Kind, Rule, Target, Turn, Value};
 use super::turns::{Weighed, places as places_of_clients, shift, turns};
 use super::{Element, Parts};
@@ -97,23 +97,25 @@ struct Backends {
 }
 
 impl Backends {
-    /// Every address in turn, or each client its own. A service without endpoints refuses at once. What is for IPv6
-    /// comes first: to the rules behind it such packets never get.
+    /// Every address in turn, or each client its own. A service without endpoints refuses at once, by the same rules:
+    /// they are not touched when endpoints come and go.
     fn balance(&self, port: Option<(Protocol, u16)>) -> Vec<Rule> {
-        let mut rules = Vec::new();
-        for to in self.v6.iter().chain(&self.v4) {
-            rules.push(Rule::Balance { to: to.clone(), port });
-            if matches!(to, Target::Places { by: Turn::Next, .. }) {
-                // A packet may meet the rules of before a change and the map of after it, without the last place. The
-                // second rule counts for itself, and begins with the first.
-                rules.push(Rule::Balance { to: to.clone(), port });
-            }
-        }
-        if self.v4.is_none() {
-            rules.extend([Rule::Reset, Rule::Refuse]);
-        }
-        rules
+        let rules = self.v6.iter().chain(&self.v4).flat_map(tries);
+        let rules = rules.map(|to| Rule::Balance { to, port });
+        rules.chain([Rule::Reset, Rule::Refuse]).collect()
     }
+}
+
+/// A place may have nobody: whoever meets one goes on to the next rule, which counts for itself and so spreads evenly what
+/// comes to it. The last one counts only to where somebody stands always ([`Round`]). So do they if a packet meets the
+/// rules of before a change and the map of after it.
+fn tries(to: &Target) -> Vec<Target> {
+    /// With a fifth of the places free, one of 600 connections gets to the last rule.
+    const TRIES: usize = 4;
+    let Target::Places { map, count: size, by: Turn::Next, v6 } = to else { return vec![to.clone()] };
+    let times = if *size > 2 { TRIES } else { 1 };
+    let last = Target::Places { map: map.clone(), count: size / 2, by: Turn::Next, v6: *v6 };
+    std::iter::repeat_n(to.clone(), times).chain((*size > 1).then_some(last)).collect()
 }
 
 /// Endpoints, and the IPv6 address beside those that have one.
@@ -126,38 +128,43 @@ fn backends(
     word: &str,
     (v4, twins): Addresses,
     node: &str,
-    before: &impl Fn(&str) -> Vec<IpAddr>,
+    before: &impl Fn(&str) -> Round,
 ) -> Backends {
     let with_twin: Vec<Weighed> = v4.iter().filter(|(v4, _)| twins.contains_key(v4)).copied().collect();
     let mut target = |addresses: &[Weighed], v6: bool| {
-        let (_, weight) = addresses.first()?;
-        let even = addresses.iter().all(|(_, other)| other == weight);
+        let (kind, six) = if v6 { (Kind::Places6, "6") } else { (Kind::Places, "") };
+        let map = format!("{word}{six}_{}", identifier(&service.id));
+        let known = before(&map);
+        if addresses.is_empty() && known.size == 0 {
+            return None;
+        }
         let of = |address: &Ipv4Addr| match twins.get(address).filter(|_| v6) {
             Some(twin) => IpAddr::V6(*twin),
             None => IpAddr::V4(*address),
         };
-        let (kind, six) = if v6 { (Kind::Places6, "6") } else { (Kind::Places, "") };
-        let map = format!("{word}{six}_{}", identifier(&service.id));
-        let by = if service.sticky && addresses.len() > 1 { Turn::Client } else { Turn::Next };
-        let places: Vec<IpAddr> = match by {
-            Turn::Client => places_of_clients(addresses).iter().map(of).collect(),
+        let even = addresses.windows(2).all(|two| two[0].1 == two[1].1);
+        let by = if service.sticky { Turn::Client } else { Turn::Next };
+        let round = match by {
+            Turn::Client => {
+                let places: Vec<IpAddr> = places_of_clients(addresses).iter().map(of).collect();
+                let size = if places.is_empty() { known.size } else { places.len() as u32 };
+                Round { places, size }
+            }
             Turn::Next if even => {
                 let wanted: BTreeSet<IpAddr> = addresses.iter().map(|(address, _)| of(address)).collect();
-                places::in_turn(&before(&map), &wanted, node)
+                places::in_turn(&known, &wanted, node)
             }
-            Turn::Next => turns(addresses).iter().map(of).collect(),
+            Turn::Next => {
+                let mut weighed = addresses.to_vec();
+                shift(&mut weighed, node);
+                let turns: Vec<IpAddr> = turns(&weighed).iter().map(of).collect();
+                places::laid_out(&known, &turns)
+            }
         };
-        for (place, address) in (0..).zip(&places) {
-            let address = Value::Fields(Fields(vec![Field::Address(*address)]));
-            parts.element(&map, &[Field::Place(place)], Some(address));
-        }
+        let count = round.size;
         parts.sets.insert(map.clone(), kind);
-        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
-        Some(match places[..] {
-            // The map stays: it may still be asked.
-            [only] => Target::One(only),
-            _ => Target::Places { map, count, by, v6 },
-        })
+        parts.places.insert(map.clone(), round);
+        Some(Target::Places { map, count, by, v6 })
     };
     Backends { v4: target(&v4, false), v6: target(&with_twin, true) }
 }
@@ -170,14 +177,13 @@ pub(crate) fn service(
     node: &str,
     twins: &Twins,
     twin: impl Fn(&Endpoint) -> Option<Ipv6Addr>,
-    before: impl Fn(&str) -> Vec<IpAddr>,
+    before: impl Fn(&str) -> Round,
 ) -> Parts {
     let mut parts = Parts::default();
     let to = |endpoints: &[&Endpoint]| {
         let mut v4: Vec<Weighed> = endpoints.iter().map(|e| (e.address, e.weight.max(1))).collect();
         v4.sort_unstable();
         v4.dedup_by_key(|(address, _)| *address);
-        shift(&mut v4, node);
         let v6 = endpoints.iter().filter_map(|e| Some((e.address, twin(e)?))).collect();
         (v4, v6)
     };
