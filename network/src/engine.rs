@@ -65,11 +65,11 @@ pub(crate) async fn spawn(
     let (ready, started) = oneshot::channel();
     // Only handles keep the queue open.
     let wake = Arc::downgrade(&events);
-    let run = move || match Engine::start(options, names, told, wake) {
+    let run = move || match Engine::start(options, names, told, wake, queue) {
         Ok(engine) => {
             // Nobody waits any more: the queue is closed too, and the thread ends at once.
             let _ = ready.send(Ok(()));
-            engine.run(&queue);
+            engine.run();
         }
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -108,6 +108,9 @@ struct Engine {
     /// Ends with the engine.
     _watch: Watch,
     torn_down: bool,
+    queue: Receiver<Event>,
+    /// What was taken from the queue and is not done yet.
+    waiting: VecDeque<Event>,
 }
 
 impl Engine {
@@ -116,6 +119,7 @@ impl Engine {
         names: Arc<Names>,
         told: Told,
         wake: Weak<SyncSender<Event>>,
+        queue: Receiver<Event>,
     ) -> Result<Engine, Error> {
         let mut netlink = Netlink::route()?;
         let underlay = host::prepare(&mut netlink, options.underlay)?;
@@ -201,6 +205,8 @@ impl Engine {
             patience: Patience::default(),
             _watch: watch,
             torn_down: false,
+            queue,
+            waiting: VecDeque::new(),
         };
         engine.mend(Instant::now(), true)?;
         engine.take_over()?;
@@ -227,25 +233,25 @@ impl Engine {
     }
 
     /// Changes go first: an endpoint that is gone must not wait for a hundred containers that start or end.
-    fn run(mut self, queue: &Receiver<Event>) {
-        let mut waiting = VecDeque::new();
+    fn run(mut self) {
         while !self.torn_down {
             let look_in = self.make_rounds(Instant::now());
-            if waiting.is_empty() {
-                match queue.recv_timeout(look_in) {
-                    Ok(event) => waiting.push_back(event),
+            if self.waiting.is_empty() {
+                // Who wakes us may have come while we looked, and was taken with the changes.
+                if self.changes.is_news() {
+                    continue;
+                }
+                match self.queue.recv_timeout(look_in) {
+                    Ok(event) => self.waiting.push_back(event),
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
-            waiting.extend(queue.try_iter().take(QUEUE));
-            let batch = take_changes(&mut waiting);
-            if !batch.is_empty() {
-                self.apply(batch);
+            if self.apply_what_waits() {
                 continue;
             }
             // Whoever does not wait for the answer any more does not need it: a closed reply is fine.
-            match waiting.pop_front() {
+            match self.waiting.pop_front() {
                 Some(Event::Attach(attach, reply)) => drop(reply.send(self.attach(attach))),
                 Some(Event::Detach(id, reply)) => drop(reply.send(self.detach(&id))),
                 Some(Event::Attached(reply)) => drop(reply.send(Ok(self.attached()))),
@@ -254,6 +260,17 @@ impl Engine {
                 Some(Event::Apply(..) | Event::Changed) | None => {}
             }
         }
+    }
+
+    /// Applies the changes that have come, as many as are put together; whether there were any.
+    fn apply_what_waits(&mut self) -> bool {
+        self.waiting.extend(self.queue.try_iter().take(QUEUE));
+        let batch = take_changes(&mut self.waiting);
+        let any = !batch.is_empty();
+        if any {
+            self.apply(batch);
+        }
+        any
     }
 
     fn attached(&self) -> Vec<Attachment> {

@@ -55,6 +55,11 @@ impl Changes {
         Kinds(self.kinds.swap(0, Ordering::AcqRel))
     }
 
+    /// Whether something was changed since somebody last asked.
+    pub(crate) fn is_news(&self) -> bool {
+        self.kinds.load(Ordering::Acquire) != 0
+    }
+
     /// Whether nothing else was waiting to be seen.
     fn note(&self, kinds: Kinds) -> bool {
         self.kinds.fetch_or(kinds.0, Ordering::AcqRel) == 0

@@ -60,7 +60,8 @@ impl Engine {
         self.transact(changes, false)
     }
 
-    /// Compares all that the kernel should have with what it has. `quiet`: nothing is wrong, the node starts.
+    /// Compares all that the kernel should have with what it has. `quiet`: nothing is wrong, the node starts. With hundreds
+    /// of containers it takes tens of milliseconds, for which no change waits.
     pub(super) fn mend(&mut self, now: Instant, quiet: bool) -> Result<(), Error> {
         let suspect = std::mem::take(&mut self.suspect);
         let mut later = None;
@@ -70,12 +71,16 @@ impl Engine {
         if self.told {
             errors.extend(self.routes.find_ways(&self.desired.peers, &self.desired.blocks));
         }
+        self.apply_what_waits();
         errors.extend(self.mend_links(now, &mut later).err());
+        self.apply_what_waits();
         errors.extend(self.mend_objects(now, quiet, &mut later).err());
+        self.apply_what_waits();
         if self.told {
             errors.extend(self.meet_neighbours().err());
         }
         if suspect.has(Kinds::TABLE) {
+            self.apply_what_waits();
             errors.extend(self.mend_table(now, &mut later).err());
         }
         if self.sealing.is_quiet() {
