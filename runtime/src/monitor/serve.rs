@@ -47,6 +47,9 @@ struct Server {
     /// Nobody was attached yet.
     prologue: Option<Vec<(Stream, Vec<u8>)>>,
     log: LogWriter,
+    /// The container's mounts. A process that ends as the last one in a mount namespace takes it down before anybody hears
+    /// of its end, and with an overlay goes all that the disk below it has not written yet: that has to wait for us.
+    mounts: Option<File>,
     /// Held as long as we live.
     _lock: OwnedFd,
 }
@@ -81,6 +84,8 @@ impl Server {
             sessions: Sessions::default(),
             runtime_dir: PathBuf::from(runtime_dir),
             log: LogWriter::open(dir.clone(), policy),
+            // A container that has ended by now has none any more.
+            mounts: File::open(format!("/proc/{pid}/ns/mnt")).ok(),
             _lock: handed_over(lock)?,
             dir,
         })
@@ -101,6 +106,7 @@ impl Server {
             }
         }
         self.clients.announce_the_end();
+        self.mounts = None;
         let deadline = Instant::now() + DRAIN;
         while self.is_draining() && Instant::now() < deadline {
             self.read_streams();
