@@ -2,7 +2,8 @@
 //!
 //! One task (`run`) owns what the fabric and the HTTP edge were last told ([`feeder::Feeder`]): services, blocks and peers of the assignment set, and
 //! which of this node's own tasks are down just now. The latter are left out of the balancer on this node
-//! before any controller hears of it, also while none can be reached. Changes that wait are applied as one;
+//! before any controller hears of it, also while none can be reached; those of other nodes as soon as the leader hears
+//! of it (`adr/0075`). Changes that wait are applied as one;
 //! after an error the whole truth is applied again, later. Published ports that something else has here are kept
 //! account of ([`HeldPorts`]) and tried again until they are free.
 
@@ -45,6 +46,8 @@ enum Event {
         task: String,
         up: bool,
     },
+    /// Tasks of any node that the leader has told to be down.
+    Withdraw(Vec<String>),
     /// Who wants to know when no node that answers sends a task new connections any more.
     Withdrawn {
         task: String,
@@ -213,6 +216,11 @@ impl Network {
             own.iter().flat_map(|own| &own.interfaces).flat_map(Interface::addresses).collect();
         let counted = tokio::task::spawn_blocking(move || rorqual_network::open_connections(&addresses));
         counted.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// The leader has heard that tasks are down, and has not written it yet.
+    pub(crate) async fn withdraw(&self, tasks: Vec<String>) {
+        let _ = self.events.send(Event::Withdraw(tasks)).await;
     }
 
     /// Tells that a task of this node came up or went down.

@@ -61,6 +61,8 @@ pub(crate) struct SetChange {
     pub(crate) services: Vec<ServiceEndpoints>,
     /// By [`view_key`].
     pub(crate) removed_services: Vec<String>,
+    /// By [`view_key`]: those that the message has, also where they are as they were.
+    pub(crate) named_services: Vec<String>,
     pub(crate) networks: Vec<NodeNetwork>,
     pub(crate) removed_networks: Vec<String>,
     pub(crate) blocks: Vec<NetworkBlock>,
@@ -126,6 +128,7 @@ impl AssignmentSet {
         let part = Part { prefix: "task", full, writes };
         (change.tasks, change.removed_tasks) = part.merge(&mut self.tasks, tasks, given.removed_tasks);
         let removed = views_gone(&self.services, &given.services, &given.removed_services);
+        change.named_services = given.services.iter().map(view_key).collect();
         let services = given.services.into_iter().map(|service| (view_key(&service), service));
         let part = Part { prefix: "service", full, writes };
         (change.services, change.removed_services) = part.merge(&mut self.services, services, removed);

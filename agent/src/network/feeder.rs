@@ -30,6 +30,8 @@ pub(super) struct Feeder {
     peers: BTreeMap<String, NodePeer>,
     /// Tasks of this node that must get no traffic, although the set names them.
     down: BTreeSet<String>,
+    /// Tasks that must get no traffic by the leader's word, until the next set that names their services.
+    withdrawn: BTreeSet<String>,
     /// Which views of services name a task as their endpoint.
     endpoint_of: BTreeMap<String, BTreeSet<String>>,
     /// The number of the last set that was taken.
@@ -108,6 +110,7 @@ impl Feeder {
             blocks: BTreeMap::new(),
             peers: BTreeMap::new(),
             down: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
             endpoint_of: BTreeMap::new(),
             set: 0,
             waiting: Vec::new(),
@@ -118,6 +121,15 @@ impl Feeder {
     pub(super) fn take(&mut self, event: Event, dirty: &mut Dirty) {
         match event {
             Event::Set(change) => self.take_set(*change, dirty),
+            Event::Withdraw(tasks) => {
+                for task in tasks {
+                    // Who is nobody's endpoint is withdrawn already.
+                    if let Some(services) = self.endpoint_of.get(&task) {
+                        dirty.services.extend(services.iter().cloned());
+                        self.withdrawn.insert(task);
+                    }
+                }
+            }
             Event::Withdrawn { task, reply } => self.waiting.push((task, reply)),
             Event::Reset(own) => {
                 self.edge.set(&rorqual_edge::Settings::default());
@@ -138,12 +150,16 @@ impl Feeder {
     fn take_set(&mut self, change: SetChange, dirty: &mut Dirty) {
         self.set = change.number;
         dirty.full |= change.full;
+        if change.full {
+            self.withdrawn.clear();
+        }
         if let Some(edge) = &change.edge {
             self.edge.set(&edge::settings(edge));
         }
         for id in change.removed_tasks {
             self.down.remove(&id);
         }
+        self.forget_withdrawn(change.named_services.iter().chain(&change.removed_services), dirty);
         for id in change.removed_services {
             self.forget_endpoints(&id);
             self.services.remove(&id);
@@ -180,6 +196,18 @@ impl Feeder {
             }
         }
         self.waiting.retain(|(_, reply)| !reply.is_closed());
+    }
+
+    /// What the leader says of services takes the place of what it said of their endpoints before.
+    fn forget_withdrawn<'a>(&mut self, services: impl Iterator<Item = &'a String>, dirty: &mut Dirty) {
+        if self.withdrawn.is_empty() {
+            return;
+        }
+        let endpoints = services.filter_map(|id| self.services.get(id)).flat_map(|view| &view.endpoints);
+        for endpoint in endpoints.filter(|endpoint| self.withdrawn.remove(&endpoint.task_id)) {
+            let views = self.endpoint_of.get(&endpoint.task_id);
+            dirty.services.extend(views.into_iter().flatten().cloned());
+        }
     }
 
     fn forget_endpoints(&mut self, service: &str) {
@@ -259,7 +287,7 @@ impl Feeder {
     fn edge_change(&self, dirty: &Dirty) -> rorqual_edge::Change {
         let wanted = |id: &String| dirty.full || dirty.services.contains(id);
         let services = self.services.iter().filter(|(id, _)| wanted(id));
-        let up = |endpoint: &&wire::ServiceEndpoint| !self.down.contains(&endpoint.task_id);
+        let up = |endpoint: &&wire::ServiceEndpoint| !self.is_down(endpoint);
         let service = |(id, view): (&String, &ServiceEndpoints)| {
             edge::service(id.clone(), view, view.endpoints.iter().filter(up))
         };
@@ -270,9 +298,13 @@ impl Feeder {
         }
     }
 
+    fn is_down(&self, endpoint: &wire::ServiceEndpoint) -> bool {
+        self.down.contains(&endpoint.task_id) || self.withdrawn.contains(&endpoint.task_id)
+    }
+
     fn service_view(&self, service: &ServiceEndpoints) -> Option<ServiceView> {
-        let is_down = |endpoint: &&wire::ServiceEndpoint| self.down.contains(&endpoint.task_id);
-        let (down, up): (Vec<_>, Vec<_>) = service.endpoints.iter().partition(is_down);
+        let (down, up): (Vec<_>, Vec<_>) =
+            service.endpoints.iter().partition(|endpoint| self.is_down(endpoint));
         // Until the leader has taken note of it, one that is down here has its names among the unready.
         let unready = service.unready.iter().chain(down).filter_map(|given| self.endpoint(given));
         let vip = match service.vip.as_str() {
@@ -388,150 +420,5 @@ pub(super) fn published_port(port: &wire::PortSpec) -> Option<PublishedPort> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn feeder() -> Feeder {
-        let own = OwnName { node_id: "id1".into(), fabric: "n1".into() };
-        Feeder::new(Arc::default(), own, Edge::new(Default::default(), std::path::Path::new("/nonexistent")))
-    }
-
-    fn service(endpoints: &[(&str, &str)]) -> ServiceEndpoints {
-        ServiceEndpoints {
-            service_id: "s1".into(),
-            name: "web".into(),
-            network_id: "net".into(),
-            vip: "10.214.0.1".into(),
-            unready_aliases: vec!["all".into()],
-            endpoints: endpoints
-                .iter()
-                .map(|(task, node)| wire::ServiceEndpoint {
-                    task_id: (*task).into(),
-                    name: format!("web.{task}"),
-                    address: "10.213.0.2".into(),
-                    node_id: (*node).into(),
-                    weight: 0,
-                })
-                .collect(),
-            ..ServiceEndpoints::default()
-        }
-    }
-
-    fn ids(change: &Change) -> Vec<&str> {
-        change.services.iter().flat_map(|s| &s.endpoints).map(|e| e.id.as_str()).collect()
-    }
-
-    #[test]
-    fn an_own_task_that_is_down_leaves_the_balancer_at_once() {
-        let mut feeder = feeder();
-        let mut dirty = Dirty::default();
-        let change = SetChange {
-            full: true,
-            services: vec![service(&[("a", "id1"), ("b", "id2")])],
-            ..SetChange::default()
-        };
-        feeder.take(Event::Set(Box::new(change)), &mut dirty);
-        let first = feeder.change(&dirty);
-        assert!(first.full);
-        assert_eq!(ids(&first), ["a", "b"]);
-        assert_eq!(first.services[0].endpoints[0].node, "n1");
-        assert_eq!(first.services[0].endpoints[1].node, "id2");
-
-        let mut dirty = Dirty::default();
-        feeder.take(Event::Health { task: "a".into(), up: false }, &mut dirty);
-        assert_eq!(ids(&feeder.change(&dirty)), ["b"]);
-        let unready = feeder.change(&dirty).services[0].unready.clone();
-        assert_eq!((unready.aliases.as_slice(), unready.tasks.len()), (&["all".to_owned()][..], 1));
-        let mut dirty = Dirty::default();
-        feeder.take(Event::Health { task: "a".into(), up: true }, &mut dirty);
-        assert_eq!(ids(&feeder.change(&dirty)), ["a", "b"]);
-    }
-
-    #[test]
-    fn a_task_is_withdrawn_with_the_set_that_does_not_name_it_any_more() {
-        let mut feeder = feeder();
-        let mut dirty = Dirty::default();
-        let (in_effect, _seen) = watch::channel(0);
-        let set = |number, endpoints: &[(&str, &str)]| {
-            let services = vec![service(endpoints)];
-            Event::Set(Box::new(SetChange { number, services, ..SetChange::default() }))
-        };
-        feeder.take(set(7, &[("a", "id1"), ("b", "id2")]), &mut dirty);
-        let (reply, mut answer) = oneshot::channel();
-        feeder.take(Event::Withdrawn { task: "a".into(), reply }, &mut dirty);
-        feeder.settle(&in_effect);
-        assert_eq!(*in_effect.borrow(), 7);
-        assert!(answer.try_recv().is_err(), "set 7 still names it");
-        feeder.take(set(9, &[("b", "id2")]), &mut dirty);
-        assert!(answer.try_recv().is_err(), "it is not in effect yet");
-        feeder.settle(&in_effect);
-        assert_eq!(answer.try_recv(), Ok(9));
-    }
-
-    #[test]
-    fn the_health_of_a_task_that_no_service_names_changes_nothing() {
-        let mut feeder = feeder();
-        let mut dirty = Dirty::default();
-        feeder.take(Event::Health { task: "x".into(), up: false }, &mut dirty);
-        assert!(dirty.is_clean());
-    }
-
-    #[test]
-    fn what_comes_and_goes_in_one_batch_ends_as_it_is() {
-        let mut feeder = feeder();
-        let mut dirty = Dirty::default();
-        let put = SetChange { services: vec![service(&[])], ..SetChange::default() };
-        let remove = SetChange { removed_services: vec!["s1/net".into()], ..SetChange::default() };
-        feeder.take(Event::Set(Box::new(put.clone())), &mut dirty);
-        feeder.take(Event::Set(Box::new(remove)), &mut dirty);
-        let change = feeder.change(&dirty);
-        assert!(change.services.is_empty());
-        assert_eq!(change.removed_services, ["s1.net"]);
-        feeder.take(Event::Set(Box::new(put)), &mut dirty);
-        let change = feeder.change(&dirty);
-        assert_eq!(change.services.len(), 1);
-        assert!(change.removed_services.is_empty());
-    }
-
-    #[test]
-    fn a_network_has_its_ranges_by_family_and_is_left_out_without_one_of_them() {
-        let network = |subnets: &[&str]| NodeNetwork {
-            network_id: "n".into(),
-            subnets: subnets.iter().map(|text| (*text).to_owned()).collect(),
-            ..NodeNetwork::default()
-        };
-        let read = network_of(&network(&["10.20.0.0/24", "fd00:1::/64"])).unwrap();
-        assert_eq!(read.subnets, ["10.20.0.0/24".parse().unwrap()]);
-        assert_eq!(read.subnets6, ["fd00:1::/64".parse().unwrap()]);
-        assert_eq!(network_of(&network(&["10.20.0.0/24", "elsewhere"])), None);
-    }
-
-    #[test]
-    fn the_own_node_is_no_peer_and_an_unreadable_one_is_left_out() {
-        let mut feeder = feeder();
-        let peers = [("id1", "10.0.0.1:4780"), ("id2", "10.0.0.2:4780"), ("id3", "somewhere:4780")];
-        let peers = peers.map(|(id, address)| NodePeer {
-            node_id: id.into(),
-            hostname: String::new(),
-            address: address.into(),
-            ipv6_addresses: vec!["2001:db8::2".into(), "nowhere".into()],
-            other_addresses: vec!["192.0.2.2".into(), "nowhere".into()],
-            ..NodePeer::default()
-        });
-        let mut dirty = Dirty::default();
-        let change = SetChange { full: true, peers: peers.to_vec(), ..SetChange::default() };
-        feeder.take(Event::Set(Box::new(change)), &mut dirty);
-        let change = feeder.change(&dirty);
-        let ipv6 = vec!["2001:db8::2".parse().unwrap()];
-        let second = Ipv4Addr::new(10, 0, 0, 2);
-        let expected = Peer {
-            node: "id2".into(),
-            underlay: second,
-            others: vec![Ipv4Addr::new(192, 0, 2, 2)],
-            ipv6,
-            encrypted: false,
-            key: None,
-        };
-        assert_eq!(change.peers, [expected]);
-    }
-}
+#[path = "feeder_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rorqual_proto::model::HeldPort;
 use rorqual_proto::wire::{self, from_agent, to_agent};
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -14,7 +15,7 @@ use super::{End, Parts};
 use crate::edge;
 use crate::error::one_line;
 use crate::set::AssignmentSet;
-use crate::store::SetWrite;
+use crate::store::StoreError;
 
 /// How long a controller may take to answer a Hello.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -84,7 +85,10 @@ pub(super) async fn open(parts: &Parts, set: &mut AssignmentSet, address: &str) 
             tracing::info!(%address, set = set.number, "session with the leader opened");
             let beat = Duration::from_millis(welcome.heartbeat_ms);
             let beat = if beat.is_zero() { HEARTBEAT } else { beat };
-            Open { parts, set, outbox, images, held, in_effect, beat, addresses, looked }.run(inbox).await
+            let writing = None;
+            Open { parts, set, outbox, images, held, in_effect, beat, addresses, looked, writing }
+                .run(inbox)
+                .await
         }
         Some(to_agent::Message::Redirect(redirect)) => redirected(parts, redirect),
         Some(_) => End::Failed("the controller did not answer the hello".to_owned()),
@@ -101,6 +105,21 @@ async fn send(outbox: &Outbox, message: from_agent::Message) -> Result<(), ()> {
     outbox.send(wire::FromAgent { message: Some(message) }).await.map_err(drop)
 }
 
+/// What was written, and how that ended.
+type Written = (Writing, Result<Result<(), StoreError>, JoinError>);
+
+/// Waits until the set is on disk; where none is being written, for ever. Cancel-safe: it is taken out only at its end.
+async fn written(writing: &mut Option<Writing>) -> Written {
+    let outcome = match writing {
+        Some(set) => (&mut set.write).await,
+        None => return std::future::pending().await,
+    };
+    match writing.take() {
+        Some(set) => (set, outcome),
+        None => std::future::pending().await,
+    }
+}
+
 /// An open session.
 struct Open<'a> {
     parts: &'a Parts,
@@ -113,6 +132,18 @@ struct Open<'a> {
     /// The machine's addresses as the leader knows them, and since when they are known to be those.
     addresses: Addresses,
     looked: Instant,
+    /// The set that is being written to disk.
+    writing: Option<Writing>,
+}
+
+/// A set on its way to disk, and what waits for that.
+struct Writing {
+    write: JoinHandle<Result<(), StoreError>>,
+    full: bool,
+    tasks: Vec<wire::Task>,
+    removed_tasks: Vec<String>,
+    auths: Vec<wire::ServiceAuths>,
+    removed_auths: Vec<String>,
 }
 
 type Addresses = (Vec<Ipv4Addr>, Vec<Ipv6Addr>);
@@ -123,11 +154,23 @@ fn addresses() -> Option<Addresses> {
 }
 
 impl Open<'_> {
-    async fn run(mut self, mut inbox: Streaming<wire::ToAgent>) -> End {
+    /// Until the session ends; a set that is being written then is written, so that the next one comes after it.
+    async fn run(mut self, inbox: Streaming<wire::ToAgent>) -> End {
+        let end = self.converse(inbox).await;
+        if self.writing.is_some() {
+            let written = written(&mut self.writing).await;
+            if let Err(End::Lost(reason)) = self.go_on(written).await {
+                tracing::debug!(reason, "the last set of a session");
+            }
+        }
+        end
+    }
+
+    async fn converse(&mut self, mut inbox: Streaming<wire::ToAgent>) -> End {
         let mut heard = Instant::now();
         loop {
             // Each arm is cancel-safe: stream, watch and reports keep what was not taken, silence ends at a fixed
-            // time.
+            // time, and a set goes on being written.
             let sent = tokio::select! {
                 message = inbox.message() => {
                     heard = Instant::now();
@@ -149,7 +192,11 @@ impl Open<'_> {
                 Ok(()) = self.images.changed() => {
                     send(&self.outbox, from_agent::Message::Images(self.parts.images.report())).await
                 }
-                Ok(()) = self.in_effect.changed() => {
+                written = written(&mut self.writing) => match self.go_on(written).await {
+                    Ok(()) => Ok(()),
+                    Err(end) => return end,
+                },
+                Ok(()) = self.in_effect.changed(), if self.writing.is_none() => {
                     let set = *self.in_effect.borrow_and_update();
                     send(&self.outbox, from_agent::Message::AcknowledgedSet(set)).await
                 }
@@ -179,6 +226,10 @@ impl Open<'_> {
                 self.parts.network.is_everywhere(set);
                 Ok(())
             }
+            Some(to_agent::Message::Withdrawal(withdrawal)) => {
+                self.parts.network.withdraw(withdrawal.task_ids).await;
+                Ok(())
+            }
             Some(to_agent::Message::KeepCopy(copy)) => {
                 self.parts.images.keep_copy(&copy.digest);
                 Ok(())
@@ -203,8 +254,12 @@ impl Open<'_> {
     }
 
     /// What balancers and routes have to be takes effect while the set is being written; what is to run begins once it is on
-    /// disk. It is acknowledged after both: by [`Self::run`], which waits for this.
+    /// disk ([`Self::go_on`]). It is acknowledged after both: by [`Self::converse`], which meanwhile hears and tells who is down.
     async fn assign(&mut self, mut assignments: wire::Assignments) -> Result<(), End> {
+        if self.writing.is_some() {
+            let written = written(&mut self.writing).await;
+            self.go_on(written).await?;
+        }
         let (full, auths) = (assignments.full, std::mem::take(&mut assignments.auths));
         let removed_auths = std::mem::take(&mut assignments.removed_auths);
         // Keys are never on disk. Here before the port that they are for is opened.
@@ -220,29 +275,32 @@ impl Open<'_> {
             services = change.services.len(),
             "assignment set"
         );
-        let (tasks, removed) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
+        let (tasks, removed_tasks) = (std::mem::take(&mut change.tasks), change.removed_tasks.clone());
         self.parts.containers.note_set(&change);
         self.parts.network.apply(change).await;
-        self.keep(writes).await?;
-        self.parts.link.set_controllers(self.set.controllers.clone());
-        // Never on disk, and there before the tasks that need it.
-        self.parts.images.auths().take(full, auths, &removed_auths);
-        self.parts.tasks.apply(tasks, removed).await;
-        self.parts.tasks.release();
+        let store = self.parts.store.clone();
+        let write = tokio::task::spawn_blocking(move || store.write_set(writes));
+        self.writing = Some(Writing { write, full, tasks, removed_tasks, auths, removed_auths });
         Ok(())
     }
 
-    async fn keep(&mut self, writes: Vec<SetWrite>) -> Result<(), End> {
-        let store = self.parts.store.clone();
-        match tokio::task::spawn_blocking(move || store.write_set(writes)).await {
-            Ok(Ok(())) => Ok(()),
+    /// The set is on disk, or could not be written.
+    async fn go_on(&mut self, (set, outcome): Written) -> Result<(), End> {
+        match outcome {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::error!(error = %one_line(&error), "can't keep the assignment set");
                 self.reload();
-                Err(End::Lost("the set could not be kept".to_owned()))
+                return Err(End::Lost("the set could not be kept".to_owned()));
             }
-            Err(_) => Err(End::Lost("the agent is shutting down".to_owned())),
+            Err(_) => return Err(End::Lost("the agent is shutting down".to_owned())),
         }
+        self.parts.link.set_controllers(self.set.controllers.clone());
+        // Never on disk, and there before the tasks that need it.
+        self.parts.images.auths().take(set.full, set.auths, &set.removed_auths);
+        self.parts.tasks.apply(set.tasks, set.removed_tasks).await;
+        self.parts.tasks.release();
+        Ok(())
     }
 
     async fn say(&self, message: from_agent::Message) -> Result<(), End> {

@@ -13,7 +13,7 @@ use rorqual_planner::assign::{
     PeerView, ServiceView, Touched,
 };
 use rorqual_proto::convert::texts_of;
-use rorqual_proto::model::{Node, NodeId};
+use rorqual_proto::model::{Node, NodeId, TaskId};
 use rorqual_proto::wire::{self, to_agent};
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -47,6 +47,10 @@ enum Event {
         session: u64,
         set: u64,
     },
+    /// Tasks get no new connections from now on.
+    Withdraw(Vec<TaskId>),
+    /// What was heard of these tasks is in the state, or will never be.
+    Written(Vec<TaskId>),
 }
 
 /// Where sessions register. Cheap to clone.
@@ -77,6 +81,16 @@ impl FanoutHandle {
         let _ = self.events.send(Event::Acknowledged { node, session, set }).await;
     }
 
+    /// Tells all nodes that tasks are down, before that is in the log. Until [`Self::written`] no set names them.
+    pub(super) async fn withdraw(&self, tasks: Vec<TaskId>) {
+        let _ = self.events.send(Event::Withdraw(tasks)).await;
+    }
+
+    /// The state has what was heard of these tasks.
+    pub(super) async fn written(&self, tasks: Vec<TaskId>) {
+        let _ = self.events.send(Event::Written(tasks)).await;
+    }
+
     /// Forgets a session, unless another one of the node has taken its place.
     pub(super) async fn unregister(&self, node: NodeId, session: u64) {
         // Fails only when the controller shuts down, and every session with it.
@@ -87,7 +101,8 @@ impl FanoutHandle {
 /// Starts the task; it ends when the store's watch closes.
 pub(super) fn start(store: Store, auths: Auths) -> FanoutHandle {
     let (events, inbox) = mpsc::channel(EVENTS);
-    let fanout = Fanout { store, auths, sessions: BTreeMap::new(), blocks: BTreeSet::new() };
+    let (sessions, blocks, withdrawn) = Default::default();
+    let fanout = Fanout { store, auths, sessions, blocks, withdrawn };
     tokio::spawn(fanout.run(inbox));
     FanoutHandle { events }
 }
@@ -112,6 +127,8 @@ struct Fanout {
     sessions: BTreeMap<NodeId, Session>,
     /// Blocks that sessions have been told of: a change names those that are gone.
     blocks: BTreeSet<String>,
+    /// Tasks that are down, which the state does not say yet.
+    withdrawn: BTreeSet<TaskId>,
 }
 
 /// What changes have touched since the last send.
@@ -156,7 +173,7 @@ impl Fanout {
                     }
                 }
                 event = inbox.recv() => match event {
-                    Some(event) => self.handle(event),
+                    Some(event) => self.handle(event, &mut marked),
                     None => return,
                 },
             }
@@ -169,7 +186,7 @@ impl Fanout {
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event, marked: &mut Marked) {
         match event {
             Event::Register { node, session, outbox, evict } => {
                 let (set, acknowledged, told) = (0, 0, 0);
@@ -192,6 +209,28 @@ impl Fanout {
                     self.tell_what_is_everywhere();
                 }
             }
+            Event::Withdraw(tasks) => self.withdraw(tasks),
+            Event::Written(tasks) => self.let_in(&tasks, marked),
+        }
+    }
+
+    /// From now on the state says how tasks are. One that serves all the same is named again.
+    fn let_in(&mut self, tasks: &[TaskId], marked: &mut Marked) {
+        let known = tasks.iter().filter(|task| self.withdrawn.remove(*task));
+        self.store.read(|state| {
+            let serving = known.filter_map(|task| state.task(task)).filter(|task| task.is_endpoint());
+            marked.touched.everywhere.services.extend(serving.map(|task| task.service_id.clone()));
+        });
+    }
+
+    fn withdraw(&mut self, tasks: Vec<TaskId>) {
+        let task_ids: Vec<String> = tasks.iter().map(ToString::to_string).collect();
+        self.withdrawn.extend(tasks);
+        for session in self.sessions.values() {
+            let withdrawal = wire::Withdrawal { task_ids: task_ids.clone() };
+            let message = wire::ToAgent { message: Some(to_agent::Message::Withdrawal(withdrawal)) };
+            // One that does not read loses its session with the next set.
+            let _ = session.outbox.try_send(Ok(message));
         }
     }
 
@@ -262,7 +301,7 @@ impl Fanout {
             services: assignment
                 .services
                 .iter()
-                .map(service)
+                .map(|view| service(view, &self.withdrawn))
                 .chain(assignment.guests.iter().map(guest))
                 .collect(),
             auths: self.opened(&assignment.auths),
@@ -288,7 +327,37 @@ impl Fanout {
         }
         let auths = self.opened(&delta.auths);
         let edge = delta.edge.as_ref().map(|view| edge::config(view, &self.auths));
-        session.send(wire::Assignments { auths, edge, ..change(delta, set, session.set, blocks_gone) })
+        session.send(wire::Assignments { auths, edge, ..self.change(delta, set, session.set, blocks_gone) })
+    }
+
+    fn change(&self, delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire::Assignments {
+        // A service that is named is replaced whole; only one without any view left is removed.
+        let named = |id: &&_| !delta.services.iter().any(|view| view.service_id == **id);
+        let removed_services = delta.removed_services.iter().filter(named).map(ToString::to_string);
+        wire::Assignments {
+            set,
+            base,
+            tasks: delta.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
+            removed_tasks: delta.removed_tasks.iter().map(ToString::to_string).collect(),
+            removed_services: removed_services
+                .chain(delta.removed_guests.iter().map(ToString::to_string))
+                .collect(),
+            services: delta
+                .services
+                .iter()
+                .map(|view| service(view, &self.withdrawn))
+                .chain(delta.guests.iter().map(guest))
+                .collect(),
+            removed_auths: delta.removed_auths.iter().map(ToString::to_string).collect(),
+            networks: delta.networks.iter().map(network).collect(),
+            removed_networks: delta.removed_networks.iter().map(ToString::to_string).collect(),
+            blocks: delta.blocks.iter().flatten().map(block).collect(),
+            removed_blocks: blocks_gone.to_vec(),
+            peers: delta.peers.iter().map(peer).collect(),
+            removed_peers: delta.removed_peers.iter().map(ToString::to_string).collect(),
+            controllers: delta.controllers.iter().flatten().map(controller).collect(),
+            ..wire::Assignments::default()
+        }
     }
 
     /// What can't be opened is told as nothing: the registry's refusal reaches the user in the task's status.
@@ -312,32 +381,9 @@ impl Session {
     }
 }
 
-fn change(delta: NodeDelta, set: u64, base: u64, blocks_gone: &[String]) -> wire::Assignments {
-    // A service that is named is replaced whole; only one without any view left is removed.
-    let named = |id: &&_| !delta.services.iter().any(|view| view.service_id == **id);
-    let removed_services = delta.removed_services.iter().filter(named).map(ToString::to_string);
-    wire::Assignments {
-        set,
-        base,
-        tasks: delta.tasks.iter().map(|task| wire::Task::from(&**task)).collect(),
-        removed_tasks: delta.removed_tasks.iter().map(ToString::to_string).collect(),
-        removed_services: removed_services
-            .chain(delta.removed_guests.iter().map(ToString::to_string))
-            .collect(),
-        services: delta.services.iter().map(service).chain(delta.guests.iter().map(guest)).collect(),
-        removed_auths: delta.removed_auths.iter().map(ToString::to_string).collect(),
-        networks: delta.networks.iter().map(network).collect(),
-        removed_networks: delta.removed_networks.iter().map(ToString::to_string).collect(),
-        blocks: delta.blocks.iter().flatten().map(block).collect(),
-        removed_blocks: blocks_gone.to_vec(),
-        peers: delta.peers.iter().map(peer).collect(),
-        removed_peers: delta.removed_peers.iter().map(ToString::to_string).collect(),
-        controllers: delta.controllers.iter().flatten().map(controller).collect(),
-        ..wire::Assignments::default()
-    }
-}
-
-fn service(view: &ServiceView) -> wire::ServiceEndpoints {
+/// A service without those endpoints that are down.
+fn service(view: &ServiceView, down: &BTreeSet<TaskId>) -> wire::ServiceEndpoints {
+    let up = |endpoint: &&EndpointView| !down.contains(&endpoint.task_id);
     let endpoint = |endpoint: &EndpointView| wire::ServiceEndpoint {
         task_id: endpoint.task_id.to_string(),
         name: endpoint.name.clone(),
@@ -352,7 +398,7 @@ fn service(view: &ServiceView) -> wire::ServiceEndpoints {
         network_name: view.network_name.clone(),
         vip: view.vip.map(|vip| vip.to_string()).unwrap_or_default(),
         ports: view.ports.iter().map(wire::PortSpec::from).collect(),
-        endpoints: view.endpoints.iter().map(endpoint).collect(),
+        endpoints: view.endpoints.iter().filter(up).map(endpoint).collect(),
         unready_aliases: view.unready_aliases.clone(),
         unready: view.unready.iter().map(endpoint).collect(),
         aliases: view.aliases.clone(),
@@ -436,3 +482,7 @@ pub(super) fn holder(node: &Arc<Node>) -> wire::NodePeer {
 pub(crate) fn controllers(state: &State) -> Vec<wire::Controller> {
     assign::controllers(state).iter().map(controller).collect()
 }
+
+#[cfg(test)]
+#[path = "fanout_tests.rs"]
+mod tests;

@@ -67,11 +67,12 @@ impl Dispatch {
         auths: Auths,
     ) -> Self {
         let images = ImageCatalogue::default();
+        let fanout = fanout::start(store.clone(), auths.clone());
         Self {
             leader: LeaderRoute::new(store.clone(), credentials),
             copies: Copies::start(store.clone(), images.clone()),
-            fanout: fanout::start(store.clone(), auths.clone()),
-            statuses: statuses::start(store.clone()),
+            statuses: statuses::start(store.clone(), fanout.clone()),
+            fanout,
             images,
             spread: spread::Spread::default(),
             store,

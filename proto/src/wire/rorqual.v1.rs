@@ -4434,7 +4434,7 @@ pub struct ImageHave {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToAgent {
-    #[prost(oneof = "to_agent::Message", tags = "1, 2, 3, 4, 5, 60")]
+    #[prost(oneof = "to_agent::Message", tags = "1, 2, 3, 4, 5, 60, 61")]
     pub message: ::core::option::Option<to_agent::Message>,
 }
 /// Nested message and enum types in `ToAgent`.
@@ -4455,7 +4455,16 @@ pub mod to_agent {
         /// Every node that has a session has all up to this set in effect. Told to nodes that have got a set since.
         #[prost(uint64, tag = "60")]
         Everywhere(u64),
+        #[prost(message, tag = "61")]
+        Withdrawal(super::Withdrawal),
     }
+}
+/// Tasks that get no new connections from now on: their own nodes say so, and it is not in the log yet. It holds until
+/// a set names their services, or what is told is the whole truth.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Withdrawal {
+    #[prost(string, repeated, tag = "1")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Only one node has this manifest of the registry: the agent gets it too, with all that it needs, and reports it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
