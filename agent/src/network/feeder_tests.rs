@@ -1,3 +1,5 @@
+//! What the fabric is told, by what the feeder was told before.
+
 use super::*;
 
 fn feeder() -> Feeder {
