@@ -72,3 +72,27 @@ pub fn routes_that_clash(survey: &Survey) -> Result<Vec<Finding>, Error> {
     }
     Ok(findings)
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// In a network namespace of its own. Needs root.
+    #[test]
+    fn a_kernel_that_picks_up_no_connection_is_named() {
+        std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let set =
+                |value| std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_loose", value).unwrap();
+            set("1");
+            assert_eq!(lost_connections(), None);
+            set("0");
+            let found = lost_connections().unwrap();
+            assert!(found.what.contains("nf_conntrack_tcp_loose is 0"), "{}", found.what);
+        })
+        .join()
+        .unwrap();
+    }
+}
