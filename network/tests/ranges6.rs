@@ -8,7 +8,9 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
-use lab::{CLIENT, Container, Lab, VIP, assert_even, at_once, eventually, outer6, twin, web};
+use lab::{
+    CLIENT, Container, Lab, VIP, assert_even, at_once, eventually, outer6, patience, twin, web, within,
+};
 use rorqual_network::{Attach, Block, Change, Join, Network};
 
 /// The `n`th address of a node's block, and the one beside it.
@@ -55,8 +57,8 @@ fn at(address: Ipv6Addr) -> SocketAddr {
 }
 
 fn refused(ns: &lab::Ns, to: SocketAddr) {
-    // The first one may wait until the nodes have met.
-    eventually("a connection is refused at once", || {
+    // The first one may wait until the nodes have met, and a loaded machine for its turn.
+    within(patience() * 4, "a connection is refused at once", || {
         let start = Instant::now();
         let error = ns.connect(to).map(|talk| talk.server).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");

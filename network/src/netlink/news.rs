@@ -20,7 +20,11 @@ const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const TABLE_LOCAL: u8 = 255;
+const SCOPE_LINK: u8 = 253;
+const AF_INET6: u8 = 10;
 const NFT_SUBSYSTEM: u16 = 10;
 /// `NFT_MSG_NEWGEN` says that a transaction is at its end, and of which table is not said.
 const NFT_NEWGEN: u16 = 15;
@@ -54,7 +58,10 @@ impl Ear {
         const ROUTE: u32 = 7;
         const RULE: u32 = 8;
         const SETTING: u32 = 24;
-        let groups = [LINK, NEIGHBOUR, ADDRESS, ROUTE, RULE, SETTING];
+        const ADDRESS6: u32 = 9;
+        const ROUTE6: u32 = 11;
+        const RULE6: u32 = 19;
+        let groups = [LINK, NEIGHBOUR, ADDRESS, ROUTE, RULE, SETTING, ADDRESS6, ROUTE6, RULE6];
         Ear::open(SockProtocol::NetlinkRoute, &groups)
     }
 
@@ -131,6 +138,13 @@ fn object(kind: u16, payload: &[u8]) -> Option<News<'static>> {
         RTM_DELNEIGH => Some(News::Object),
         // Those come and go with addresses.
         RTM_NEWROUTE | RTM_DELROUTE if payload.get(4) == Some(&TABLE_LOCAL) => None,
+        // By IPv6 each interface brings some of its own, and no way to a peer depends on them.
+        RTM_NEWROUTE | RTM_DELROUTE if payload.first() == Some(&AF_INET6) => {
+            (payload.get(5) == Some(&super::route::ROUTE_PROTOCOL)).then_some(News::Object)
+        }
+        RTM_NEWADDR | RTM_DELADDR if payload.first() == Some(&AF_INET6) => {
+            (payload.get(3) != Some(&SCOPE_LINK)).then_some(News::Object)
+        }
         _ => Some(News::Object),
     }
 }
