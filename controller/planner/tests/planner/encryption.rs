@@ -20,6 +20,14 @@ fn describe(world: &mut World, id: &NodeId, change: impl FnOnce(&mut NodeDescrip
 fn nodes_are_told_of_all_addresses_of_a_machine() {
     let mut world = World::new(2);
     let nodes: Vec<_> = world.state.nodes().map(|node| node.id.clone()).collect();
+    let address = Some("10.0.0.2:4780".to_owned());
+    let node_id = nodes[1].clone();
+    world.write(vec![Action::new(ActionKind::NodeStatus {
+        node_id,
+        status: None,
+        description: None,
+        address,
+    })]);
     let underlay = world.state.node(&nodes[1]).unwrap().underlay().unwrap();
     let other = [192, 0, 2, 7].into();
     world.changes.clear();
