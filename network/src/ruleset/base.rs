@@ -188,7 +188,7 @@ impl Fixed {
   }}
 
   # A container sends from its own addresses only, and from no link-local one: it needs no neighbour discovery. To look
-  # for the way back costs more than everything else here; who was found to have an address is believed for a while. No
+  # for the way back costs more than everything else here; who was found to have an address is believed for a while (adr 79). No
   # interface gives an address away to another, and none has the number of one that was.
   chain guard_container {{
     ip daddr 127.0.0.0/8 drop
