@@ -11,8 +11,10 @@ mod notify;
 mod record;
 mod serve;
 
+use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
+use std::str::FromStr as _;
 
 use anyhow::Context;
 use clap::Parser;
@@ -21,6 +23,8 @@ use rorqual_proto::wire::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::Routes;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::{Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use config::{Arguments, Config};
 use gate::ControlGate;
@@ -36,22 +40,29 @@ const BLOCKING_THREADS: usize = 16;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            // What WireGuard in the daemon calls an error is a peer that was idle or is away.
-            tracing_subscriber::EnvFilter::try_from_env("RORQUAL_LOG")
-                .unwrap_or_else(|_| "info,boringtun=off".into()),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-    match run(&arguments) {
+    match begin_log().and_then(|()| run(&arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has what happens told on standard error: as much as `RORQUAL_LOG` says, such as `debug` or
+/// `info,rorqual_network=trace`.
+fn begin_log() -> anyhow::Result<()> {
+    // What WireGuard in the daemon calls an error is a peer that was idle or is away.
+    let usual = Targets::new().with_default(LevelFilter::INFO).with_target("boringtun", LevelFilter::OFF);
+    let asked = std::env::var("RORQUAL_LOG").ok().filter(|text| !text.is_empty());
+    let asked = asked.as_deref().map(Targets::from_str).transpose();
+    let filter = asked.as_ref().ok().cloned().flatten().unwrap_or(usual);
+    let errors = std::io::stderr;
+    let lines = tracing_subscriber::fmt::layer().with_writer(errors).with_ansi(errors().is_terminal());
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    let remedy =
+        "RORQUAL_LOG has to be a level (off, error, warn, info, debug, trace), or several as MODULE=LEVEL";
+    asked.map(drop).context(remedy)
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
