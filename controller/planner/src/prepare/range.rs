@@ -29,7 +29,8 @@ pub(super) fn beside(state: &State, subnets6: &[Ipv6Net]) -> Option<Vec<Ipv4Net>
     for subnet6 in subnets6 {
         let prefix = UNCHOSEN_PREFIX.max(subnet6.prefix_len().saturating_sub(96));
         let candidates = UNCHOSEN.iter().filter_map(|range| range.subnets(prefix).ok()).flatten();
-        let mut free = candidates.filter(|range| !chosen.iter().any(|other| overlap(*other, *range)));
+        let mut free =
+            candidates.filter(|range| !chosen.iter().any(|other| overlaps((*other).into(), (*range).into())));
         chosen.push(free.find(|range| holder(state, (*range).into()).is_none())?);
     }
     Some(chosen)
@@ -83,9 +84,5 @@ fn way_of(node: &Node, subnet: IpNet) -> Option<IpNet> {
 
 /// Of one family, and one in the other.
 fn overlaps(one: IpNet, other: IpNet) -> bool {
-    one.contains(&other) || other.contains(&one)
-}
-
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other) || other.contains(&one)
 }
