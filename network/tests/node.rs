@@ -253,6 +253,30 @@ fn networks_are_apart_and_addresses_cannot_be_forged() {
     assert!(matches!(node.attach(attach), Err(Error::AddressTaken { .. })));
 }
 
+/// The node's links let packets for 127.0.0.0/8 pass, since published ports need that (`route_localnet`).
+#[test]
+fn what_listens_at_the_nodes_127_hears_no_container() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let a = node.container(1);
+    lab.serve(&[&a]);
+    let sink = node.ns.run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 9001)).unwrap());
+    sink.set_read_timeout(Some(lab::moment())).unwrap();
+    a.ns.ip("addr del 127.0.0.1/8 dev lo");
+    let reach = || {
+        let from = (a.address, 0);
+        let to = (Ipv4Addr::LOCALHOST, 9001);
+        a.ns.run(move || UdpSocket::bind(from).unwrap().send_to(b"x", to).unwrap());
+        assert_eq!(received(&sink, &mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    };
+    reach();
+    // What has just sent with its own address is believed, but not more than that.
+    a.ns.connect(node.at(8080)).unwrap();
+    assert!(node.ns.command("nft", "list set inet rorqual_n1 proven").contains(&a.address.to_string()));
+    reach();
+    assert!(a.ns.connect((Ipv4Addr::LOCALHOST, 8080)).is_err());
+}
+
 #[test]
 fn ports_of_one_container_are_published_where_asked_and_refused_when_taken() {
     let ns = Ns::new();

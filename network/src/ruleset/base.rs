@@ -2,7 +2,7 @@
 //!
 //! Every packet of a connection meets the rules of the filter hooks; those of the nat hooks only the first one. So what lets
 //! most packets pass stands first, and in a rule what costs least: comparing a number costs a tenth of looking into a set,
-//! and the name of an interface is copied for each comparison.
+//! and the name of an interface is copied for each comparison. tests/bench/balance shows what the order costs.
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -179,6 +179,8 @@ impl Fixed {
 
   chain guard {{
     type filter hook prerouting priority raw; policy accept;
+    iif . ip saddr @proven accept
+    iif . ip6 saddr @proven6 accept
     iifname "{veth_prefix}*" goto guard_container
     iif "lo" accept
     # route_localnet is on for our links, so the kernel no longer refuses these itself
@@ -188,12 +190,11 @@ impl Fixed {
   }}
 
   # A container sends from its own addresses only, and from no link-local one: it needs no neighbour discovery. To look
-  # for the way back costs more than everything else here; who was found to have an address is believed for a while (adr 79). No
-  # interface gives an address away to another, and none has the number of one that was.
+  # for the way back costs more than everything else here; who was found to have an address is believed for a while (adr 79), and
+  # asked before anybody's name is compared. No interface gives an address away to another, and none has the number of one that
+  # was.
   chain guard_container {{
     ip daddr 127.0.0.0/8 drop
-    iif . ip saddr @proven accept
-    iif . ip6 saddr @proven6 accept
     ip6 saddr {{ ::, fe80::/10 }} drop
     fib saddr . iif oif missing drop
     add @proven {{ iif . ip saddr }}
@@ -203,8 +204,6 @@ impl Fixed {
 
   chain steer {{
     type filter hook prerouting priority mangle; policy accept;
-    # the reply of a container goes back through the node that balanced the request
-    ct mark and {MARK_MASK:#x} != 0 ct direction reply iifname "{veth_prefix}*" meta mark set ct mark and {MARK_MASK:#x}
     iif "lo" goto steer_looped
     ct direction reply goto steer_reply
     iifname "{veth_prefix}*" goto steer_container
@@ -213,8 +212,10 @@ impl Fixed {
   }}
 
   chain steer_reply {{
+    # the reply of a container goes back through the node that balanced the request
+    ct mark and {MARK_MASK:#x} != 0 iifname "{veth_prefix}*" meta mark set ct mark and {MARK_MASK:#x}
     # the kernel forgets a connection whose first answer is a reset before it comes here; with ACK it answers a SYN
-    tcp flags & (rst | ack) == rst | ack ct status dnat ct status dying goto refused
+    ct status dying ct status dnat tcp flags & (rst | ack) == rst | ack goto refused
   }}
 
   # A replica that has just ended refuses those who are led to it until this node knows. Who is not told so asks again by
@@ -237,6 +238,8 @@ impl Fixed {
 
   # a container that calls a peer's published port, under its own address: as it goes to that peer's containers
   chain steer_container {{
+    # also of those who are believed
+    ip daddr 127.0.0.0/8 drop
     ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
     ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
     ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6
@@ -332,6 +335,8 @@ impl Fixed {
 
   chain protect {{
     type filter hook input priority filter; policy accept;
+    # most of what comes: answers to this node, none of which is for what is guarded here
+    meta l4proto tcp ct direction reply accept
     # the first comparison costs less than the one that decides
     ip daddr 169.254.0.0/16 ip daddr {{ {DNS}, {GATEWAY} }} iif != "lo" iifname != "{veth_prefix}*" drop
     ip6 daddr {GATEWAY6} iif != "lo" iifname != "{veth_prefix}*" drop

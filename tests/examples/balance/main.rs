@@ -3,6 +3,7 @@
 //! `balance ROUNDS SECONDS`, `balance spread ENDPOINTS KILLS`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod pairs;
 mod peers;
 mod rules;
 mod spread;
@@ -112,6 +113,7 @@ fn balance(lab: &Lab, rounds: u32, seconds: u32) {
             rules: Rules::Ours,
         },
     ];
+    let pairs = pairs::measure(&peers, node, [&systems[0], &systems[1]], rounds);
     let mut rates = Rates::new();
     for round in 0..rounds {
         for kind in ["kept", "new"] {
@@ -128,6 +130,7 @@ fn balance(lab: &Lab, rounds: u32, seconds: u32) {
     }
     peers.end();
     tell(&rates);
+    println!("{pairs}");
     lab.start(1);
     lab.wait_ready(3);
     node.rctl(&["service", "rm", "web"]).ok();
@@ -158,12 +161,12 @@ fn wrk(node: &Node, seconds: u32, url: &str, kind: &str) -> Rate {
     }
     words.push(url);
     let said = node.exec("wrk", &words).ok();
-    let word = |line: &str| {
-        let line = said.lines().find(|said| said.trim_start().starts_with(line));
-        line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{said}")).to_owned()
+    let word = |begin: &str| {
+        let line = said.lines().find(|line| line.trim_start().starts_with(begin));
+        line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or_else(|| panic!("{said}"))
     };
     assert!(!said.contains("Non-2xx"), "{said}");
-    Rate { per_second: word("Requests/sec:").parse().unwrap(), p99_ms: milliseconds(&word("99%")) }
+    Rate { per_second: word("Requests/sec:").parse().unwrap(), p99_ms: milliseconds(word("99%")) }
 }
 
 /// `1.23ms`, `850.00us`, `1.20s`

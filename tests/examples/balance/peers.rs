@@ -35,6 +35,7 @@ pub(crate) struct Peers {
     programs: Vec<Child>,
     folder: tempfile::TempDir,
     ours: String,
+    by_hand: String,
 }
 
 impl Peers {
@@ -49,14 +50,13 @@ impl Peers {
         let ours = tables.lines().find_map(|line| line.strip_prefix("table inet rorqual_"));
         let ours = format!("inet rorqual_{}", ours.expect("no table of ours"));
         let map: Vec<String> = addresses.iter().enumerate().map(|(at, to)| format!("{at} : {to}")).collect();
-        let rules = format!(
+        let by_hand = format!(
             "table inet hand {{\n chain out {{\n  type nat hook output priority -100\n  ip daddr 127.0.0.1 tcp dport {NFT} \
              dnat ip to numgen inc mod {} map {{ {} }} : 80\n }}\n chain post {{\n  type nat hook postrouting priority \
              100\n  ip saddr 127.0.0.0/8 oifname != \"lo\" snat ip to {BY_HAND_ADDRESS}\n }}\n}}\n",
             addresses.len(),
             map.join(", ")
         );
-        write(BY_HAND, rules);
         let servers: Vec<String> =
             addresses.iter().enumerate().map(|(at, to)| format!("  server s{at} {to}:80\n")).collect();
         let haproxy = format!(
@@ -91,22 +91,27 @@ impl Peers {
                 hold(node.exec("curl", &["-sf", "-o", "/dev/null", &url]).code == 0, || url.clone())
             });
         }
-        Self { node: node.clone(), programs, folder, ours }
+        Self { node: node.clone(), programs, folder, ours, by_hand }
     }
 
-    /// A dormant table has no hooks, and wakes as it was.
     pub(crate) fn set(&self, rules: Rules) {
-        let nft = |words: &[&str]| self.node.exec("nft", words);
-        // Fails where it is not there.
-        nft(&["delete", "table", "inet", "hand"]);
-        let flags = if rules == Rules::Ours { "" } else { "{ flags dormant; }" };
-        nft(&["add", "table", &self.ours, flags]).ok();
-        if rules == Rules::ByHand {
-            let path = self.folder.path().join(BY_HAND);
-            nft(&["-f", path.to_str().unwrap()]).ok();
-        }
+        self.switch(rules);
         // What one of them has translated is in the way of what the next does not translate.
         rules::forget_connections(&self.node);
+    }
+
+    /// In one transaction, so that no packet of a connection passes untranslated. A dormant table has no hooks, and wakes as
+    /// it was.
+    pub(crate) fn switch(&self, rules: Rules) {
+        let flags = if rules == Rules::Ours { "" } else { "{ flags dormant; }" };
+        let mut text =
+            format!("add table {} {flags}\nadd table inet hand\ndelete table inet hand\n", self.ours);
+        if rules == Rules::ByHand {
+            text += &self.by_hand;
+        }
+        let path = self.folder.path().join(BY_HAND);
+        fs::write(&path, text).unwrap();
+        self.node.exec("nft", &["-f", path.to_str().unwrap()]).ok();
     }
 
     pub(crate) fn end(mut self) {
