@@ -407,7 +407,10 @@ impl Agent {
 }
 
 /// How the network has to be: with the cluster's pools and underlay, else with the defaults and none.
-fn shape(options: &AgentOptions, membership: Option<&MembershipRecord>) -> (OwnName, NetworkOptions) {
+pub(crate) fn shape(
+    options: &AgentOptions,
+    membership: Option<&MembershipRecord>,
+) -> (OwnName, NetworkOptions) {
     let fabric = network_name(&options.hostname);
     let parsed = |text: Option<&String>, default: &str| {
         text.and_then(|text| text.parse().ok()).unwrap_or_else(|| pool(default))

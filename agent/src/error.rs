@@ -36,6 +36,15 @@ pub enum AgentError {
         /// Its cluster.
         cluster: String,
     },
+    /// The node can't be taken down while they run.
+    #[error("containers run on this node: stop them first, or `rctl cluster leave` ({})", running.join(", "))]
+    ContainersRun {
+        /// Their ids.
+        running: Vec<String>,
+    },
+    /// Several things failed; the rest was done.
+    #[error("{}", .0.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; "))]
+    Many(Vec<AgentError>),
     /// Certificates.
     #[error("the node's certificate")]
     Tls(#[from] rorqual_proto::tls::TlsError),

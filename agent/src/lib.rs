@@ -41,6 +41,7 @@ mod reports;
 mod session;
 mod set;
 mod store;
+mod takedown;
 mod tasks;
 mod workload;
 
@@ -55,3 +56,4 @@ pub use peer::PeerApi;
 pub use rorqual_image::{Limits as ImageLimits, RegistrySettings};
 pub use session::SessionStatus;
 pub use store::StoreError;
+pub use takedown::take_down;

@@ -238,13 +238,22 @@ pub(crate) fn has_address(address: IpAddr) -> Result<bool, Error> {
     Ok(address.is_loopback() || route::interface_of(&mut Netlink::route()?, address)?.is_some())
 }
 
-/// Takes those that we gave it away. Kernel settings stay: others may rely on them by now.
+/// Takes those that we gave it away. Kernel settings stay, since others may rely on them by now; but for the one that nobody
+/// should have without our table: with it, what comes from outside for 127.0.0.1 would get there.
 pub(crate) fn release(netlink: &mut Netlink, underlay: Ipv4Addr, twins: &Twins) -> Result<(), Error> {
     let mut requests: Vec<Request> =
         own(underlay, twins).into_iter().map(|address| route::delete_address(LOOPBACK, address)).collect();
     let answers = route::list_routes(netlink)?.into_iter().filter(Route::is_loopback_answer);
     requests.extend(answers.map(|route| route.delete()));
-    netlink.run(requests)
+    let mut errors: Vec<Error> = netlink.run(requests).err().into_iter().collect();
+    let interface = route::interface_of(netlink, underlay.into())?;
+    let links = link::list(netlink)?;
+    if let Some(link) = links.iter().find(|link| interface == Some(link.index)) {
+        let path = PathBuf::from(format!("/proc/sys/net/ipv4/conf/{}/route_localnet", link.name));
+        let written = fs::write(&path, "0");
+        errors.extend(written.err().map(|source| Error::Sysctl { path, value: "0".to_owned(), source }));
+    }
+    Error::all(errors)
 }
 
 /// Whether the kernel has a protocol. Only asked where somebody wants it: the question loads its module.

@@ -524,19 +524,32 @@ impl Routes {
         self.numbers.get(node).copied()
     }
 
-    /// Removes routes, rules, the tunnel and the file with the numbers.
+    /// Removes the routes and rules that the kernel has of ours, whichever process set them, the tunnel, and the file with
+    /// the numbers.
     pub(crate) fn teardown(&mut self) -> Result<(), Error> {
-        let mut requests: Vec<Request> = self.rules.iter().map(Rule::delete).collect();
-        requests.extend(self.routes.values().map(Route::delete));
+        let mut errors = Vec::new();
+        let mut requests = Vec::new();
+        match route::list_rules(&mut self.netlink) {
+            Ok(rules) => requests.extend(rules.iter().map(Rule::delete)),
+            Err(error) => errors.push(error),
+        }
         let hop = |known: &Known| route::delete_neighbour(known.interface(), next_hop(known.underlay).into());
         requests.extend(self.peers.values().filter(|known| known.v6).map(hop));
-        requests.extend(self.pool_routes().iter().map(Route::delete));
+        match route::list_routes(&mut self.netlink) {
+            Ok(routes) => {
+                // Neighbours are nobody's by what the kernel tells: routes name ours.
+                let hop = |route: &Route| {
+                    let via = route.via.filter(|via| via.is_ipv6())?;
+                    Some(route::delete_neighbour(route.interface, via))
+                };
+                requests.extend(routes.iter().filter_map(hop));
+                requests.extend(routes.iter().map(Route::delete));
+            }
+            Err(error) => errors.push(error),
+        }
         requests.push(link::delete(&self.tunnel));
         (self.rules, self.routes, self.peers) = Default::default();
-        let mut errors = Vec::new();
-        if let Err(error) = self.netlink.run(requests) {
-            errors.push(error);
-        }
+        errors.extend(self.netlink.run(requests).err());
         if let Err(source) = fs::remove_file(&self.numbers_file)
             && source.kind() != std::io::ErrorKind::NotFound
         {

@@ -184,7 +184,10 @@ fn teardown_leaves_nothing() {
     lab.serve(&[&a]);
     let before = look(node);
     assert!(before[2].contains("rorqual_n1") && before[4].contains("n1c1"), "{before:?}");
+    let localhost_is_open = || node.ns.command("cat", "/proc/sys/net/ipv4/conf/eth0/route_localnet");
+    assert_eq!(localhost_is_open().trim(), "1");
     node.teardown().unwrap();
+    assert_eq!(localhost_is_open().trim(), "0");
     let after = look(node);
     assert_eq!(after[0], fresh.ip("rule"));
     assert_eq!(after[2], "");

@@ -66,6 +66,10 @@ pub(crate) struct Arguments {
     /// Print the settings as they come out, as TOML, and end
     #[arg(long)]
     pub(crate) dump_config: bool,
+    /// Take away what the node has on this machine beside its data (its network, control groups, sockets), and end. Refused
+    /// while the daemon or containers run
+    #[arg(long, conflicts_with = "dump_config")]
+    pub(crate) take_down: bool,
 }
 
 /// The settings file; every key may be absent, none may be unknown.

@@ -79,6 +79,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the daemon's threads")?;
+    if arguments.take_down {
+        return runtime.block_on(node::take_down(&config)).context("cannot take this node down");
+    }
     match runtime.block_on(serve(config))? {
         End::Told => Ok(()),
         End::Moved => {

@@ -92,30 +92,8 @@ impl Node {
             record.address = address;
             files.save(record)?;
         }
-        let agent = Agent::start(AgentOptions {
-            data_dir: config.data_dir.clone(),
-            run_dir: config.run_dir.clone(),
-            hostname: config.hostname.clone(),
-            labels: config.labels.clone(),
-            cgroup_parent: config.cgroup_parent.clone(),
-            runtime_binary: config.runtime_binary.clone(),
-            advertise: remembered
-                .as_ref()
-                .map(|(record, _)| record.address)
-                .or(config.advertise)
-                .map(Into::into),
-            local_pool: config.local_pool,
-            registry_port: (config.registry_port != 0).then_some(config.registry_port),
-            insecure_registries: config.insecure_registries.clone(),
-            registries: config.registries.clone().into_iter().collect(),
-            image_limits: config.image_limits.clone(),
-            gc: rorqual_agent::GcThresholds {
-                high_percent: config.image_gc_high_percent,
-                low_percent: config.image_gc_low_percent,
-            },
-        })
-        .await
-        .context("cannot start the agent")?;
+        let known = remembered.as_ref().map(|(record, _)| record.address);
+        let agent = Agent::start(agent_options(&config, known)).await.context("cannot start the agent")?;
         let node = Self {
             config: Arc::new(config),
             agent,
@@ -466,6 +444,39 @@ async fn voting(controller: &Controller, raft_id: Option<u64>) {
 }
 
 /// What the node was a member of when it last ran; clears what a join that was cut off has left.
+/// What the agent has to know of the settings; `known` is the address that the node has in its cluster.
+fn agent_options(config: &Config, known: Option<SocketAddrV4>) -> AgentOptions {
+    AgentOptions {
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        hostname: config.hostname.clone(),
+        labels: config.labels.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        runtime_binary: config.runtime_binary.clone(),
+        advertise: known.or(config.advertise).map(Into::into),
+        local_pool: config.local_pool,
+        registry_port: (config.registry_port != 0).then_some(config.registry_port),
+        insecure_registries: config.insecure_registries.clone(),
+        registries: config.registries.clone().into_iter().collect(),
+        image_limits: config.image_limits.clone(),
+        gc: rorqual_agent::GcThresholds {
+            high_percent: config.image_gc_high_percent,
+            low_percent: config.image_gc_low_percent,
+        },
+    }
+}
+
+/// Takes away what the node has on its machine beside its data; no daemon may run.
+pub(crate) async fn take_down(config: &Config) -> anyhow::Result<()> {
+    serve::refuse_second(&config.socket)?;
+    let known = MembershipFiles::new(&config.data_dir).load()?.map(|record| record.address);
+    rorqual_agent::take_down(agent_options(config, known)).await?;
+    serve::forget(&config.socket)?;
+    // What others have in the folder is theirs, and it is as well.
+    let _ = std::fs::remove_dir(&config.run_dir);
+    Ok(())
+}
+
 fn remembered(files: &MembershipFiles) -> anyhow::Result<Option<(Record, CredentialStore)>> {
     let Some(record) = files.load()? else {
         files.forget()?;

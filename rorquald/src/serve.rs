@@ -55,18 +55,30 @@ pub(crate) fn local(path: &Path, routes: Routes) -> anyhow::Result<Door> {
     Ok(Door { close, task })
 }
 
-fn bind_local(path: &Path) -> anyhow::Result<UnixListener> {
+/// Nobody else serves at this socket.
+pub(crate) fn refuse_second(path: &Path) -> anyhow::Result<()> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         anyhow::bail!("{} is in use: another rorquald runs with the same socket", path.display());
     }
+    Ok(())
+}
+
+/// Takes a socket away at which nobody serves any more.
+pub(crate) fn forget(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bind_local(path: &Path) -> anyhow::Result<UnixListener> {
+    refuse_second(path)?;
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    match fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot replace {}", path.display())),
-    }
+    forget(path)?;
     // Made under a name that nobody looks for, so that it never stands there with the wrong permissions.
     let new = path.with_extension("new");
     // A leftover of a start that was cut off; binding says if it can't go.

@@ -144,6 +144,7 @@ fn containers_outlive_what_systemd_does_to_the_daemon() {
     for path in ["/usr/local/bin/rorquald", "/usr/local/bin/rctl", "/etc/systemd/system/rorquald.service"] {
         assert!(!Path::new(path).exists(), "{path} is left");
     }
+    nothing_of_the_node_is_left();
     the_journal_is_calm();
 }
 
@@ -196,6 +197,27 @@ fn limits_hold_after(command: &str) {
     });
     let limits: Vec<String> = limits.collect();
     assert_eq!(limits, ["67108864", "67108864"], "after {command}");
+}
+
+/// Of all that the daemon has made on the machine, its data alone.
+fn nothing_of_the_node_is_left() {
+    let shown = [
+        call("nft", &["list", "tables"]).ok(),
+        call("ip", &["-o", "link"]).ok().lines().filter(|line| line.contains(": rq")).collect(),
+        call("ip", &["-o", "addr"]).ok().lines().filter(|line| line.contains("169.254.")).collect(),
+        call("ip", &["rule"]).ok().lines().filter(|line| line.starts_with("11")).collect(),
+        call("ip", &["route", "show", "table", "all", "proto", "113"]).ok(),
+        fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains("rorqual/"))
+            .collect(),
+    ];
+    assert!(shown.iter().all(String::is_empty), "{shown:?}");
+    for path in ["/run/rorqual", "/sys/fs/cgroup/rorqual"] {
+        assert!(!Path::new(path).exists(), "{path} is left");
+    }
+    assert!(Path::new("/var/lib/rorqual/node").is_dir(), "the data is gone");
 }
 
 /// Neither the daemon nor systemd has complained.
