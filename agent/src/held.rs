@@ -1,6 +1,6 @@
 //! Published ports of services that lead nowhere on this node, since something else has them here (a program that listens,
-//! or a plain container), or since the kernel lacks the protocol. Told to the leader, and looked at again until they are
-//! free.
+//! or a plain container), or since the kernel lacks the protocol; and those that would lead nowhere, if a replica came here.
+//! Told to the leader, and looked at again until they are free.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

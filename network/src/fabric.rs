@@ -74,7 +74,8 @@ impl Fabric {
     /// Brings peers, blocks and services up to date. Changes that wait at the same time become one transaction.
     ///
     /// What can't be ([`Error::Invalid`]) is left out, and the rest of the change is in effect. An error that names a port ([`Error::PortTaken`], [`Error::PortConflict`]) concerns that port alone, on this
-    /// node alone: the rest of the change is in effect. It is tried again when its service changes.
+    /// node alone: the rest of the change is in effect. It is tried again when its service changes. One that leads to a node's
+    /// own replicas alone is named also where there are none.
     pub async fn apply(&self, change: Change) -> Result<(), Error> {
         self.ask(|reply| Event::Apply(change, reply)).await
     }

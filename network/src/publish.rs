@@ -43,28 +43,31 @@ pub(crate) fn admit<'a>(
         let lives_here = service.endpoints.iter().any(|endpoint| endpoint.node == node);
         for port in &service.ports {
             let element = parts::published(port);
-            // Without a replica here nothing is published: nothing is in its way. That the kernel lacks the protocol is told
-            // all the same, so that none is sent here.
-            let idle = port.local && !lives_here && host::has_protocol(port.protocol);
-            if idle || claims.get(&element).is_some_and(|holder| *holder == service.id) {
+            if claims.get(&element).is_some_and(|holder| *holder == service.id) {
                 ports.push(port.clone());
                 continue;
             }
             let key = (port.protocol, port.published, port.address);
-            let mut others = claims.iter().filter(|(_, holder)| **holder != service.id);
+            // Without a replica here nothing is published, and nothing is in the way. What would be is told all the same, so
+            // that none is sent here.
+            let idle = port.local && !lives_here;
+            let mut others = claims.iter().filter(|(_, holder)| !idle && **holder != service.id);
             let claimed = others.find(|(element, _)| parts::meets(element, key));
             let claimed = claimed.map(|(_, holder)| format!("service {holder}"));
-            let conflict = claimed.or_else(|| other_service(key, &service.id, desired, ruleset));
-            let conflict = conflict.or_else(|| {
+            let other = || other_service(key, &service.id, desired, ruleset).filter(|_| !idle);
+            let conflict = claimed.or_else(other).or_else(|| {
                 let id = containers.with_port(port.published, port.protocol, port.address)?;
                 Some(format!("container {id}"))
             });
-            match check(&mut listeners, port, conflict) {
-                Ok(()) => {
-                    claims.insert(element, &service.id);
-                    ports.push(port.clone());
-                }
-                Err(error) => admitted.errors.entry(service.id.clone()).or_default().push(error),
+            let checked = check(&mut listeners, port, conflict);
+            if checked.is_ok() && !idle {
+                claims.insert(element, &service.id);
+            }
+            if checked.is_ok() || (idle && host::has_protocol(port.protocol)) {
+                ports.push(port.clone());
+            }
+            if let Err(error) = checked {
+                admitted.errors.entry(service.id.clone()).or_default().push(error);
             }
         }
         admitted.ports.insert(service.id.clone(), ports);

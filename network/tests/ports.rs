@@ -85,14 +85,20 @@ fn a_port_of_a_nodes_own_replicas_leads_to_no_other() {
     let [a, b] = [lab.nodes[0].container(1), lab.nodes[1].container(1)];
     let bystander = lab.nodes[2].container(1);
     let local = PublishedPort { local: true, ..PublishedPort::new(8080, 80, Protocol::Tcp) };
-    // Where no replica is, the port is anybody's.
+    // Where no replica is, the port is anybody's; who has it is told, before one is sent there.
     let program = lab.nodes[2].ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080)).unwrap());
-    lab.apply_all(&services(&[&service("web", &[&a, &b], local.clone())]));
+    let web = services(&[&service("web", &[&a, &b], local.clone())]);
+    for node in &lab.nodes[..2] {
+        node.apply(web.clone()).unwrap();
+    }
+    let error = lab.nodes[2].apply(web.clone()).unwrap_err();
+    assert!(matches!(&error, Error::PortTaken { port: 8080, .. }), "{error}");
     let only = |container: &Container| BTreeMap::from([(container.id.clone(), 10)]);
     assert_eq!(lab.client.tally(lab.nodes[0].at(8080), 10), only(&a));
     assert_eq!(lab.client.tally(lab.nodes[1].at(8080), 10), only(&b));
     assert!(refused(&a.ns, lab.nodes[2].at(8080)), "it is not what was published");
     drop(program);
+    lab.nodes[2].apply(web).unwrap();
     assert!(refused(&lab.client, lab.nodes[2].at(8080)));
     assert_eq!(bystander.ns.tally(lab.nodes[0].at(8080), 10), only(&a), "as itself, to another node");
     // It comes and goes with the replica.

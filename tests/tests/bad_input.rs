@@ -237,7 +237,65 @@ fn a_port_that_is_taken_on_one_of_three_nodes_is_told() {
     wait_until("the port is free", SOON, || {
         http::get(held.port(8083), "/hostname").map_err(|error| error.to_string())
     });
+    remove(asked, "web");
+    host_ports_are_where_they_are_free(&lab);
     lab.finish();
+}
+
+/// Replicas behind a port that leads to a node's own go where nothing else has it.
+fn host_ports_are_where_they_are_free(lab: &Lab) {
+    let (asked, held) = (lab.node(1), lab.node(2));
+    let create = |name: &str, replicas: &str, port: u16| {
+        let published = format!("published={port},target=80,mode=host");
+        let words =
+            ["--replicas", replicas, "--publish", &published, images::BUSYBOX, "httpd", "-f", "-p", "80"];
+        create(asked, name, &[&words[..], &["-h", "/etc"]].concat())
+    };
+    let are_elsewhere = |replicas: usize| {
+        wait_until(&format!("{replicas} replicas, none on n2"), SOON, || {
+            let tasks = asked.running("own")?;
+            hold(tasks.len() == replicas && tasks.iter().all(|task| task.node != "n2"), || {
+                format!("{tasks:?}")
+            })
+        });
+        let failed = asked.tasks("own").unwrap().into_iter().find(|task| task.state == "failed");
+        assert!(failed.is_none(), "to be moved is no failure: {failed:?}");
+    };
+    let told = |node: &Node, port: u16, taken: bool| {
+        wait_until(&format!("{} tells of port {port}: {taken}", node.hostname()), SOON, || {
+            let shown = asked.rctl(&["node", "inspect", &node.hostname()]).ok();
+            hold(shown.contains(&format!("{port}/tcp")) == taken, || shown)
+        });
+    };
+    let listener = listener_on(held, 8085);
+    create("own", "3", 8085).ok();
+    are_elsewhere(3);
+    for number in [1, 3] {
+        http::get(lab.node(number).port(8085), "/hostname").unwrap();
+    }
+    let shown = asked.rctl(&["service", "inspect", "own"]).ok();
+    assert!(!shown.contains("is taken"), "it is in nobody's way: {shown}");
+    // A program that nobody knows of when a replica is sent there.
+    drop(listener);
+    told(held, 8085, false);
+    let listener = listener_on(held, 8085);
+    asked.rctl(&["service", "scale", "own=4"]).ok();
+    told(held, 8085, true);
+    are_elsewhere(4);
+    drop(listener);
+
+    let mut listeners: Vec<TcpListener> = lab.nodes().iter().map(|node| listener_on(node, 8086)).collect();
+    create("all", "0", 8086).ok();
+    lab.nodes().iter().for_each(|node| told(node, 8086, true));
+    asked
+        .rctl(&["service", "scale", "--timeout", "2s", "all=1"])
+        .fails(1, &["no suitable node: 3 nodes have port 8086/tcp taken by something else"]);
+    drop(listeners.remove(1));
+    wait_until("it runs where the port is free now", SOON, || {
+        let tasks = asked.running("all")?;
+        hold(tasks.len() == 1 && tasks[0].node == "n2", || format!("{tasks:?}"))
+    });
+    http::get(held.port(8086), "/hostname").unwrap();
 }
 
 /// Somebody in a node's network namespace who listens on a port.

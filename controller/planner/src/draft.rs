@@ -38,6 +38,8 @@ pub(crate) struct Draft<'a> {
     pub(crate) requests: BTreeMap<ServiceId, Vec<Request>>,
     /// When to look again at what.
     pub(crate) timers: Vec<(i64, Look)>,
+    /// Slots whose task would be better off on another node, and none takes it.
+    pub(crate) stuck: Vec<(ServiceId, u32)>,
     actions: Vec<Action>,
     requested: usize,
     handled: BTreeSet<(ServiceId, u32)>,
@@ -54,6 +56,7 @@ pub(crate) struct Draft<'a> {
 pub(crate) struct Finished {
     pub(crate) actions: Vec<Action>,
     pub(crate) timers: Vec<(i64, Look)>,
+    pub(crate) stuck: Vec<(ServiceId, u32)>,
 }
 
 impl<'a> Draft<'a> {
@@ -64,6 +67,7 @@ impl<'a> Draft<'a> {
             given: Given::default(),
             requests: BTreeMap::new(),
             timers: Vec::new(),
+            stuck: Vec::new(),
             actions: Vec::new(),
             requested: 0,
             handled: BTreeSet::new(),
@@ -277,7 +281,7 @@ impl<'a> Draft<'a> {
             Action::expecting(ActionKind::PutNetwork(Box::new(network)), version)
         });
         let actions = networks.chain(self.actions).collect();
-        Finished { actions, timers: self.timers }
+        Finished { actions, timers: self.timers, stuck: self.stuck }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The planner: what has changed since it looked last, and the plan that follows.
 //!
 //! It keeps nothing that matters: dirty sets are filled from [`Change`]s (or, by a new leader, with
-//! everything), and timers are found again by looking. What it decides comes from the [`State`], the time
+//! everything), and timers and what is stuck are found again by looking. What it decides comes from the [`State`], the time
 //! and the seed alone.
 
 use std::collections::BTreeSet;
@@ -55,6 +55,8 @@ pub struct Plan {
 pub struct Planner {
     dirty: Dirty,
     timers: BTreeSet<(i64, Look)>,
+    /// Slots whose task would be better off on another node: tried again when whoever waits is.
+    stuck: BTreeSet<(ServiceId, u32)>,
 }
 
 impl Planner {
@@ -144,14 +146,16 @@ impl Planner {
         if std::mem::take(&mut self.dirty.capacity) {
             self.dirty.waiting.extend(state.index.waiting.iter().cloned());
             self.dirty.services.extend(state.index.problems.iter().cloned());
+            self.dirty.slots.append(&mut self.stuck);
         }
         let mut draft = Draft::new(state, now_ms, seed);
         self.look_at_nodes(&mut draft, &mut looked);
         self.look_at_services(&mut draft, &mut looked);
         self.look_at_slots(&mut draft, &mut looked);
         self.schedule(&mut draft, &mut looked);
-        let Finished { actions, timers } = draft.finish();
+        let Finished { actions, timers, stuck } = draft.finish();
         self.timers.extend(timers);
+        self.stuck.extend(stuck);
         let wake_at_ms = self.timers.first().map(|(at_ms, _)| *at_ms);
         Plan { actions, wake_at_ms, idle: self.is_idle(), looked }
     }

@@ -3,7 +3,7 @@
 //! Agents tell it ([`HeldPort`]); what a node says that does not answer any more counts for nothing.
 
 use rorqual_planner::State;
-use rorqual_proto::model::{HeldPort, Node, NodeId, NodeState, PortSpec, Protocol, Service};
+use rorqual_proto::model::{HeldPort, Node, NodeId, NodeState, PortSpec, Protocol, Service, Task};
 
 /// So many nodes of one port are named; the others are counted.
 const NAMED: usize = 3;
@@ -24,11 +24,15 @@ impl<'a> Held<'a> {
     pub(super) fn of(state: &'a State, service: &Service) -> Self {
         let answering = || state.nodes().map(AsRef::as_ref).filter(|node| answers(node));
         let ports = service.ports.iter().filter_map(|port| {
-            let holders: Vec<_> = answering().filter_map(|node| Some((node, find(node, port)?))).collect();
+            let mut holders: Vec<_> = answering().filter_map(|node| Some((node, node.held(port)?))).collect();
+            let nodes = answering().filter(|node| is_there(node, port)).count();
+            if port.local && holders.len() < nodes {
+                // The others get no replica, so that it does no harm there.
+                holders.retain(|(node, held)| held.lacking || runs_on(state, service, &node.id));
+            }
             if holders.is_empty() {
                 return None;
             }
-            let nodes = answering().filter(|node| is_there(node, port)).count();
             Some(HeldSomewhere { port: port.clone(), holders, nodes })
         });
         Self { ports: ports.collect() }
@@ -59,10 +63,11 @@ impl HeldSomewhere<'_> {
         if holders.len() > NAMED {
             places.push(format!("others on {} more nodes", holders.len() - NAMED));
         }
-        let serving = match nodes.saturating_sub(holders.len()) {
-            0 => "no node serves it".to_owned(),
-            1 => "1 other node serves it".to_owned(),
-            nodes => format!("{nodes} other nodes serve it"),
+        let serving = match (nodes.saturating_sub(holders.len()), port.local) {
+            (0, _) => "no node serves it".to_owned(),
+            (nodes, true) => format!("it may be free on {nodes} of the others"),
+            (1, false) => "1 other node serves it".to_owned(),
+            (nodes, false) => format!("{nodes} other nodes serve it"),
         };
         let lacking = holders.iter().all(|(_, held)| held.lacking);
         let what = if lacking { "leads nowhere" } else { "is taken" };
@@ -75,7 +80,7 @@ impl HeldSomewhere<'_> {
 pub(super) fn on_node(state: &State, service: &Service, id: &NodeId) -> Option<String> {
     let node = state.node(id).filter(|node| answers(node))?;
     let told = service.ports.iter().filter_map(|port| {
-        let held = find(node, port)?;
+        let held = node.held(port)?;
         Some(match held.lacking {
             true => format!("port {}: this node's kernel has no {}", port.claim(), port.protocol),
             false => format!("port {} of this node is taken by {}", port.claim(), held.holder),
@@ -85,6 +90,11 @@ pub(super) fn on_node(state: &State, service: &Service, id: &NodeId) -> Option<S
     (!told.is_empty()).then(|| told.join("; "))
 }
 
+fn runs_on(state: &State, service: &Service, node: &NodeId) -> bool {
+    let its = |task: &Task| task.service_id == service.id && !task.status.state.is_terminal();
+    state.tasks_on_node(node).any(|task| its(task))
+}
+
 fn answers(node: &Node) -> bool {
     matches!(node.status.state, NodeState::Ready | NodeState::Suspect)
 }
@@ -92,13 +102,6 @@ fn answers(node: &Node) -> bool {
 /// The node has the address on which the port is published.
 fn is_there(node: &Node, port: &PortSpec) -> bool {
     port.address.is_none_or(|address| address.is_loopback() || node.has_address(address))
-}
-
-fn find<'a>(node: &'a Node, port: &PortSpec) -> Option<&'a HeldPort> {
-    let held = &node.description.held_ports;
-    held.iter().find(|held| {
-        held.port == port.published && held.protocol == port.protocol && held.address == port.address
-    })
 }
 
 fn lacking_remedy(port: &PortSpec) -> String {

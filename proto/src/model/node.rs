@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{ClusterId, Meta, NodeId, Protocol};
+use super::{ClusterId, Meta, NodeId, PortSpec, Protocol};
 
 /// The label of a node that says how many new connections its replicas get beside those of other nodes.
 pub const WEIGHT_LABEL: &str = "rorqual.weight";
@@ -178,6 +178,20 @@ impl Node {
     /// Whether it has said that its kernel lacks a protocol. It says so once a service publishes a port of it.
     pub fn lacks(&self, protocol: Protocol) -> bool {
         self.description.held_ports.iter().any(|held| held.lacking && held.protocol == protocol)
+    }
+
+    /// What it has said of a published port that leads nowhere on it.
+    pub fn held(&self, port: &PortSpec) -> Option<&HeldPort> {
+        let claim = port.claim();
+        self.description.held_ports.iter().find(|held| {
+            held.port == claim.published && held.protocol == claim.protocol && held.address == claim.address
+        })
+    }
+
+    /// Whether replicas of a service would be of no use on it: it has said that something else has a port that leads to its
+    /// own replicas alone.
+    pub fn is_barred(&self, port: &PortSpec) -> bool {
+        port.local && self.held(port).is_some_and(|held| !held.lacking)
     }
 
     /// Whether it has said to have an address.

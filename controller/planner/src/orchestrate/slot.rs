@@ -102,11 +102,19 @@ fn is_stranded(node: Option<&Arc<Node>>, task: &Task) -> bool {
         && node.is_some_and(|node| node.status.state == NodeState::Suspect)
 }
 
-/// The node's kernel lacks a protocol of which the service publishes a port, and another node would do. Where none does, it
-/// goes on: its other ports may be of use.
+/// The node's kernel lacks a protocol of which the service publishes a port, or something else has a port there that would
+/// lead to it, and another node would do. Where none does, it goes on: its other ports may be of use.
 fn is_misplaced(draft: &mut Draft<'_>, service: &Service, node: Option<&Arc<Node>>, task: &Task) -> bool {
-    let lacks = |node: &Arc<Node>| service.ports.iter().any(|port| node.lacks(port.protocol));
-    node.is_some_and(lacks) && schedule::could_replace(draft, service, task, false).is_ok()
+    let unfit =
+        |node: &Arc<Node>| service.ports.iter().any(|port| node.lacks(port.protocol) || node.is_barred(port));
+    if !node.is_some_and(unfit) {
+        return false;
+    }
+    let could_move = schedule::could_replace(draft, service, task, false).is_ok();
+    if !could_move {
+        draft.stuck.push((service.id.clone(), task.slot));
+    }
+    could_move
 }
 
 /// Whether a task that has ended is followed by another one in its slot.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use rorqual_proto::model::{
-    Availability, Constraint, ConstraintKey, NetworkId, Node, NodeId, NodeState, Protocol, Resources,
-    Service, ServiceId, Task,
+    Availability, Constraint, ConstraintKey, NetworkId, Node, NodeId, NodeState, PortClaim, PortSpec,
+    Protocol, Resources, Service, ServiceId, Task,
 };
 
 use crate::State;
@@ -20,6 +20,8 @@ pub(crate) struct Needs {
     reservations: Resources,
     /// Of its published ports.
     protocols: BTreeSet<Protocol>,
+    /// Those that lead to a node's own replicas alone.
+    host_ports: Vec<PortSpec>,
     pub(crate) networks: Vec<NetworkId>,
     /// A network that is named and does not exist: then no node will do.
     pub(crate) missing_network: Option<String>,
@@ -40,6 +42,7 @@ impl Needs {
             max_replicas_per_node: placement.max_replicas_per_node,
             reservations: service.spec.container.reservations,
             protocols: service.ports.iter().map(|port| port.protocol).collect(),
+            host_ports: service.ports.iter().filter(|port| port.local).cloned().collect(),
             missing_network: missing.map(|name| (*name).to_owned()),
             networks: names
                 .into_iter()
@@ -58,6 +61,7 @@ pub(crate) enum Refusal {
     Address(String),
     Constraint(String),
     Protocol(Protocol),
+    Port(PortClaim),
     Replicas(u32),
     Drained,
     Paused,
@@ -94,6 +98,9 @@ pub(crate) fn refuse(
     }
     if let Some(protocol) = needs.protocols.iter().find(|protocol| node.lacks(**protocol)) {
         return Some(Refusal::Protocol(*protocol));
+    }
+    if let Some(port) = needs.host_ports.iter().find(|port| node.is_barred(port)) {
+        return Some(Refusal::Port(port.claim()));
     }
     let leaves = u32::from(leaving.is_some());
     let replicas = draft.replicas(&needs.service_id, &node.id).saturating_sub(leaves);
@@ -153,6 +160,10 @@ impl Refusal {
             Self::Protocol(protocol) => {
                 format!("{} a kernel without {protocol}, of which a port is published", verb("has", "have"))
             }
+            Self::Port(claim) => format!(
+                "{} port {claim} taken by something else (`rctl node inspect` says what has it)",
+                verb("has", "have")
+            ),
             Self::Replicas(1) => {
                 format!("already {} a replica, and one per node is the bound", verb("runs", "run"))
             }

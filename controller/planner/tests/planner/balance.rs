@@ -119,10 +119,46 @@ fn replicas_are_where_the_kernel_has_the_protocols_of_their_ports() {
     );
     world.lack_sctp("n2", false);
     settles(&mut world, &other, &["n2"]);
-    for task in world.holders(&one) {
-        world.fail(&task.id);
-    }
     settles(&mut world, &one, &["n2"]);
+}
+
+#[test]
+fn replicas_are_where_the_port_of_a_nodes_own_replicas_is_free() {
+    let local = |published| PortSpec { local: true, ..port(published, 80) };
+    let with = |name: &str, ports, replicas| ServiceSpec { ports, ..spec(name, replicas) };
+    let mut world = World::new(3);
+    let nodes = |world: &World, id: &ServiceId| world.spread(id).into_keys().collect::<Vec<_>>();
+    let settles = |world: &mut World, id: &ServiceId, on: &[&str]| {
+        world.run_until(&format!("it is on {on:?}"), |world| nodes(world, id) == on && world.is_whole());
+    };
+    // Known before: none is sent there. One that every node leads from everywhere does not mind.
+    world.take_port("n1", 8080, true);
+    let web = world.create(with("web", vec![port(443, 443), local(8080)], 2));
+    let mesh = world.create(with("mesh", vec![port(8081, 80)], 3));
+    settles(&mut world, &web, &["n2", "n3"]);
+    assert!(world.state.tasks_on_node(&world.node_named("n1")).all(|task| task.service_id == mesh));
+    let before: Vec<_> = world.holders(&web).into_iter().map(|task| task.id).collect();
+    // Found out when it came there: it is given up, and that is no failure. The others stay.
+    world.take_port("n1", 8080, false);
+    world.take_port("n2", 8080, true);
+    settles(&mut world, &web, &["n1", "n3"]);
+    let after = world.holders(&web);
+    assert_eq!(after.iter().filter(|task| before.contains(&task.id)).count(), 1);
+    assert_eq!(world.state.service(&web).unwrap().problem, None);
+    assert_eq!(nodes(&world, &mesh).len(), 3);
+    // Where every node has it taken, what runs goes on, and what is new says why it waits.
+    world.take_port("n1", 8080, true);
+    settles(&mut world, &web, &["n3"]);
+    world.take_port("n3", 8080, true);
+    world.scale(&web, 3);
+    world.settle();
+    assert_eq!(nodes(&world, &web), ["n3", "–"]);
+    let waiting: Vec<_> = world.holders(&web).into_iter().filter(|task| task.node_id.is_none()).collect();
+    let reason = "no suitable node: 3 nodes have port 8080/tcp taken by something else (`rctl node inspect` says what \
+                  has it)";
+    assert!(waiting.len() == 1 && waiting[0].status.message == reason, "{waiting:?}");
+    world.take_port("n2", 8080, false);
+    settles(&mut world, &web, &["n2"]);
 }
 
 #[test]

@@ -163,7 +163,17 @@ impl World {
             address: None,
             lacking: true,
         };
-        let held_ports = if lacks { vec![held] } else { Vec::new() };
+        self.hold(hostname, if lacks { vec![held] } else { Vec::new() });
+    }
+
+    /// The node says that a program has a port of TCP, or no longer.
+    pub(crate) fn take_port(&mut self, hostname: &str, port: u16, taken: bool) {
+        let holder = format!("process 7 on {hostname}");
+        let held = HeldPort { port, protocol: Protocol::Tcp, holder, address: None, lacking: false };
+        self.hold(hostname, if taken { vec![held] } else { Vec::new() });
+    }
+
+    fn hold(&mut self, hostname: &str, held_ports: Vec<HeldPort>) {
         let node_id = self.node_named(hostname);
         let known = self.state.node(&node_id).unwrap().description.clone();
         let description = Some(Box::new(NodeDescription { held_ports, ..known }));
