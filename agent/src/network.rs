@@ -4,10 +4,12 @@
 //! which of this node's own tasks are down just now. The latter are left out of the balancer on this node
 //! before any controller hears of it, also while none can be reached; those of other nodes as soon as the leader hears
 //! of it (`adr/0075`). Changes that wait are applied as one;
-//! after an error the whole truth is applied again, later. Published ports that something else has here are kept
+//! after an error the whole truth is applied again, later. What was applied is told to be in effect by
+//! [`settling`]. Published ports that something else has here are kept
 //! account of ([`HeldPorts`]) and tried again until they are free.
 
 mod feeder;
+mod settling;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -241,7 +243,8 @@ async fn run(mut feeder: Feeder, mut dirty: Dirty, mut inbox: mpsc::Receiver<Eve
     let mut look_at = Instant::now();
     let mut sealed = feeder.encryption().await;
     loop {
-        // Each arm is cancel-safe: the queue keeps what was not taken, a sleep starts anew or has a fixed end.
+        // Each arm is cancel-safe: the queue keeps what was not taken, a sleep starts anew or has a fixed end, and what
+        // settles is kept.
         tokio::select! {
             event = inbox.recv() => match event {
                 Some(event) => feeder.take(event, &mut dirty),
@@ -252,18 +255,34 @@ async fn run(mut feeder: Feeder, mut dirty: Dirty, mut inbox: mpsc::Receiver<Eve
                 feeder.try_held_ports(&mut dirty);
                 look_at = Instant::now() + FREE_YET;
             }
+            settled = feeder.settling.settled() => {
+                match settled {
+                    Ok(settled) => settled.tell(&told.in_effect),
+                    Err(error) => {
+                        tracing::warn!(error = %one_line(&error), "cannot tell whether the network is up to date");
+                        dirty = Dirty::everything();
+                    }
+                }
+                continue;
+            }
         }
         while let Ok(event) = inbox.try_recv() {
             feeder.take(event, &mut dirty);
         }
         if dirty.is_clean() {
-            feeder.settle(&told.in_effect);
+            let settled = feeder.settled();
+            if feeder.settling.is_idle() {
+                settled.tell(&told.in_effect);
+            } else {
+                feeder.settling.add(settled);
+            }
             continue;
         }
         match feeder.apply(&dirty).await {
             Ok(()) => {
                 (dirty, pause) = (Dirty::default(), AGAIN);
-                feeder.settle(&told.in_effect);
+                let settled = feeder.settled();
+                feeder.settling.add(settled);
             }
             Err(error) => {
                 tracing::warn!(error = %one_line(&error), "the network is not up to date");

@@ -80,7 +80,8 @@ async fn measure(fabric: &Fabric) -> Result<(), Error> {
     println!("{:<36} {grown:>8.2} MiB", "memory that they take, here");
     let grown = kernel_bytes().saturating_sub(before_kernel) as f64 / f64::from(1 << 20);
     println!("{:<36} {grown:>8.2} MiB", "in the kernel, roughly");
-    show("one endpoint of ten, gone and back", endpoint_changes(fabric).await?);
+    show("one endpoint of ten, gone and back", endpoint_changes(fabric, false).await?);
+    show("the same, back at once", endpoint_changes(fabric, true).await?);
     show(&format!("a connection to the first of {SERVICES}"), connections(0));
     show(&format!("a connection to the last of {SERVICES}"), connections(SERVICES - 1));
     fabric.apply(one(SERVICES, MANY)).await?;
@@ -108,15 +109,23 @@ async fn scale(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
     Ok(times)
 }
 
-/// A service of ten loses an endpoint and gets it back.
-async fn endpoint_changes(fabric: &Fabric) -> Result<Vec<Duration>, Error> {
+/// Services of ten lose an endpoint each and get it back: at once, which waits until its connections are forgotten, or
+/// when others have lost theirs.
+async fn endpoint_changes(fabric: &Fabric, at_once: bool) -> Result<Vec<Duration>, Error> {
     let mut times = Vec::new();
-    for round in 0..200 {
-        let id = round * 7 % SERVICES;
-        for endpoints in [9, 10] {
-            let start = Instant::now();
-            fabric.apply(one(id, endpoints)).await?;
-            times.push(start.elapsed());
+    let ids: Vec<u32> = (0..200).map(|round| round * 7 % SERVICES).collect();
+    let changes = ids.iter().flat_map(|id| [(*id, 9), (*id, 10)]);
+    let mut changes: Vec<(u32, u32)> = changes.collect();
+    if !at_once {
+        // Stable: all that go, and then all that are back.
+        changes.sort_by_key(|(_, endpoints)| *endpoints);
+    }
+    for (id, endpoints) in changes {
+        let start = Instant::now();
+        fabric.apply(one(id, endpoints)).await?;
+        times.push(start.elapsed());
+        if !at_once && times.len() == ids.len() {
+            fabric.forgotten().await?;
         }
     }
     Ok(times)

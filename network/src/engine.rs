@@ -1,6 +1,8 @@
 //! The thread that owns the node's network. It reads one closed set of events, one after the other; changes that wait
 //! at the same time are put together, so that ten of them cost one transaction.
 
+mod apply;
+mod forget;
 mod mend;
 mod survey;
 mod table;
@@ -11,25 +13,26 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::oneshot;
 
+use self::forget::Forgetter;
 use crate::container::{self, Containers, Record};
-use crate::desired::{Desired, Dirty};
+use crate::desired::Desired;
 use crate::dns::names::{Names, Owner};
 use crate::encryption::{Sealing, Told};
 use crate::error::Error;
 use crate::fabric::GATEWAY;
 use crate::host;
 use crate::interface::Interface;
-use crate::model::{Attach, Attachment, Change, HostPort, NetworkOptions, PublishedPort};
+use crate::model::{Attach, Attachment, Change, HostPort, NetworkOptions};
 use crate::naming;
 use crate::netlink::{Netlink, conntrack, link, nftables};
 use crate::nft;
-use crate::publish;
 use crate::random;
 use crate::reconcile::{Patience, Rounds};
 use crate::routes::{self, Routes};
-use crate::ruleset::{Fixed, Item, Ruleset, parts};
+use crate::ruleset::{Fixed, Item, Ruleset};
 use crate::survey::Survey;
 use crate::twins::Twins;
 use crate::watch::{self, Changes, Kinds, Watch};
@@ -48,6 +51,8 @@ pub(crate) enum Event {
     Detach(String, Reply<()>),
     Attached(Reply<Vec<Attachment>>),
     Apply(Change, Reply<()>),
+    /// Answered when the connections of all that is gone are forgotten.
+    Forgotten(Reply<()>),
     Teardown(Reply<()>),
     Survey(Reply<Survey>),
     /// Somebody changed something: [`Changes`] tells what.
@@ -87,7 +92,7 @@ struct Engine {
     options: NetworkOptions,
     netlink: Netlink,
     nftables: Netlink,
-    conntrack: Netlink,
+    forgetter: Forgetter,
     containers: Containers,
     routes: Routes,
     sealing: Sealing,
@@ -184,10 +189,12 @@ impl Engine {
                 let _ = events.try_send(Event::Changed);
             }
         })?;
+        let mut table = conntrack::open()?;
+        let forgetter = Forgetter::start(move |ranges| conntrack::forget(&mut table, ranges))?;
         let mut engine = Engine {
             desired: Desired::default(),
             nftables,
-            conntrack: conntrack::open()?,
+            forgetter,
             options,
             netlink,
             containers,
@@ -255,6 +262,7 @@ impl Engine {
                 Some(Event::Attach(attach, reply)) => drop(reply.send(self.attach(attach))),
                 Some(Event::Detach(id, reply)) => drop(reply.send(self.detach(&id))),
                 Some(Event::Attached(reply)) => drop(reply.send(Ok(self.attached()))),
+                Some(Event::Forgotten(reply)) => self.forgetter.tell(reply),
                 Some(Event::Teardown(reply)) => drop(reply.send(self.teardown())),
                 Some(Event::Survey(reply)) => drop(reply.send(self.survey())),
                 Some(Event::Apply(..) | Event::Changed) | None => {}
@@ -284,6 +292,7 @@ impl Engine {
         for port in attach.ports.iter().filter(|port| !known.contains(port)) {
             self.check_host_port(&id, port)?;
         }
+        self.wait_until_forgotten(&attach)?;
         let before = self.containers.get(&id).cloned();
         let record = self.containers.attach(attach)?;
         let mut changes = self.container_changes(&record);
@@ -297,22 +306,33 @@ impl Engine {
             });
         }
         if let Some(before) = &before {
-            self.withdraw(before, &record)?;
+            self.withdraw(before, &record);
         }
         naming::announce(&self.names, &record);
         Ok(self.containers.describe(&record))
     }
 
-    /// Addresses that a container had and has no more: who asks from them, and connections that are left.
-    fn withdraw(&mut self, before: &Record, now: &Record) -> Result<(), Error> {
+    /// Addresses that are new to a container: what is left of an earlier owner's connections would be its own. One that the
+    /// pool of local addresses is to choose may be any of that.
+    fn wait_until_forgotten(&self, attach: &Attach) -> Result<(), Error> {
+        let known = self.containers.get(&attach.id).map(|record| &record.interfaces[..]).unwrap_or_default();
+        let fresh = attach.networks.iter().filter(|join| known.iter().all(|i| i.network != join.network));
+        let wanted = fresh.flat_map(|join| {
+            let address = join.address.map_or(self.options.local_pool, Ipv4Net::from);
+            let address6 = join.address6.map(|address| IpNet::V6(address.into()));
+            address6.into_iter().chain([IpNet::V4(address)])
+        });
+        self.forgetter.wait_for(&wanted.collect::<Vec<_>>())
+    }
+
+    /// Addresses that a container had and has no more: who asks from them, and connections that are left. Nobody waits for
+    /// the end of those: before such an address is given again, [`Self::wait_until_forgotten`] does.
+    fn withdraw(&mut self, before: &Record, now: &Record) {
         let stays = |one: &&Interface| now.interfaces.iter().any(|i| i.address == one.address);
         let gone: Vec<&Interface> = before.interfaces.iter().filter(|one| !stays(one)).collect();
         self.names.remove_client(&gone.iter().map(|one| one.address).collect::<Vec<_>>());
         let addresses = gone.into_iter().flat_map(Interface::addresses);
-        conntrack::forget(
-            &mut self.conntrack,
-            addresses.map(|address| (address.into(), conntrack::Kind::All)),
-        )
+        self.forgetter.ask(addresses.map(|address| (address.into(), conntrack::Kind::All)));
     }
 
     fn check_host_port(&self, id: &str, port: &HostPort) -> Result<(), Error> {
@@ -352,124 +372,13 @@ impl Engine {
         self.transact(left, false)
     }
 
-    /// Puts what is valid of the changes together, brings the kernel up to date in one go, and answers everyone.
-    fn apply(&mut self, batch: Vec<(Change, Reply<()>)>) {
-        let mut callers = Vec::new();
-        for (mut change, reply) in batch {
-            let left_out = change.sift(&self.options);
-            let services: Vec<String> = change.services.iter().map(|s| s.id.clone()).collect();
-            self.desired.merge(change);
-            callers.push((services, left_out, reply));
-        }
-        let dirty = self.desired.take_dirty();
-        self.told |= dirty.full;
-        let mut admitted = publish::admit(
-            dirty.services.iter(),
-            &self.desired,
-            &self.ruleset,
-            &self.containers,
-            &self.options.node,
-        );
-        let failure = match self.bring_up_to_date(&dirty, &admitted.ports) {
-            Ok(()) => None,
-            Err(error) => {
-                self.desired.put_back(dirty);
-                Some(Arc::new(error))
-            }
-        };
-        for (services, mut errors, reply) in callers {
-            errors.extend(services.iter().flat_map(|id| admitted.errors.remove(id).unwrap_or_default()));
-            errors.extend(failure.iter().map(|source| Error::Apply { source: Arc::clone(source) }));
-            drop(reply.send(Error::all(errors)));
-        }
-    }
-
-    fn bring_up_to_date(
-        &mut self,
-        dirty: &Dirty,
-        ports: &BTreeMap<String, Vec<PublishedPort>>,
-    ) -> Result<(), Error> {
-        let mut errors = Vec::new();
-        let mut removals = Vec::new();
-        if dirty.full || !dirty.peers.is_empty() {
-            self.seal()?;
-        }
-        let before = self.twins.clone();
-        if dirty.full || !dirty.networks.is_empty() {
-            self.twins.set_own(self.desired.pairs());
-            self.routes.set_twins(self.twins.clone());
-        }
-        if dirty.routing() {
-            let (later, failed) = self.routes.update(&self.desired.peers, &self.desired.blocks);
-            removals = later;
-            errors.extend(failed);
-            match self.routes.set_subnets(self.desired.subnets()) {
-                Ok(gone) => removals.extend(gone),
-                Err(error) => errors.push(error),
-            }
-            // An address that the kernel knows already spares a second transaction.
-            errors.extend(self.routes.look().err());
-        }
-        let mut changes = self.routing_changes(dirty);
-        for id in &dirty.services {
-            let ports = ports.get(id).map(Vec::as_slice).unwrap_or_default();
-            let service = self.desired.services.get(id);
-            let item = Item::Service(id.clone());
-            let parts = service.map(|service| {
-                let before = |map: &str| self.ruleset.places(&item, map);
-                let twin = |endpoint: &crate::model::Endpoint| self.twin(endpoint);
-                parts::service(service, ports, &self.options.node, &self.twins, twin, before)
-            });
-            changes.insert(item, parts);
-        }
-        if dirty.full {
-            let used = |item: &Item| match item {
-                Item::Network(name) => self.desired.has(item) || self.containers.any_in(name),
-                _ => self.desired.has(item),
-            };
-            let gone: Vec<Item> = self.ruleset.items().filter(|item| !used(item)).cloned().collect();
-            changes.extend(gone.into_iter().map(|item| (item, None)));
-        }
-        self.transact(changes, dirty.full)?;
-        self.rename(dirty);
-        errors.extend(self.routes.remove(removals).err());
-        let both = |(range, kind): (&ipnet::Ipv4Net, &conntrack::Kind)| {
-            let kind = *kind;
-            // What a network had that is gone, too.
-            let former =
-                before.of_range(*range).filter(|range6| self.twins.of_range(*range) != Some(*range6));
-            self.twins.both_ranges(*range).chain(former.map(Into::into)).map(move |range| (range, kind))
-        };
-        let forgotten = dirty.forget.iter().flat_map(both);
-        errors.extend(conntrack::forget(&mut self.conntrack, forgotten).err());
-        Error::all(errors)
-    }
-
-    fn rename(&self, dirty: &Dirty) {
-        for network in &dirty.networks {
-            self.names.set_internal(network, self.desired.is_internal(network));
-            let known = self.desired.networks.get(network);
-            self.names.set_ipv6(network, known.is_some_and(|network| network.ipv6_names));
-        }
-        for id in &dirty.services {
-            let Some(service) = self.desired.services.get(id) else {
-                self.names.remove(&Owner::Service(id.clone()));
-                self.names.remove(&Owner::Guest(id.clone()));
-                continue;
-            };
-            let (owner, entries) = naming::of_service(service, &self.twins, |endpoint| self.twin(endpoint));
-            self.names.set(owner.clone(), entries);
-            if let Some((called, offer)) = naming::offer_of(service) {
-                self.names.set_offer(&owner, &service.network, &called, offer);
-            }
-        }
-    }
-
     /// Goes on after an error, so that as much as possible is gone.
     fn teardown(&mut self) -> Result<(), Error> {
         self.torn_down = true;
         let mut errors = Vec::new();
         errors.extend(self.containers.teardown().err());
+        // What comes next here may have the same addresses.
+        errors.extend(self.forgetter.finish().err());
         let table = self.ruleset.table();
         errors.extend(nft::run(&format!("add table inet {table}\ndelete table inet {table}\n")).err());
         errors.extend(self.routes.teardown().err());

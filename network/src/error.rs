@@ -152,6 +152,14 @@ pub enum Error {
         #[source]
         source: std::sync::Arc<Error>,
     },
+    /// Connections to what is gone are still in the kernel's table. It is tried again; until it is done, none of these
+    /// addresses is given to a container.
+    #[error("connections to what is gone are not forgotten yet; it is tried again")]
+    Forget {
+        /// Why; shared by all who wait for it.
+        #[source]
+        source: std::sync::Arc<Error>,
+    },
     /// Traffic between nodes has to be encrypted and can't be, so there is none.
     #[error("nothing can be encrypted between the nodes: cannot {what}")]
     Encryption {

@@ -33,7 +33,7 @@ struct Inner {
     events: Arc<SyncSender<Event>>,
     /// Places in the engine's queue: those of changes, and those of everything else. One more is for the watch.
     changes: Semaphore,
-    others: Semaphore,
+    others: Arc<Semaphore>,
     encryption: Told,
     /// The resolver: its tasks end with the last handle.
     resolver: Mutex<JoinSet<()>>,
@@ -50,7 +50,7 @@ impl Fabric {
         let events = engine::spawn(options, Arc::clone(&names), Arc::clone(&encryption)).await?;
         let resolver = Mutex::new(dns::start(names, upstreams).await?);
         let changes = Semaphore::new(engine::BATCH);
-        let others = Semaphore::new(engine::QUEUE - engine::BATCH - 1);
+        let others = Arc::new(Semaphore::new(engine::QUEUE - engine::BATCH - 1));
         Ok(Fabric { inner: Arc::new(Inner { events, changes, others, encryption, resolver }) })
     }
 
@@ -78,6 +78,23 @@ impl Fabric {
     /// own replicas alone is named also where there are none.
     pub async fn apply(&self, change: Change) -> Result<(), Error> {
         self.ask(|reply| Event::Apply(change, reply)).await
+    }
+
+    /// Waits until the connections of all that left with earlier changes are forgotten: [`Self::apply`] returns as soon as new
+    /// ones are led elsewhere, a moment before UDP clients that talk to what left are. Whoever ends an endpoint after its
+    /// leaving waits for this. While the kernel refuses, it is tried again, and this does not return;
+    /// [`Survey::forget_problem`] says why.
+    ///
+    /// The future does not keep the fabric from ending, and ends with it.
+    pub fn forgotten(&self) -> impl Future<Output = Result<(), Error>> + Send + Sync + use<> {
+        let (events, places) = (Arc::downgrade(&self.inner.events), Arc::clone(&self.inner.others));
+        async move {
+            // As in `ask`.
+            let _place = places.acquire().await.map_err(|_| Error::Stopped)?;
+            let (reply, answer) = oneshot::channel();
+            send(&*events.upgrade().ok_or(Error::Stopped)?, Event::Forgotten(reply))?;
+            answer.await.map_err(|_| Error::Stopped)?
+        }
     }
 
     /// Removes everything of ours from the kernel and the state directory. The fabric is of no use afterwards.
@@ -114,10 +131,14 @@ impl Fabric {
         let places = if matches!(event, Event::Apply(..)) { &self.inner.changes } else { &self.inner.others };
         // Until it is answered: so the queue always has room. Fails never, since nobody closes it.
         let _place = places.acquire().await.map_err(|_| Error::Stopped)?;
-        self.inner.events.try_send(event).map_err(|error| match error {
-            TrySendError::Full(_) => Error::Busy,
-            TrySendError::Disconnected(_) => Error::Stopped,
-        })?;
+        send(&self.inner.events, event)?;
         answer.await.map_err(|_| Error::Stopped)?
     }
+}
+
+fn send(events: &SyncSender<Event>, event: Event) -> Result<(), Error> {
+    events.try_send(event).map_err(|error| match error {
+        TrySendError::Full(_) => Error::Busy,
+        TrySendError::Disconnected(_) => Error::Stopped,
+    })
 }

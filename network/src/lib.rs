@@ -11,6 +11,7 @@
 //!                             └─▶ names ◀──── dns (tasks): answers from what was applied last
 //!                    pool (thread): network namespaces, prepared ahead of time
 //!                    watch (thread): wakes the engine when others changed something
+//!                    forget (thread): forgets connections of what is gone, after the rules have changed
 //! ```
 //!
 //! The crate knows nothing of clusters: what to do comes in [`Change`]s and [`Attach`]ments. Nothing that it made

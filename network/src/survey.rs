@@ -17,6 +17,8 @@ pub struct Survey {
     pub disputed: Vec<(String, u32)>,
     /// Why nothing gets to other nodes though it should be encrypted.
     pub encryption_problem: String,
+    /// Why connections to what is gone are still in the kernel's table.
+    pub forget_problem: String,
     /// The nftables table of this node.
     pub table: String,
 }

@@ -230,17 +230,12 @@ fn datagrams_show_the_client_and_leave_an_endpoint_that_left() {
         socket.set_read_timeout(Some(lab::patience())).unwrap();
         socket
     });
-    let service = |endpoints: &[&lab::Container]| {
-        let mut service = lab::web(endpoints);
-        service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
-        Change { services: vec![service], ..Change::default() }
-    };
     let client = lab.client.run(|| UdpSocket::bind((CLIENT, 0)).unwrap());
     client.set_read_timeout(Some(lab::patience())).unwrap();
     client.connect(lab.nodes[2].at(5300)).unwrap();
     // One client's port, one connection: it moves only because its endpoint leaves.
     for alone in [0, 1, 0] {
-        lab.apply_all(&service(&[&containers[alone]]));
+        lab.apply_all(&udp(&[&containers[alone]]));
         client.send(b"question").unwrap();
         let mut buffer = [0; 16];
         let (length, from) = received(&servers[alone], &mut buffer).unwrap();
@@ -248,9 +243,81 @@ fn datagrams_show_the_client_and_leave_an_endpoint_that_left() {
         servers[alone].send_to(&buffer[..length], from).unwrap();
         assert_eq!(received(&client, &mut buffer).unwrap().0, length);
     }
-    lab.apply_all(&service(&[]));
+    lab.apply_all(&udp(&[]));
     client.send(b"question").unwrap();
     assert_eq!(received(&client, &mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+/// Who talks to an endpoint by UDP through a published port, once: which of the servers has heard it.
+fn heard(client: &UdpSocket, servers: &[UdpSocket]) -> Option<usize> {
+    client.send(b"question").unwrap();
+    let mut heard = None;
+    lab::eventually("somebody hears it or it is refused", || {
+        heard = servers.iter().position(|server| server.recv(&mut [0; 16]).is_ok());
+        heard.is_some() || client.recv(&mut [0; 16]).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+    });
+    heard
+}
+
+fn udp(endpoints: &[&lab::Container]) -> Change {
+    let mut service = lab::web(endpoints);
+    service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
+    Change { services: vec![service], ..Change::default() }
+}
+
+/// A socket that waits for nothing.
+fn bound(ns: &lab::Ns, address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = ns.run(move || UdpSocket::bind((address, port)).unwrap());
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+#[test]
+fn an_address_is_used_again_when_its_past_is_forgotten() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    for round in 0..3 {
+        let first = node.container(1);
+        let servers = [bound(&first.ns, Ipv4Addr::UNSPECIFIED, 53)];
+        let client = bound(&lab.client, CLIENT, 0);
+        client.connect(node.at(5300)).unwrap();
+        node.apply(udp(&[&first])).unwrap();
+        assert_eq!(heard(&client, &servers), Some(0));
+        node.detach(&first.id);
+        drop((servers, first));
+        // It does not wait until the past is forgotten: whoever takes the address does.
+        node.apply_only(udp(&[])).unwrap();
+        let second = node.container(1);
+        let servers = [bound(&second.ns, Ipv4Addr::UNSPECIFIED, 53)];
+        assert_eq!(heard(&client, &servers), None, "it is another's, in round {round}");
+        node.detach(&second.id);
+    }
+}
+
+#[test]
+fn who_comes_to_an_endpoint_that_is_back_stays_there() {
+    let lab = Lab::new();
+    let node = &lab.nodes[0];
+    let containers = [1, 2].map(|n| node.container(n));
+    let servers = containers.each_ref().map(|c| bound(&c.ns, Ipv4Addr::UNSPECIFIED, 53));
+    node.apply(udp(&[&containers[0], &containers[1]])).unwrap();
+    let clients = || {
+        (0..8).map(|_| {
+            let client = bound(&lab.client, CLIENT, 0);
+            client.connect(node.at(5300)).unwrap();
+            client
+        })
+    };
+    let before: Vec<_> = clients().collect();
+    assert!(before.iter().any(|client| heard(client, &servers) == Some(0)));
+    node.apply_only(udp(&[&containers[1]])).unwrap();
+    node.apply_only(udp(&[&containers[0], &containers[1]])).unwrap();
+    let new: Vec<_> = clients().map(|client| (heard(&client, &servers), client)).collect();
+    assert!(new.iter().any(|(first, _)| *first == Some(0)), "it gets its share");
+    node.apply(Change::default()).unwrap();
+    for (first, client) in &new {
+        assert_eq!(heard(client, &servers), *first);
+    }
 }
 
 /// A connection about which a node forgets all it knew, as the kernel does with one that was idle for its limit (five days,

@@ -12,8 +12,9 @@ use rorqual_network::{
 use rorqual_proto::model::NodeEncryption;
 use rorqual_proto::model::node::DEFAULT_WEIGHT;
 use rorqual_proto::wire::{self, NetworkBlock, NodeNetwork, NodePeer, ServiceEndpoints};
-use tokio::sync::{RwLock, oneshot, watch};
+use tokio::sync::{RwLock, oneshot};
 
+use super::settling::{Settled, Settling};
 use super::{Event, OwnName};
 use crate::edge;
 use crate::held::{self, HeldPorts};
@@ -38,6 +39,7 @@ pub(super) struct Feeder {
     set: u64,
     /// Who waits until a task is nobody's endpoint any more, here at first.
     waiting: Vec<(String, oneshot::Sender<u64>)>,
+    pub(super) settling: Settling,
     pub(super) held: HeldPorts,
     edge: Edge,
 }
@@ -102,6 +104,7 @@ fn replace<T>(
 impl Feeder {
     pub(super) fn new(fabric: Arc<RwLock<Option<Fabric>>>, own: OwnName, edge: Edge) -> Self {
         Self {
+            settling: Settling::new(fabric.clone()),
             fabric,
             edge,
             own,
@@ -184,18 +187,18 @@ impl Feeder {
         replace(places, change.removed_peers, change.peers, |peer| &peer.node_id);
     }
 
-    /// All that was taken is in effect.
-    pub(super) fn settle(&mut self, in_effect: &watch::Sender<u64>) {
-        in_effect.send_if_modified(|known| std::mem::replace(known, self.set) != self.set);
+    /// All that was taken is applied: what is to be told of that.
+    pub(super) fn settled(&mut self) -> Settled {
+        let mut replies = Vec::new();
         for (task, reply) in std::mem::take(&mut self.waiting) {
             if self.endpoint_of.contains_key(&task) {
                 self.waiting.push((task, reply));
             } else {
-                // Nobody waits any more: it had to go without.
-                let _ = reply.send(self.set);
+                replies.push(reply);
             }
         }
         self.waiting.retain(|(_, reply)| !reply.is_closed());
+        Settled { set: self.set, replies }
     }
 
     /// What the leader says of services takes the place of what it said of their endpoints before.

@@ -62,7 +62,7 @@ fn an_own_task_that_is_down_leaves_the_balancer_at_once() {
 fn a_task_is_withdrawn_with_the_set_that_does_not_name_it_any_more() {
     let mut feeder = feeder();
     let mut dirty = Dirty::default();
-    let (in_effect, _seen) = watch::channel(0);
+    let (in_effect, _seen) = tokio::sync::watch::channel(0);
     let set = |number, endpoints: &[(&str, &str)]| {
         let services = vec![service(endpoints)];
         Event::Set(Box::new(SetChange { number, services, ..SetChange::default() }))
@@ -70,12 +70,12 @@ fn a_task_is_withdrawn_with_the_set_that_does_not_name_it_any_more() {
     feeder.take(set(7, &[("a", "id1"), ("b", "id2")]), &mut dirty);
     let (reply, mut answer) = oneshot::channel();
     feeder.take(Event::Withdrawn { task: "a".into(), reply }, &mut dirty);
-    feeder.settle(&in_effect);
+    feeder.settled().tell(&in_effect);
     assert_eq!(*in_effect.borrow(), 7);
     assert!(answer.try_recv().is_err(), "set 7 still names it");
     feeder.take(set(9, &[("b", "id2")]), &mut dirty);
     assert!(answer.try_recv().is_err(), "it is not in effect yet");
-    feeder.settle(&in_effect);
+    feeder.settled().tell(&in_effect);
     assert_eq!(answer.try_recv(), Ok(9));
 }
 

@@ -25,6 +25,14 @@ pub fn settings(survey: &Survey) -> Vec<Finding> {
              WireGuard needs TUN devices (modprobe tun), and UDP port 7272 has to be free",
         ));
     }
+    if !survey.forget_problem.is_empty() {
+        findings.push(Finding::new(
+            "settings",
+            survey.forget_problem.clone(),
+            "UDP clients stay with a replica that is gone until then; a kernel that can't list its connections needs a \
+             module (modprobe nf_conntrack_netlink)",
+        ));
+    }
     for what in survey.wrong.iter().filter(|what| !survey.disputed.iter().any(|(known, _)| known == *what)) {
         findings.push(Finding::new(
             "settings",

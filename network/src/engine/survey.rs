@@ -32,6 +32,7 @@ impl Engine {
             ranges: self.ranges(),
             wrong,
             encryption_problem: self.sealing.problem(),
+            forget_problem: self.forgetter.problem(),
             disputed: self.patience.disputed(Instant::now()),
             table: self.ruleset.table().to_owned(),
         })

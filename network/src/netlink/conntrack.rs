@@ -64,21 +64,24 @@ pub(crate) enum Kind {
     All,
 }
 
+/// Which connections are to be forgotten, by who answers them.
+pub(crate) type Ranges = BTreeMap<IpNet, Kind>;
+
+/// Whether it is one address.
+pub(crate) fn is_single(range: &IpNet) -> bool {
+    range.prefix_len() == range.max_prefix_len()
+}
+
 /// Forgets this namespace's connections that are answered by addresses of these ranges. The kernel looks through all
 /// connections of the machine for it, which takes milliseconds: once for all ranges of a family.
-pub(crate) fn forget(
-    netlink: &mut Netlink,
-    ranges: impl IntoIterator<Item = (IpNet, Kind)>,
-) -> Result<(), Error> {
-    let (v4, v6): (Ranges, Ranges) = ranges.into_iter().partition(|(range, _)| range.addr().is_ipv4());
+pub(crate) fn forget(netlink: &mut Netlink, ranges: &Ranges) -> Result<(), Error> {
+    let (v4, v6): (Ranges, Ranges) = ranges.iter().partition(|(range, _)| range.addr().is_ipv4());
     let mut errors = Vec::new();
     for ranges in [v4, v6] {
         errors.extend(forget_of_family(netlink, &ranges).err());
     }
     Error::all(errors)
 }
-
-type Ranges = BTreeMap<IpNet, Kind>;
 
 fn forget_of_family(netlink: &mut Netlink, ranges: &Ranges) -> Result<(), Error> {
     let Some(first) = ranges.keys().next() else { return Ok(()) };
@@ -89,7 +92,6 @@ fn forget_of_family(netlink: &mut Netlink, ranges: &Ranges) -> Result<(), Error>
     let header = header(first.addr());
     let mut request =
         Request::new(GET, 0, format!("list connections to {words}")).tolerate(&[Errno::ENOENT]).put(&header);
-    let is_single = |range: &IpNet| range.prefix_len() == range.max_prefix_len();
     // The kernel can look for one address; for more everything is listed.
     if let ([(range, Kind::Datagrams)], true) = (&ranges.iter().collect::<Vec<_>>()[..], is_single(first)) {
         request = request
@@ -160,6 +162,14 @@ fn count_open_of(
         source == Some(address) && matches!(state, Some([state]) if open.contains(state))
     };
     Ok(netlink.dump(request)?.iter().filter(|answer| is_open(&answer.payload)).count())
+}
+
+/// How many connections are answered by an address.
+#[cfg(test)]
+pub(crate) fn count(netlink: &mut Netlink, address: IpAddr) -> Result<usize, Error> {
+    let request = Request::new(GET, 0, "list connections").put(&header(address));
+    let is_from = |payload: &[u8]| attribute(payload, 4, TUPLE_REPLY).and_then(source) == Some(address);
+    Ok(netlink.dump(request)?.iter().filter(|answer| is_from(&answer.payload)).count())
 }
 
 /// Opens the socket for the others here.

@@ -336,7 +336,14 @@ impl Node {
         self.attach(local(name, ports))
     }
 
+    /// And waits until the connections of what is gone are forgotten.
     pub fn apply(&self, change: Change) -> Result<(), Error> {
+        self.apply_only(change)?;
+        self.runtime.block_on(self.fabric().forgotten())
+    }
+
+    /// Returns as soon as new connections are led as it says.
+    pub fn apply_only(&self, change: Change) -> Result<(), Error> {
         self.runtime.block_on(self.fabric().apply(change))
     }
 
