@@ -85,7 +85,13 @@ fn datagrams_by_ipv6_show_the_client_and_come_back() {
         let mut service = web(&[container]);
         service.ports = vec![PublishedPort::new(5300, 53, Protocol::Udp)];
         lab.apply_all(&Change { services: vec![service], ..Change::default() });
-        let server = container.ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).unwrap());
+        // The one before is held a moment longer by a program that another test starts just then.
+        let mut bound = None;
+        eventually("the port is free", || {
+            bound = container.ns.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 53)).ok());
+            bound.is_some()
+        });
+        let server = bound.unwrap();
         server.set_read_timeout(Some(lab::moment())).unwrap();
         let client = lab.client.run(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap());
         client.set_read_timeout(Some(lab::patience())).unwrap();
