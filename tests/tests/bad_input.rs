@@ -267,12 +267,16 @@ fn host_ports_are_where_they_are_free(lab: &Lab) {
             hold(shown.contains(&format!("{port}/tcp")) == taken, || shown)
         });
     };
+    let serves = |node: &Node, port: u16| {
+        wait_until(&format!("{} serves port {port}", node.hostname()), SOON, || {
+            http::get(node.port(port), "/hostname").map_err(|error| error.to_string())
+        });
+    };
     let listener = listener_on(held, 8085);
     create("own", "3", 8085).ok();
     are_elsewhere(3);
-    for number in [1, 3] {
-        http::get(lab.node(number).port(8085), "/hostname").unwrap();
-    }
+    serves(asked, 8085);
+    serves(lab.node(3), 8085);
     let shown = asked.rctl(&["service", "inspect", "own"]).ok();
     assert!(!shown.contains("is taken"), "it is in nobody's way: {shown}");
     // A program that nobody knows of when a replica is sent there.
@@ -295,7 +299,7 @@ fn host_ports_are_where_they_are_free(lab: &Lab) {
         let tasks = asked.running("all")?;
         hold(tasks.len() == 1 && tasks[0].node == "n2", || format!("{tasks:?}"))
     });
-    http::get(held.port(8086), "/hostname").unwrap();
+    serves(held, 8086);
 }
 
 /// Somebody in a node's network namespace who listens on a port.
