@@ -83,7 +83,19 @@ fn a_node_that_is_taken_down_leaves_its_data_alone() {
     first.load(&images::archive("busybox"));
     first.rctl(&["cluster", "update", "--encrypt", "on"]).ok();
     let web = ["service", "create", "--name", "web", "--replicas", "3", "--stop-grace-period", "100ms"];
-    let httpd = ["--publish", "8080:80", images::BUSYBOX, "httpd", "-f", "-p", "80", "-h", "/etc"];
+    let httpd = [
+        "--replicas-max-per-node",
+        "1",
+        "--publish",
+        "8080:80",
+        images::BUSYBOX,
+        "httpd",
+        "-f",
+        "-p",
+        "80",
+        "-h",
+        "/etc",
+    ];
     first.rctl(&[&web[..], &httpd].concat()).ok();
     gone.rctl(&["run", "--name", "plain", "--publish", "8081:80", images::BUSYBOX, "sh", "-c", KEPT]).ok();
     wait_until("the tunnel, and what encrypts, are there", SOON, || {
