@@ -25,12 +25,12 @@ pub(super) fn join(join: &Join, fds: &Fds) -> io::Result<()> {
 
 /// Gets into a new network namespace: one that was made for this process, or else one that it makes by itself.
 pub(super) fn network(made: Option<OwnedFd>) -> io::Result<()> {
-    if let Some(namespace) = made {
-        return sys::setns(namespace.as_fd(), libc::CLONE_NEWNET);
+    match made {
+        Some(namespace) => sys::setns(namespace.as_fd(), libc::CLONE_NEWNET)?,
+        None => sys::unshare(libc::CLONE_NEWNET).map_err(|error| {
+            spawn::refused::explain(libc::CLONE_NEWNET as u64, &error).map_or(error, io::Error::other)
+        })?,
     }
-    sys::unshare(libc::CLONE_NEWNET).map_err(|error| {
-        spawn::refused::explain(libc::CLONE_NEWNET as u64, &error).map_or(error, io::Error::other)
-    })?;
     sys::loopback_up()
 }
 

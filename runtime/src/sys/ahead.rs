@@ -19,8 +19,9 @@ pub(crate) fn begin_ahead() {
     thread::start(thread::UNKNOWN);
 }
 
-/// Has a network namespace made, with its loopback device up, and sent over a socket to whoever has the other end; in any
-/// case a message that begins with [`NETWORK`]. Once in a process; `false`: nothing will be sent.
+/// Has a network namespace made, and sent over a socket to whoever has the other end; in any case a message that begins with
+/// [`NETWORK`]. Its loopback device is down: who gets it has more time for that than this process, which waits for the thread.
+/// Once in a process; `false`: nothing will be sent.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn send_new_network(socket: BorrowedFd<'_>) -> bool {
     use std::os::fd::AsRawFd as _;
@@ -61,6 +62,13 @@ pub(crate) fn mounts() -> Option<&'static [u8]> {
     thread::mounts()
 }
 
+/// Has the thread do what is left on another processor than ours. Which one it began on was that: but a process that was made
+/// [may have ours](super::leave_ours_to).
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) fn keep_away() {
+    thread::keep_away();
+}
+
 /// Closes a descriptor beside whatever else is done; the process does not end before that is through.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn close(fd: OwnedFd) {
@@ -93,6 +101,8 @@ mod none {
     pub(crate) fn mounts() -> Option<&'static [u8]> {
         None
     }
+
+    pub(crate) fn keep_away() {}
 
     pub(crate) fn close(_fd: super::OwnedFd) {}
 }
@@ -132,6 +142,8 @@ mod thread {
     const READING_TIME: Duration = Duration::from_millis(1);
 
     static USED: AtomicBool = AtomicBool::new(false);
+    /// The thread's number; 0: there is none.
+    static TASK: AtomicI32 = AtomicI32::new(0);
     /// What the thread waits for, as a futex: one of these, in this order, with the number of the socket added to the last.
     static ORDER: AtomicU32 = AtomicU32::new(UNKNOWN);
     pub(super) const UNKNOWN: u32 = 0;
@@ -193,6 +205,7 @@ mod thread {
             );
         }
         if let Ok(made @ 1..) = i32::try_from(made) {
+            TASK.store(made, Ordering::Relaxed);
             processors::begin_elsewhere(made);
             return true;
         }
@@ -238,6 +251,13 @@ mod thread {
         };
         // SAFETY: so much has been written, and is not written to again.
         (length > 0).then(|| unsafe { std::slice::from_raw_parts(MOUNTS.0.get().cast::<u8>(), length) })
+    }
+
+    pub(super) fn keep_away() {
+        let task = TASK.load(Ordering::Relaxed);
+        if task > 0 && STAYS.load(Ordering::Relaxed) {
+            processors::begin_elsewhere(task);
+        }
     }
 
     /// `false` if there is no thread that could.
@@ -320,15 +340,9 @@ mod thread {
         call(libc::SYS_unshare, [libc::CLONE_NEWNET as usize, 0, 0, 0])?;
         let kind = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as usize;
         let socket = call(libc::SYS_socket, [libc::AF_INET as usize, kind, 0, 0])?;
-        // SAFETY: an ifreq of zeros is valid.
-        let mut request: libc::ifreq = unsafe { mem::zeroed() };
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-        let up = call(libc::SYS_ioctl, [socket, libc::SIOCSIFFLAGS as usize, &raw const request as usize, 0]);
         /// The network namespace of a socket (ioctl_ns and include/uapi/linux/sockios.h).
         const SIOCGSKNS: usize = 0x894c;
-        let network = up.and_then(|_| call(libc::SYS_ioctl, [socket, SIOCGSKNS, 0, 0]));
+        let network = call(libc::SYS_ioctl, [socket, SIOCGSKNS, 0, 0]);
         call(libc::SYS_close, [socket, 0, 0, 0]);
         network
     }
