@@ -130,7 +130,7 @@ fn balance(lab: &Lab, rounds: u32, seconds: u32) {
     }
     peers.end();
     tell(&rates);
-    println!("{pairs}");
+    pairs.iter().for_each(|line| println!("{line}"));
     lab.start(1);
     lab.wait_ready(3);
     node.rctl(&["service", "rm", "web"]).ok();
@@ -156,9 +156,7 @@ fn measure(system: &System<'_>, seconds: u32, kind: &str) -> Rate {
 fn wrk(node: &Node, seconds: u32, url: &str, kind: &str) -> Rate {
     let duration = format!("{seconds}s");
     let mut words = vec!["-t", "1", "-c", CONNECTIONS, "-d", &duration, "--latency"];
-    if kind == "new" {
-        words.extend(["-H", "Connection: close"]);
-    }
+    words.extend(headers(kind));
     words.push(url);
     let said = node.exec("wrk", &words).ok();
     let word = |begin: &str| {
@@ -167,6 +165,10 @@ fn wrk(node: &Node, seconds: u32, url: &str, kind: &str) -> Rate {
     };
     assert!(!said.contains("Non-2xx"), "{said}");
     Rate { per_second: word("Requests/sec:").parse().unwrap(), p99_ms: milliseconds(word("99%")) }
+}
+
+fn headers(kind: &str) -> &'static [&'static str] {
+    if kind == "new" { &["-H", "Connection: close"] } else { &[] }
 }
 
 /// `1.23ms`, `850.00us`, `1.20s`

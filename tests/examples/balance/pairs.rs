@@ -1,6 +1,6 @@
-//! Two ways for kept connections against each other, on one processor: how many requests it answers is then what a request
-//! costs, where on several it is as much a matter of who waits for whom where. Both take turns so short that they have the
-//! same machine: two wrk keep their connections all the time, and one of them is stopped while the other runs.
+//! Two ways against each other on one processor: how many requests it answers is then what a request costs, where on several
+//! it is as much a matter of who waits for whom where. Both take turns so short that they have the same machine: two wrk run
+//! all the time, and one of them is stopped while the other works.
 
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use rorqual_tests::Node;
 
 use crate::peers::{Peers, Rules};
-use crate::{CONNECTIONS, System};
+use crate::{CONNECTIONS, System, headers};
 
 /// The processor.
 const PROCESSOR: usize = 1;
@@ -21,26 +21,32 @@ const TURN: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(5);
 /// For the rules to change, in each turn.
 const CHANGE: Duration = Duration::from_millis(50);
-/// Turns of each with the same connections. Then both connect anew.
+/// Turns of each with the same connections, where they are kept. Then both connect anew.
 const TURNS: u32 = 10;
 /// How often, in each round of the bench.
 const TIMES: u32 = 3;
+/// What the kernel counts of the node's TCP (/proc/net/snmp) and is one for each request: segments that came, where nothing
+/// comes but answers, or connections.
+const COUNTED: [(&str, &str); 2] = [("kept", "InSegs"), ("new", "ActiveOpens")];
 
 /// A load that is stopped most of the time.
 struct Load {
     program: Child,
     rules: Rules,
     name: &'static str,
+    counted: &'static str,
 }
 
 impl Load {
-    fn start(system: &System<'_>, seconds: u64) -> Self {
+    fn start(system: &System<'_>, seconds: u64, (kind, counted): (&str, &'static str)) -> Self {
         let url = format!("http://{}:{}/", system.address, system.port);
         let (processor, duration) = (PROCESSOR.to_string(), format!("{seconds}s"));
-        let words = ["-c", &processor, "wrk", "-t", "1", "-c", CONNECTIONS, "-d", &duration, &url];
+        let mut words = vec!["-c", &processor, "wrk", "-t", "1", "-c", CONNECTIONS, "-d", &duration];
+        words.extend(headers(kind));
+        words.push(&url);
         let mut command = system.from.exec_command("taskset");
         let program = command.args(words).stdout(Stdio::piped()).spawn().unwrap();
-        Self { program, rules: system.rules, name: system.name }
+        Self { program, rules: system.rules, name: system.name, counted }
     }
 
     fn signal(&self, signal: Signal) {
@@ -60,13 +66,12 @@ impl Load {
         (self.answers() - before) as f64 / ran.as_secs_f64()
     }
 
-    /// Segments that came to the node: an answer is one, and nothing else comes meanwhile.
     fn answers(&self) -> u64 {
         let path = format!("/proc/{}/net/snmp", self.program.id());
         let text = std::fs::read_to_string(path).unwrap();
         let mut lines = text.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
         let (mut names, mut numbers) = (lines.next().unwrap(), lines.next().unwrap());
-        let at = names.position(|name| name == "InSegs").unwrap();
+        let at = names.position(|name| name == self.counted).unwrap();
         numbers.nth(at).unwrap().parse().unwrap()
     }
 
@@ -80,19 +85,28 @@ impl Load {
     }
 }
 
-/// Ours and its peer on a node whose replicas take part; says a RESULT line.
-pub(crate) fn measure(peers: &Peers, node: &Node, of: [&System<'_>; 2], rounds: u32) -> String {
+/// Ours and its peer on a node whose replicas take part; says a RESULT line for each kind of connections.
+pub(crate) fn measure(peers: &Peers, node: &Node, of: [&System<'_>; 2], rounds: u32) -> Vec<String> {
     let mut one = CpuSet::new();
     one.set(PROCESSOR).expect("two processors");
     let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
     keep(node, &one);
-    let pairs: Vec<[f64; 2]> = (0..rounds * TIMES).flat_map(|_| compare(peers, of)).collect();
+    let lines = COUNTED.map(|kind| {
+        // What one of them has translated is in the way of the other where ports come again soon.
+        peers.set(Rules::None);
+        let pairs: Vec<[f64; 2]> = (0..rounds * TIMES).flat_map(|_| compare(peers, of, kind)).collect();
+        result(kind.0, &pairs)
+    });
     keep(node, &all);
+    lines.to_vec()
+}
+
+fn result(kind: &str, pairs: &[[f64; 2]]) -> String {
     let shares = sorted(pairs.iter().map(|[ours, peer]| ours / peer));
     let middle = |at: usize| sorted(pairs.iter().map(|pair| pair[at]))[pairs.len() / 2];
     format!(
-        "RESULT balance_cost ours={:.0} peer={:.0} ratio={:.3} unit=requests/s of one processor, kept alive; {} pairs of turns, \
-         half of them from {:.3} to {:.3}",
+        "RESULT balance_cost_{kind} ours={:.0} peer={:.0} ratio={:.3} unit=requests/s of one processor; {} pairs of turns, half \
+         of them from {:.3} to {:.3}",
         middle(0),
         middle(1),
         shares[shares.len() / 2],
@@ -115,12 +129,12 @@ fn keep(node: &Node, to: &CpuSet) {
     }
 }
 
-fn compare(peers: &Peers, of: [&System<'_>; 2]) -> Vec<[f64; 2]> {
+fn compare(peers: &Peers, of: [&System<'_>; 2], kind: (&str, &'static str)) -> Vec<[f64; 2]> {
     let seconds = ((TURN + PAUSE + CHANGE) * 2 * (TURNS + 1)).as_secs() + 1;
     let begin = Instant::now();
     let loads = of.map(|system| {
         peers.switch(system.rules);
-        let load = Load::start(system, seconds);
+        let load = Load::start(system, seconds, kind);
         load.run(peers);
         load
     });
