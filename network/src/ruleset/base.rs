@@ -281,8 +281,6 @@ impl Fixed {
 
   chain balance_own {{
     type nat hook output priority -100; policy accept;
-    # what needs neither of the look-ups
-    ip daddr 127.0.0.0/8 goto ports
     ip daddr vmap @vips
     ip6 daddr vmap @vips6
     fib daddr type local goto ports
@@ -362,8 +360,6 @@ impl Fixed {
 
   chain translate {{
     type nat hook postrouting priority srcnat; policy accept;
-    # the node itself is in none of the sets below
-    ip saddr 127.0.0.0/8 oifname "{veth_prefix}*" snat ip to {GATEWAY}
     # a container that was balanced to itself would answer itself directly
     ip saddr . ip daddr @hairpin snat ip to {GATEWAY}
     ip6 saddr . ip6 daddr @hairpin6 snat ip6 to {GATEWAY6}
@@ -372,6 +368,7 @@ impl Fixed {
     # a peer that was balanced to itself would take its own address for a forgery
     ip saddr . ip daddr @own_blocks masquerade
     ip6 saddr . ip6 daddr @own_blocks6 masquerade
+    oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
     oifname "{veth_prefix}*" ip6 saddr ::1 snat ip6 to {GATEWAY6}
     oifname "{veth_prefix}*" accept
     oifname != "lo" ip saddr 127.0.0.0/8 masquerade
