@@ -89,6 +89,8 @@ async fn read(
         false => None,
     };
     let since_ns = wanted.since_ms.map(|ms| ms.saturating_mul(1_000_000));
+    // What is written while we read belongs to no last lines of before.
+    let mut left = tail.filter(|_| !wanted.follow).unwrap_or(usize::MAX);
     tokio::pin!(ended);
     let mut over = false;
     loop {
@@ -110,6 +112,10 @@ async fn read(
             continue;
         }
         for record in records {
+            if left == 0 {
+                return Ok(());
+            }
+            left -= 1;
             let Some(line) = line(record, &origin, since_ns) else { continue };
             if lines.send(Ok(line)).await.is_err() {
                 return Ok(());
