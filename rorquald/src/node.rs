@@ -443,7 +443,6 @@ async fn voting(controller: &Controller, raft_id: Option<u64>) {
     }
 }
 
-/// What the node was a member of when it last ran; clears what a join that was cut off has left.
 /// What the agent has to know of the settings; `known` is the address that the node has in its cluster.
 fn agent_options(config: &Config, known: Option<SocketAddrV4>) -> AgentOptions {
     AgentOptions {
@@ -477,6 +476,7 @@ pub(crate) async fn take_down(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the node was a member of when it last ran; clears what a join that was cut off has left.
 fn remembered(files: &MembershipFiles) -> anyhow::Result<Option<(Record, CredentialStore)>> {
     let Some(record) = files.load()? else {
         files.forget()?;
