@@ -85,6 +85,7 @@ impl Interface {
             priority: table,
             v6: from.is_ipv6(),
             from: Some(from),
+            sent_to: None,
             mark: 0,
             mask: 0,
             action,

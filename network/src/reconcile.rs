@@ -118,7 +118,15 @@ mod tests {
     }
 
     fn rule(priority: u32) -> Object {
-        Object::Rule(Rule { priority, v6: false, from: None, mark: 0, mask: 0, action: RuleAction::Nothing })
+        Object::Rule(Rule {
+            priority,
+            v6: false,
+            from: None,
+            sent_to: None,
+            mark: 0,
+            mask: 0,
+            action: RuleAction::Nothing,
+        })
     }
 
     fn neighbour(mac: u8) -> Object {

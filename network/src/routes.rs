@@ -5,7 +5,8 @@
 //! that came through this peer, and names the routing table that leads back to it.
 //!
 //! ```text
-//!   rule 11000  unmarked packets ──▶ 11999      rule 11000+n  mark n ──▶ table of peer n ──▶ the peer
+//!   rule 10999    unmarked packets, and at 11000 those of the tunnel ──▶ 11999
+//!   rule 11000+n  mark n ──▶ table of peer n ──▶ the peer
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +30,8 @@ use crate::twins::{Twins, next_hop};
 
 const LOOPBACK: u32 = 1;
 
-/// Rules stand at 11000 to 11999, before the main table (32766) and after the local one (0).
+/// Rules stand at 10999 to 11999, before the main table (32766) and after the local one (0).
+const UNMARKED: u32 = 10_999;
 const RULES: u32 = 11_000;
 const RULES_END: u32 = 11_999;
 /// Numbers of peers, also the most peers that a node can have.
@@ -371,6 +373,7 @@ impl Routes {
                 priority: RULES + number,
                 v6: false,
                 from: None,
+                sent_to: None,
                 mark,
                 mask: MARK_MASK,
                 action,
@@ -378,9 +381,19 @@ impl Routes {
         }
         if !self.peers.is_empty() {
             let action = RuleAction::SkipTo(RULES_END);
-            let skip = Rule { priority: RULES, v6: false, from: None, mark: 0, mask: MARK_MASK, action };
+            let skip = Rule {
+                priority: UNMARKED,
+                v6: false,
+                from: None,
+                sent_to: None,
+                mark: 0,
+                mask: MARK_MASK,
+                action,
+            };
             let end = Rule { priority: RULES_END, mask: 0, action: RuleAction::Nothing, ..skip };
             rules.extend([skip, end].into_iter().flat_map(|rule| self.for_families(rule)));
+            // They inherit the mark, and would be led into the tunnel again.
+            rules.insert(Rule { priority: RULES, sent_to: Some(TUNNEL_PORT), mask: 0, ..skip });
         }
         (routes, rules)
     }

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use lab::{CLIENT, Container, Lab, Node, Server, patience, received, twin};
 use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, Peer, ServiceView};
+use simple_dns::{RCODE, TYPE};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const FRONT_VIP: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 5);
@@ -204,6 +205,30 @@ fn an_internal_network_has_no_way_out_and_a_second_network_is_one() {
     assert_eq!(shut.ns.connect(lab.nodes[0].at(8080)).unwrap().server, "mate");
     // The node itself may look into it.
     assert_eq!(lab.nodes[0].ns.connect((shut.address, 80)).unwrap().server, "shut");
+}
+
+/// What somebody's own rules keep from being tracked never is the first packet of a connection.
+#[test]
+fn what_is_not_tracked_reaches_no_more_of_the_node() {
+    let lab = lab();
+    let front = container(&lab, 0, "front", 1, &["front"]);
+    let shut = container(&lab, 0, "shut", 1, &["shut"]);
+    let node = &lab.nodes[0];
+    let _own = Server::start(&node.ns, "own", 81);
+    let _control = Server::start(&node.ns, "control", 4780);
+    node.ns.command("nft", "add table inet theirs");
+    for hook in ["prerouting", "output"] {
+        node.ns.command(
+            "nft",
+            &format!("add chain inet theirs {hook} {{ type filter hook {hook} priority raw - 10; }}"),
+        );
+        node.ns.command("nft", &format!("add rule inet theirs {hook} notrack"));
+    }
+    assert_eq!(front.ns.connect(node.at(81)).unwrap().server, "own");
+    assert!(front.ns.connect(node.at(4780)).is_err());
+    assert!(shut.ns.connect(node.at(81)).is_err());
+    let (code, _) = lab::ask(&shut.ns, "nobody.internal", TYPE::A);
+    assert_eq!(code, RCODE::NameError);
 }
 
 #[test]

@@ -23,6 +23,8 @@ const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
 const AF_INET: u8 = nix::libc::AF_INET as u8;
 const AF_INET6: u8 = nix::libc::AF_INET6 as u8;
+/// The protocol's number.
+const UDP: u8 = nix::libc::IPPROTO_UDP as u8;
 /// A dump of all families.
 const AF_UNSPEC: u8 = 0;
 /// State of a neighbour that needs no ARP.
@@ -372,6 +374,8 @@ pub(crate) struct Rule {
     pub(crate) v6: bool,
     /// Only packets of this address.
     pub(crate) from: Option<IpAddr>,
+    /// Only packets that the node itself sends to this UDP port.
+    pub(crate) sent_to: Option<u16>,
     pub(crate) mark: u32,
     pub(crate) mask: u32,
     pub(crate) action: RuleAction,
@@ -394,6 +398,11 @@ impl Rule {
             .attr(21, &[ROUTE_PROTOCOL]);
         if let Some(from) = self.from {
             request = request.attr(2, &octets(from));
+        }
+        if let Some(port) = self.sent_to {
+            // struct fib_rule_port_range
+            let [low, high] = port.to_ne_bytes();
+            request = request.attr(3, b"lo\0").attr(22, &[UDP]).attr(24, &[low, high, low, high]);
         }
         if self.mask != 0 {
             request = request.attr_u32(10, self.mark).attr_u32(16, self.mask);
@@ -432,12 +441,14 @@ pub(crate) fn list_rules(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
         };
         let (mark, mask) = (value(10).unwrap_or(0), value(16).unwrap_or(0));
         let from = attribute(payload, 12, 2).and_then(ip);
+        let port = attribute(payload, 12, 24).and_then(|range| range.first_chunk());
+        let sent_to = port.map(|port| u16::from_ne_bytes(*port));
         let v6 = match payload.first() {
             Some(&AF_INET) => false,
             Some(&AF_INET6) => true,
             _ => continue,
         };
-        rules.push(Rule { priority: value(6).unwrap_or(0), v6, from, mark, mask, action });
+        rules.push(Rule { priority: value(6).unwrap_or(0), v6, from, sent_to, mark, mask, action });
     }
     Ok(rules)
 }

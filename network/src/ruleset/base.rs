@@ -70,7 +70,7 @@ impl Fixed {
     ip6 daddr @pools6 oifname != "{veth_prefix}*" oifname != "{tunnel}" drop
     meta mark and {MARK_MASK:#x} != 0 oifname != "{veth_prefix}*" oifname != "{tunnel}" drop"#
             ),
-            format!(r#"udp dport {tunnel_port} iifname != "{sealed}" drop"#),
+            format!(r#"udp dport {tunnel_port} iifname != "{sealed}" fib daddr type local drop"#),
         ]
     }
 
@@ -82,7 +82,6 @@ impl Fixed {
             ports => format!("tcp dport {{ {} }} reject with tcp reset", joined(ports)),
         };
         let [sealed_raw, sealed_out, sealed_forward, sealed_in] = self.sealed();
-        let others = !MARK_MASK;
         let (local_chain, local_set) =
             (parts::network_chain(LOCAL_NETWORK), parts::network_set(LOCAL_NETWORK));
         let local_set6 = parts::network_set6(LOCAL_NETWORK);
@@ -204,9 +203,15 @@ impl Fixed {
 
   chain steer {{
     type filter hook prerouting priority mangle; policy accept;
-    iif "lo" goto steer_looped
     ct direction reply goto steer_reply
+    iif "lo" goto steer_looped
     iifname "{veth_prefix}*" goto steer_container
+    # what comes from elsewhere, each packet of it
+    udp dport {tunnel_port} ip saddr != @peer_addresses fib daddr type local drop
+    {sealed_in}
+    # the first comparison costs less than the one that decides
+    ip daddr 169.254.0.0/16 ip daddr {{ {DNS}, {GATEWAY} }} drop
+    ip6 daddr {GATEWAY6} drop
     ct state new ip daddr @pools ct mark set ether saddr map @peers
     ct state new ip6 daddr @pools6 ct mark set ether saddr map @peers
   }}
@@ -232,14 +237,16 @@ impl Fixed {
 
   # a packet of this node itself to an address that nobody has
   chain steer_looped {{
-    ip daddr @pools meta l4proto tcp reject with tcp reset
-    ip daddr @pools reject
+    ip daddr @pools goto nobody
+    ip6 daddr @pools6 goto nobody
   }}
 
   # a container that calls a peer's published port, under its own address: as it goes to that peer's containers
   chain steer_container {{
     # also of those who are believed
     ip daddr 127.0.0.0/8 drop
+    # chain protect sees the first packets of connections, so nothing else
+    meta l4proto {{ tcp, udp, sctp }} ct state invalid,untracked fib daddr type local goto from_container
     ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
     ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
     ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6
@@ -250,12 +257,6 @@ impl Fixed {
     type route hook output priority mangle; policy accept;
     # resets that this node sends in a container's name
     ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
-  }}
-
-  chain steered {{
-    type filter hook postrouting priority mangle; policy accept;
-    # the tunnel's own packets inherit the mark, and would be led into the tunnel again
-    meta mark and {MARK_MASK:#x} != 0 oifname "{tunnel}" meta mark set meta mark and {others:#x}
   }}
 
   chain ports {{
@@ -333,25 +334,20 @@ impl Fixed {
     ip6 daddr @pools6 ct mark and {MARK_MASK:#x} == 0 goto barred
   }}
 
+  # What comes to the node itself. The kernel asks such a chain about the first packet of a connection alone; of all such
+  # chains, of whomever they are, ours comes first. What comes from this node has been translated as it left.
   chain protect {{
-    type filter hook input priority filter; policy accept;
-    # most of what comes: answers to this node, none of which is for what is guarded here
-    meta l4proto tcp ct direction reply accept
-    # the first comparison costs less than the one that decides
-    ip daddr 169.254.0.0/16 ip daddr {{ {DNS}, {GATEWAY} }} iif != "lo" iifname != "{veth_prefix}*" drop
-    ip6 daddr {GATEWAY6} iif != "lo" iifname != "{veth_prefix}*" drop
+    type nat hook input priority -150; policy accept;
     # an address of containers or services that nobody has
     ip6 daddr @pools6 goto nobody
-    udp dport {tunnel_port} ip saddr != @peer_addresses drop
-    {sealed_in}
-    ct state established,related accept
     iifname "{veth_prefix}*" goto from_container
     # a container of another node that called a published port which is none here: a program has it, or nobody
-    ct state new iif != "lo" ip saddr @pools goto barred
-    ct state new iif != "lo" ip6 saddr @pools6 goto barred
+    ip saddr @pools goto barred
+    ip6 saddr @pools6 goto barred
   }}
 
   chain from_container {{
+    udp dport {tunnel_port} drop
     ip daddr {DNS} meta l4proto {{ tcp, udp }} th dport 53 accept
     ip saddr @closed ip saddr != @freed goto barred
     ip6 saddr @closed6 ip6 saddr != @freed6 goto barred
