@@ -108,6 +108,7 @@ pub(crate) fn start(
         start: None,
         begun: None,
         meanwhile: None,
+        unneeded: None,
         target: Some(target),
         listener: plan.listener.as_ref().map(asked),
     };

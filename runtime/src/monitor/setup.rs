@@ -172,6 +172,7 @@ fn first_process(files: &Files, plan: &Plan, record: &Record, spec: &Spec) -> Re
         start: None,
         begun: None,
         meanwhile: None,
+        unneeded: None,
         target: None,
         listener: plan.listener.as_ref().map(asked),
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -224,6 +224,7 @@ impl<'a> Making<'a> {
             target: None,
             listener: asked,
             meanwhile: Some(&meanwhile),
+            unneeded: context.program.borrow().as_ref().map(AsRawFd::as_raw_fd),
         };
         let mut waits = false;
         let pid = spawn::first_process(child, |ask, pid, fd| match (ask, fd) {

@@ -40,9 +40,9 @@ pub(super) fn run(context: &Context, matches: &Matches) -> Result<u8> {
     };
     // Without it the process would have to unmount what it has, before anybody sees that it has ended.
     let mounts = File::open(format!("/proc/{}/ns/mnt", making.record.pid));
-    sys::keep_away();
     let relay = terminal.map(Relay::new).transpose();
     let code = relay.and_then(|relay| signals.until_the_end(making.record.pid, relay, notify));
+    sys::keep_away();
     mounts.map(OwnedFd::from).into_iter().for_each(sys::close);
     if code.is_err() || !matches.is_set("keep") {
         let gone = take_away(context, &making);

@@ -27,7 +27,7 @@ pub(crate) mod refused;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
 pub(crate) use begun::Begun;
@@ -77,6 +77,8 @@ pub(crate) struct Child<'a> {
     pub(crate) listener: Option<Asked>,
     /// What there is to do once the process has all that it needs, when there is nothing but to wait for it.
     pub(crate) meanwhile: Option<&'a dyn Fn()>,
+    /// A descriptor of ours that is none of the process' business: it closes it first of all.
+    pub(crate) unneeded: Option<RawFd>,
 }
 
 /// How a question was answered.
@@ -147,6 +149,10 @@ fn in_groups(
         Ok(None) => {
             // Else it would not see our end.
             drop(begun.ours.take());
+            if let Some(fd) = child.unneeded {
+                // One that stays open is closed as its program is executed.
+                let _ = sys::close_range(fd as u32, fd as u32, false);
+            }
             init::run(child.steps, fds)
         }
         Ok(Some(pid)) => pid,
@@ -163,8 +169,9 @@ fn in_groups(
     let (notify, second) = (fds.notify.take(), fds.second.take());
     // While it mounts we make its groups.
     let moved = made.is_some() && second.is_none() && waits(child.steps);
+    let mut away = None;
     if moved {
-        sys::leave_ours_to(pid);
+        away = sys::leave_ours_to(pid);
         // The thread that makes the network is where we are now, and is waited for sooner than the groups.
         sys::wait_until_network_is_sent();
     }
@@ -193,7 +200,7 @@ fn in_groups(
     if let (Ok(()), Some(meanwhile)) = (&served, child.meanwhile) {
         meanwhile();
     }
-    match served.and_then(|()| serve(ours, &mut pid, second.as_ref(), &mut answer)) {
+    match served.and_then(|()| serve(ours, &mut pid, second.as_ref(), away, &mut answer)) {
         Ok(()) => Ok(pid),
         Err(failure) => {
             // Whatever it is doing, it is of no use any more; and it may be gone already.
@@ -257,11 +264,14 @@ fn serve(
     channel: &Channel,
     pid: &mut i32,
     second: Option<&SharedWord>,
+    mut away: Option<sys::Away>,
     answer: &mut impl FnMut(&Ask, i32, Option<OwnedFd>) -> Result<Flow, Failure>,
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::step("waiting for the first process", &error);
     while let Some((ask, fd)) = channel.receive().map_err(failed)? {
         follow(pid, second);
+        // Who answers may make processes, which begin where we may be.
+        away.take();
         if let Ask::Failed(failure) = ask {
             return Err(failure);
         }

@@ -20,15 +20,23 @@ pub(crate) fn begin_elsewhere(task: i32) {
     }
 }
 
-/// Goes to another processor, so that a process that was made just now begins at once on this one, where its memory is at
-/// hand. It stays here, until it [may be everywhere](may_be_everywhere).
-pub(crate) fn leave_ours_to(pid: i32) {
-    let Some(all) = allowed() else { return };
-    let Some((ours, others)) = split(all) else { return };
-    if set(pid, &ours).is_ok() && set(0, &others).is_ok() {
-        // We are there now, and may be moved again.
-        let _ = set(0, &all);
+/// This thread stays away from a processor. When it goes, the thread may be where it could be before.
+#[must_use]
+pub(crate) struct Away(Set);
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let _ = set(0, &self.0);
     }
+}
+
+/// Goes to another processor, so that a process that was made just now begins at once on this one, where its memory is at
+/// hand. It stays here, until it [may be everywhere](may_be_everywhere), and we stay there: a kernel that packs its work
+/// wakes us where it is that tells us something, and we would wait for each other.
+pub(crate) fn leave_ours_to(pid: i32) -> Option<Away> {
+    let all = allowed()?;
+    let (ours, others) = split(all)?;
+    (set(pid, &ours).is_ok() && set(0, &others).is_ok()).then_some(Away(all))
 }
 
 /// Tells a process that it may use all processors, also those that will be there later; what its control groups say
@@ -97,7 +105,7 @@ mod tests {
     fn we_leave_and_may_come_back() {
         let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let (ours, before) = (of(std::process::id()), of(cat.id()));
-        leave_ours_to(cat.id() as i32);
+        drop(leave_ours_to(cat.id() as i32));
         assert_eq!(of(std::process::id()), ours);
         let only_one = of(cat.id()).parse::<u32>().is_ok();
         assert!(only_one, "{} after {before}", of(cat.id()));
