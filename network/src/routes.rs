@@ -483,8 +483,10 @@ impl Routes {
         })?;
         // The kernel drops clients of the routing mesh on an interface that has no address at all
         // (fib_validate_source), whatever its rp_filter says.
-        self.netlink
-            .run(vec![route::add_address(link.index, GATEWAY.into(), true), link::up_tunnel(link.index)])?;
+        let mut setup =
+            vec![route::add_address(link.index, GATEWAY.into(), true), link::up_tunnel(link.index)];
+        setup.extend(self.twins.on().then(|| Route::loopback_answers(link.index).replace()));
+        self.netlink.run(setup)?;
         Ok(link.index)
     }
 

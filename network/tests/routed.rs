@@ -110,6 +110,9 @@ fn tunnelled(frame: [Ipv4Addr; 2], from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
 #[test]
 fn the_tunnel_takes_packets_from_peers_only_and_goes_with_the_node() {
     let Routed { nodes, client, .. } = &routed();
+    // All that it needs is there as soon as it is.
+    let routes = nodes[0].ns.ip("-6 route show table all");
+    assert!(routes.lines().any(|route| route.starts_with("local ::1 dev rqx")), "{routes}");
     let [a, b] = [nodes[0].container(1), nodes[1].container(1)];
     let server = a.ns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7)).unwrap());
     server.set_read_timeout(Some(lab::moment())).unwrap();
