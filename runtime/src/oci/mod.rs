@@ -51,6 +51,8 @@ use commands::{Command, Enters, GLOBAL};
 use context::Context;
 use error::{Error, Result};
 
+use crate::sys;
+
 /// Runs one command: `args` are those behind the program's name. Returns the exit code.
 #[must_use]
 pub fn main(args: &[String]) -> u8 {
@@ -87,7 +89,15 @@ pub fn main(args: &[String]) -> u8 {
     }
     let sealed = match command.enters {
         Enters::Nothing => Ok(None),
-        Enters::New => sealed::seal(sealed::preserved(&matches), matches.value("config"), false),
+        Enters::New => {
+            let preserved = sealed::preserved(&matches);
+            let sealed = sealed::seal(preserved, matches.value("config"), false);
+            // Those that are to be passed on are looked at first: the thread's would be taken for one that is missing.
+            if preserved == 0 && sealed.is_ok() {
+                sys::begin_ahead();
+            }
+            sealed
+        }
         Enters::Running => sealed::seal(sealed::preserved(&matches), matches.value("process"), true),
     };
     context.log.debug(|| format!("{name} {rest:?} with root {}", context.root.display()));

@@ -271,6 +271,7 @@ mod thread {
     }
 
     extern "C" fn run() {
+        take_no_signals();
         let stays = STAYS.load(Ordering::Relaxed);
         if stays {
             MOUNTS_READ.store(read_mounts(), Ordering::Release);
@@ -292,6 +293,13 @@ mod thread {
             let fd = wait_for_descriptor();
             call(libc::SYS_close, [fd as usize, 0, 0, 0]);
         }
+    }
+
+    /// They are for the thread that knows what is to be done with them, also if it does not yet.
+    fn take_no_signals() {
+        let all = u64::MAX;
+        let set = [libc::SIG_SETMASK as usize, &raw const all as usize, 0, mem::size_of_val(&all)];
+        call(libc::SYS_rt_sigprocmask, set);
     }
 
     fn wait_for_descriptor() -> u32 {
