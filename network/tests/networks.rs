@@ -7,6 +7,7 @@ mod lab;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use lab::{CLIENT, Container, Lab, Node, Server, patience, received, twin};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use rorqual_network::{Attach, Block, Change, Endpoint, Join, Network, Peer, ServiceView};
 use simple_dns::{RCODE, TYPE};
 
@@ -207,6 +208,22 @@ fn an_internal_network_has_no_way_out_and_a_second_network_is_one() {
     assert_eq!(lab.nodes[0].ns.connect((shut.address, 80)).unwrap().server, "shut");
 }
 
+/// Whether an ICMP echo comes back.
+fn echoes(from: &Container, to: Ipv4Addr) -> bool {
+    const REQUEST: [u8; 8] = [8, 0, 0xf7, 0xfd, 0, 1, 0, 1];
+    let heard = from.ns.run(move || {
+        let raw =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).unwrap();
+        let socket = UdpSocket::from(raw);
+        socket.set_read_timeout(Some(lab::moment())).unwrap();
+        socket.send_to(&REQUEST, (to, 0)).unwrap();
+        let mut packet = [0; 64];
+        // Behind an IP header: an answer, or a refusal.
+        socket.recv(&mut packet).map(|_| packet[20])
+    });
+    heard.is_ok_and(|kind| kind == 0)
+}
+
 /// What somebody's own rules keep from being tracked never is the first packet of a connection.
 #[test]
 fn what_is_not_tracked_reaches_no_more_of_the_node() {
@@ -227,6 +244,7 @@ fn what_is_not_tracked_reaches_no_more_of_the_node() {
     assert_eq!(front.ns.connect(node.at(81)).unwrap().server, "own");
     assert!(front.ns.connect(node.at(4780)).is_err());
     assert!(shut.ns.connect(node.at(81)).is_err());
+    assert!(echoes(&front, node.underlay) && !echoes(&shut, node.underlay));
     let (code, _) = lab::ask(&shut.ns, "nobody.internal", TYPE::A);
     assert_eq!(code, RCODE::NameError);
 }
