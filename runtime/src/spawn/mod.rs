@@ -153,6 +153,8 @@ fn in_groups(
                 // One that stays open is closed as its program is executed.
                 let _ = sys::close_range(fd as u32, fd as u32, false);
             }
+            // Who made us leaves this processor to us, and may not have come to that.
+            std::thread::yield_now();
             init::run(child.steps, fds)
         }
         Ok(Some(pid)) => pid,
