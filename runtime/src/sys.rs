@@ -30,7 +30,7 @@ pub(crate) use bpf::*;
 pub(crate) use directory::entries;
 pub(crate) use mount::*;
 pub(crate) use process::*;
-pub(crate) use processors::{Away, leave_ours_to, may_be_everywhere};
+pub(crate) use processors::{Away, Here, keep_here, may_be_everywhere};
 pub(crate) use shared::SharedWord;
 pub(crate) use task::*;
 pub(crate) use terminal::*;

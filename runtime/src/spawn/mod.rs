@@ -144,6 +144,9 @@ fn in_groups(
         second,
         notify,
     };
+    // While it mounts we make its groups.
+    let moved = made.is_some() && fds.second.is_none() && waits(child.steps);
+    let here = if moved { sys::keep_here() } else { None };
     let born = groups::born(child.namespaces, group.as_ref().map(AsFd::as_fd), child.unit);
     let mut pid = match born {
         Ok(None) => {
@@ -169,11 +172,8 @@ fn in_groups(
         }
     };
     let (notify, second) = (fds.notify.take(), fds.second.take());
-    // While it mounts we make its groups.
-    let moved = made.is_some() && second.is_none() && waits(child.steps);
-    let mut away = None;
+    let away = here.map(sys::Here::leave);
     if moved {
-        away = sys::leave_ours_to(pid);
         // The thread that makes the network is where we are now, and is waited for sooner than the groups.
         sys::wait_until_network_is_sent();
     }
@@ -229,7 +229,7 @@ fn give_pipes_away(child: &Child<'_>) -> Result<(), Failure> {
 }
 
 /// What is left to do while the process mounts what it has by itself; then it may go on, with the files by which it joins
-/// the groups: it may be where it does not find them any more. `moved`: it has [our processor](sys::leave_ours_to).
+/// the groups: it may be where it does not find them any more. `moved`: it has [our processor](sys::keep_here).
 fn beside(
     made: Option<&mut Made<'_>>,
     class: Option<rdt::Entry>,

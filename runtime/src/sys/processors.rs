@@ -20,7 +20,7 @@ pub(crate) fn begin_elsewhere(task: i32) {
     }
 }
 
-/// This thread stays away from a processor. When it goes, the thread may be where it could be before.
+/// This thread keeps to some processors. When this goes, the thread may be where it could be before.
 #[must_use]
 pub(crate) struct Away(Set);
 
@@ -30,13 +30,28 @@ impl Drop for Away {
     }
 }
 
-/// Goes to another processor, so that a process that was made just now begins at once on this one, where its memory is at
-/// hand. It stays here, until it [may be everywhere](may_be_everywhere), and we stay there: a kernel that packs its work
-/// wakes us where it is that tells us something, and we would wait for each other.
-pub(crate) fn leave_ours_to(pid: i32) -> Option<Away> {
+/// This thread, and what it makes, keeps to the processor that it is on.
+#[must_use]
+pub(crate) struct Here {
+    others: Set,
+    away: Away,
+}
+
+/// Has a process that is made next begin on our processor, where its memory is at hand. It stays here, until it
+/// [may be everywhere](may_be_everywhere).
+pub(crate) fn keep_here() -> Option<Here> {
     let all = allowed()?;
     let (ours, others) = split(all)?;
-    (set(pid, &ours).is_ok() && set(0, &others).is_ok()).then_some(Away(all))
+    set(0, &ours).is_ok().then_some(Here { others, away: Away(all) })
+}
+
+impl Here {
+    /// Goes to another processor, and stays there: a kernel that packs its work wakes us where it is that tells us something, and we
+    /// would wait for each other.
+    pub(crate) fn leave(self) -> Away {
+        let _ = set(0, &self.others);
+        self.away
+    }
 }
 
 /// Tells a process that it may use all processors, also those that will be there later; what its control groups say
@@ -101,14 +116,23 @@ mod tests {
         status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
     }
 
+    fn of_thread() -> String {
+        let task = fs::read_link("/proc/thread-self").unwrap();
+        let task = task.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        of(task)
+    }
+
     #[test]
     fn we_leave_and_may_come_back() {
+        let before = of(std::process::id());
+        let here = keep_here();
         let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let (ours, before) = (of(std::process::id()), of(cat.id()));
-        drop(leave_ours_to(cat.id() as i32));
-        assert_eq!(of(std::process::id()), ours);
-        let only_one = of(cat.id()).parse::<u32>().is_ok();
-        assert!(only_one, "{} after {before}", of(cat.id()));
+        let its = of(cat.id());
+        let away = here.map(Here::leave);
+        assert!(its.parse::<u32>().is_ok() && of(cat.id()) == its, "{its} of {before}");
+        assert!(away.is_none() || of_thread() != its, "{its} of {before}");
+        drop(away);
+        assert_eq!(of_thread(), before);
         may_be_everywhere(cat.id() as i32).unwrap();
         assert!(of(cat.id()).len() >= before.len(), "{} after {before}", of(cat.id()));
         cat.kill().unwrap();
