@@ -63,7 +63,7 @@ pub(crate) fn mounts() -> Option<&'static [u8]> {
 }
 
 /// Has the thread do what is left on another processor than ours. Which one it began on was that: but a process that was made
-/// [may have ours](super::leave_ours_to).
+/// [may have ours](super::keep_here).
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub(crate) fn keep_away() {
     thread::keep_away();
