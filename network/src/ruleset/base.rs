@@ -246,7 +246,7 @@ impl Fixed {
     # also of those who are believed
     ip daddr 127.0.0.0/8 drop
     # chain protect sees the first packets of connections, so nothing else; nobody ever tracks neighbour discovery
-    meta l4proto != ipv6-icmp ct state invalid,untracked fib daddr type local goto from_container
+    meta l4proto != icmpv6 ct state invalid,untracked fib daddr type local goto from_container
     ip daddr @peer_addresses meta l4proto . th dport @open_ports meta mark set ip daddr map @peer_marks
     ip daddr @peer_addresses ip daddr . meta l4proto . th dport @open_at meta mark set ip daddr map @peer_marks
     ip6 daddr @peer_addresses6 meta l4proto . th dport @open_ports meta mark set ip6 daddr map @peer_marks6

@@ -38,11 +38,12 @@ impl Group {
         result
     }
 
-    /// Lets them go on.
+    /// Lets them go on. A group that is gone holds nobody: systemd takes one away as soon as its last process has ended,
+    /// which one that is killed while it is frozen does at once.
     pub(crate) fn thaw(&self) -> Result<()> {
         if let Some(dir) = &self.unified {
             let path = dir.join("cgroup.freeze");
-            fs::write(&path, "0").map_err(file("write 0 to", &path))?;
+            unless_gone(fs::write(&path, "0")).map_err(file("write 0 to", &path))?;
         }
         // Also beside a cgroup2: somebody else may have frozen it there.
         self.thaw_v1()
@@ -51,7 +52,7 @@ impl Group {
     pub(super) fn thaw_v1(&self) -> Result<()> {
         let Some(dir) = self.v1_of("freezer") else { return Ok(()) };
         let path = dir.join("freezer.state");
-        fs::write(&path, "THAWED").map_err(file("write THAWED to", &path))
+        unless_gone(fs::write(&path, "THAWED")).map_err(file("write THAWED to", &path))
     }
 
     /// Whether it has been frozen, by whomever.
@@ -62,6 +63,14 @@ impl Group {
         v2 || self.v1_of("freezer").is_some_and(|dir| {
             fs::read_to_string(dir.join("freezer.state")).is_ok_and(|text| text.trim() != "THAWED")
         })
+    }
+}
+
+/// ENODEV is of a group that goes between the opening and the writing.
+fn unless_gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        other => other,
     }
 }
 

@@ -248,6 +248,9 @@ fn frozen_processes_stand_still_and_can_be_killed() {
     world.group.freeze().unwrap();
     world.group.kill().unwrap();
     eventually("killed, frozen as it was", || world.reap());
+    // Systemd takes a unit's group away at that moment.
+    assert!(world.group.remove("gone", DEADLINE).is_empty());
+    world.group.thaw().unwrap();
 }
 
 #[test]
