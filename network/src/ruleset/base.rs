@@ -259,18 +259,24 @@ impl Fixed {
     ct direction reply ct mark and {MARK_MASK:#x} != 0 meta mark set ct mark and {MARK_MASK:#x}
   }}
 
+  # Who publishes on all addresses has the port alone, so the one that is most often asked for may stand first.
   chain ports {{
+    meta nfproto ipv6 goto ports6
     ip daddr {DNS} return
+    meta l4proto . th dport vmap @published
+    ip daddr . meta l4proto . th dport vmap @published_at
+    meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @hostports_at
+    meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @hostports
+  }}
+
+  chain ports6 {{
     ip6 daddr {{ fe80::/10, {GATEWAY6} }} return
     # what leads nowhere in IPv6 is the node's to refuse (chain protect)
     ip6 daddr @pools6 return
-    ip daddr . meta l4proto . th dport vmap @published_at
-    ip6 daddr . meta l4proto . th dport vmap @published_at6
     meta l4proto . th dport vmap @published
-    meta l4proto {{ tcp, udp, sctp }} dnat ip to ip daddr . meta l4proto . th dport map @hostports_at
+    ip6 daddr . meta l4proto . th dport vmap @published_at6
     meta l4proto {{ tcp, udp, sctp }} dnat ip6 to ip6 daddr . meta l4proto . th dport map @hostports_at6
-    meta nfproto ipv6 meta l4proto {{ tcp, udp, sctp }} dnat ip6 to meta l4proto . th dport map @hostports6
-    meta l4proto {{ tcp, udp, sctp }} dnat ip to meta l4proto . th dport map @hostports
+    meta l4proto {{ tcp, udp, sctp }} dnat ip6 to meta l4proto . th dport map @hostports6
   }}
 
   chain balance {{
@@ -282,6 +288,9 @@ impl Fixed {
 
   chain balance_own {{
     type nat hook output priority -100; policy accept;
+    # the kernel is not asked whose addresses these are
+    ip daddr 127.0.0.0/8 goto ports
+    ip6 daddr ::1 goto ports6
     ip daddr vmap @vips
     ip6 daddr vmap @vips6
     fib daddr type local goto ports
@@ -356,6 +365,9 @@ impl Fixed {
 
   chain translate {{
     type nat hook postrouting priority srcnat; policy accept;
+    # the node's own programs: none of the sets has them
+    ip saddr 127.0.0.0/8 oifname "{veth_prefix}*" snat ip to {GATEWAY}
+    ip6 saddr ::1 oifname "{veth_prefix}*" snat ip6 to {GATEWAY6}
     # a container that was balanced to itself would answer itself directly
     ip saddr . ip daddr @hairpin snat ip to {GATEWAY}
     ip6 saddr . ip6 daddr @hairpin6 snat ip6 to {GATEWAY6}
@@ -364,8 +376,6 @@ impl Fixed {
     # a peer that was balanced to itself would take its own address for a forgery
     ip saddr . ip daddr @own_blocks masquerade
     ip6 saddr . ip6 daddr @own_blocks6 masquerade
-    oifname "{veth_prefix}*" ip saddr 127.0.0.0/8 snat ip to {GATEWAY}
-    oifname "{veth_prefix}*" ip6 saddr ::1 snat ip6 to {GATEWAY6}
     oifname "{veth_prefix}*" accept
     oifname != "lo" ip saddr 127.0.0.0/8 masquerade
     oifname != "lo" ip6 saddr ::1 masquerade
