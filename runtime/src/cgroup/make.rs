@@ -1,8 +1,8 @@
 //! Makes the groups of a plan: directories, limits, device program. The usual case is the one with the fewest system
 //! calls: one `mkdir` a hierarchy, one write a limit. What may be in the way is looked at when something fails.
 //!
-//! In two parts: [`begin`] makes what a process is born in (the cgroup2's group), and [`Made::finish`] the rest, which
-//! the kernel can do on another CPU while the process makes its namespaces.
+//! In two parts: [`begin`] makes what a process is born in (the cgroup2's group) and a few others, and [`Made::finish`] the
+//! rest, which the kernel can do on another CPU while the process makes its namespaces.
 
 use std::fs;
 use std::io;
@@ -20,6 +20,10 @@ use crate::sys;
 /// Controllers that a group is given whenever they can be had: for limits that come later, and for figures.
 const WELCOME: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// So many v1 groups are made before the process: the other processor is at its network namespace then, and whoever makes the
+/// groups will have to wait for that.
+const AHEAD: usize = 2;
+
 /// Groups that are being made, or have been. Kept until the container's first process is in them.
 #[derive(Debug)]
 #[must_use = "systemd takes a group away as soon as it is empty"]
@@ -30,15 +34,15 @@ pub(crate) struct Made<'a> {
     new: Vec<&'a Path>,
 }
 
-/// Makes the group of the cgroup2, and the scope of systemd. After an error what it has made is gone again.
+/// Makes the group of the cgroup2, the scope of systemd and some of v1's groups. After an error what it has made is gone
+/// again.
 pub(crate) fn begin(plan: &CgroupPlan) -> Result<Made<'_>> {
     let placeholder = match &plan.group.unit {
         Some(unit) => Some(systemd::start(unit, plan.properties.clone())?),
         None => None,
     };
     let mut made = Made { plan, placeholder, new: Vec::new() };
-    let Some(dir) = &plan.group.unified else { return Ok(made) };
-    match made.directory(dir).and_then(|()| unified(plan, dir)) {
+    match made.begin() {
         Ok(()) => Ok(made),
         Err(error) => {
             made.undo();
@@ -61,12 +65,19 @@ pub(super) fn make(plan: &CgroupPlan) -> Result<Option<systemd::Placeholder>> {
 }
 
 impl<'a> Made<'a> {
+    fn begin(&mut self) -> Result<()> {
+        let plan = self.plan;
+        if let Some(dir) = &plan.group.unified {
+            self.directory(dir)?;
+            unified(plan, dir)?;
+        }
+        plan.group.v1.iter().take(AHEAD).try_for_each(|member| self.directory(&member.dir))
+    }
+
     /// Makes the other groups and writes the limits.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let plan = self.plan;
-        for member in &plan.group.v1 {
-            self.directory(&member.dir)?;
-        }
+        plan.group.v1.iter().skip(AHEAD).try_for_each(|member| self.directory(&member.dir))?;
         if let Some(dir) = plan.group.v1_of("cpuset") {
             fill_cpuset(dir, self.new.contains(&dir))?;
         }

@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -17,6 +18,9 @@ const LIMIT_BYTES: usize = 16 * 1024;
 
 /// No message has more descriptors beside it: there are not so many v1 hierarchies.
 const FILES: usize = 32;
+
+/// What comes unasked is looked out for so long before the process sleeps.
+const WATCH: Duration = Duration::from_micros(500);
 
 /// What the first process cannot do for itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,11 +98,24 @@ impl Channel {
         }
     }
 
-    /// First process: waits for what comes unasked.
+    /// First process: waits for what comes unasked, and mostly in a moment.
     pub(crate) fn gift(&self) -> Result<Gift, Failure> {
+        self.watch();
         match self.wait()? {
             (sys::NETWORK, fds) => Ok(Gift::Network(fds.into_iter().next())),
             (_, fds) => Ok(Gift::Groups(fds)),
+        }
+    }
+
+    /// Looks again and again for a while: who sleeps takes as long to wake up as most of the waiting. Whoever else is to run
+    /// here goes first.
+    fn watch(&self) {
+        let begun = Instant::now();
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+        while socket::recv(self.0.as_raw_fd(), &mut [], flags) == Err(Errno::EAGAIN)
+            && begun.elapsed() < WATCH
+        {
+            std::thread::yield_now();
         }
     }
 
