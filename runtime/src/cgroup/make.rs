@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::end::pids_below;
-use super::{Group, file, systemd};
+use super::{Group, Member, file, systemd};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::plan::cgroup::{CgroupPlan, Write};
@@ -20,9 +20,9 @@ use crate::sys;
 /// Controllers that a group is given whenever they can be had: for limits that come later, and for figures.
 const WELCOME: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
-/// So many v1 groups are made before the process: the other processor is at its network namespace then, and whoever makes the
-/// groups will have to wait for that.
-const AHEAD: usize = 2;
+/// The v1 groups of these are made before the process: the other processor is at its network namespace then, and whoever makes
+/// the groups will have to wait for that. Those of cpuset and memory take the kernel longer than that.
+const AHEAD: [&str; 2] = ["cpu", "cpuacct"];
 
 /// Groups that are being made, or have been. Kept until the container's first process is in them.
 #[derive(Debug)]
@@ -71,13 +71,21 @@ impl<'a> Made<'a> {
             self.directory(dir)?;
             unified(plan, dir)?;
         }
-        plan.group.v1.iter().take(AHEAD).try_for_each(|member| self.directory(&member.dir))
+        self.v1_directories(true)
+    }
+
+    /// Makes v1's groups of the controllers that are made ahead, or of the others.
+    fn v1_directories(&mut self, ahead: bool) -> Result<()> {
+        let is_ahead =
+            |member: &&Member| member.controllers.iter().any(|name| AHEAD.contains(&name.as_str()));
+        let mut members = self.plan.group.v1.iter().filter(|member| is_ahead(member) == ahead);
+        members.try_for_each(|member| self.directory(&member.dir))
     }
 
     /// Makes the other groups and writes the limits.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let plan = self.plan;
-        plan.group.v1.iter().skip(AHEAD).try_for_each(|member| self.directory(&member.dir))?;
+        self.v1_directories(false)?;
         if let Some(dir) = plan.group.v1_of("cpuset") {
             fill_cpuset(dir, self.new.contains(&dir))?;
         }
