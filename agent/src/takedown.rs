@@ -12,9 +12,9 @@ use rorqual_runtime::{ContainerState, Runtime, RuntimeOptions};
 
 use crate::agent::shape;
 use crate::build;
-use crate::error::AgentError;
+use crate::error::{AgentError, one_line};
 use crate::options::AgentOptions;
-use crate::store::{MembershipRecord, NodeStore};
+use crate::store::{MembershipRecord, NodeStore, StoreError};
 
 /// Takes everything away, as far as it goes, while no daemon runs. Refuses, and touches nothing, where containers run.
 pub async fn take_down(options: AgentOptions) -> Result<(), AgentError> {
@@ -34,11 +34,16 @@ pub async fn take_down(options: AgentOptions) -> Result<(), AgentError> {
 
 type Opened = (Option<NodeStore>, Option<MembershipRecord>, Runtime);
 
-/// The store is kept open until the end: no daemon can start meanwhile.
+/// The store is kept open until the end: no daemon can start meanwhile. With a damaged one none can start anyway.
 fn open(options: &AgentOptions) -> Result<Opened, AgentError> {
-    let folder = options.data_dir.join("node");
-    let store = if folder.is_dir() { Some(NodeStore::open(&folder)?) } else { None };
-    let remembered = store.as_ref().map(NodeStore::membership).transpose()?.flatten();
+    let (store, remembered) = match remembered(&options.data_dir.join("node")) {
+        Err(error @ StoreError::Damaged { .. }) => {
+            let error = one_line(&error);
+            tracing::warn!(error, "takes down what is on the machine, without what the node remembers");
+            (None, None)
+        }
+        found => found?,
+    };
     let runtime = Runtime::new(RuntimeOptions {
         runtime_dir: options.run_dir.join("containers"),
         cgroup_parent: options.cgroup_parent.clone(),
@@ -55,6 +60,15 @@ fn open(options: &AgentOptions) -> Result<Opened, AgentError> {
     } else {
         Err(AgentError::ContainersRun { running })
     }
+}
+
+fn remembered(folder: &Path) -> Result<(Option<NodeStore>, Option<MembershipRecord>), StoreError> {
+    if !folder.is_dir() {
+        return Ok((None, None));
+    }
+    let store = NodeStore::open(folder)?;
+    let membership = store.membership()?;
+    Ok((Some(store), membership))
 }
 
 /// A fabric takes over whatever is there, and knows best how that goes.

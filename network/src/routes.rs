@@ -26,7 +26,7 @@ use crate::netlink::route::{self, Route, Rule, RuleAction};
 use crate::netlink::{Netlink, Request};
 use crate::object::Object;
 use crate::ruleset::{MARK_MASK, MARK_SHIFT};
-use crate::twins::{Twins, next_hop};
+use crate::twins::{Twins, is_next_hop, next_hop};
 
 const LOOPBACK: u32 = 1;
 
@@ -548,18 +548,17 @@ impl Routes {
             Ok(rules) => requests.extend(rules.iter().map(Rule::delete)),
             Err(error) => errors.push(error),
         }
-        let hop = |known: &Known| route::delete_neighbour(known.interface(), next_hop(known.underlay).into());
-        requests.extend(self.peers.values().filter(|known| known.v6).map(hop));
-        match route::list_routes(&mut self.netlink) {
-            Ok(routes) => {
-                // Neighbours are nobody's by what the kernel tells: routes name ours.
-                let hop = |route: &Route| {
-                    let via = route.via.filter(|via| via.is_ipv6())?;
-                    Some(route::delete_neighbour(route.interface, via))
-                };
-                requests.extend(routes.iter().filter_map(hop));
-                requests.extend(routes.iter().map(Route::delete));
+        // By their names, and not by the routes through them: those may be gone already.
+        match route::list_permanent(&mut self.netlink) {
+            Ok(neighbours) => {
+                let ours = neighbours.into_iter().filter(|(_, address, _)| is_next_hop(*address));
+                requests
+                    .extend(ours.map(|(interface, address, _)| route::delete_neighbour(interface, address)));
             }
+            Err(error) => errors.push(error),
+        }
+        match route::list_routes(&mut self.netlink) {
+            Ok(routes) => requests.extend(routes.iter().map(Route::delete)),
             Err(error) => errors.push(error),
         }
         requests.push(link::delete(&self.tunnel));

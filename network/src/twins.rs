@@ -104,9 +104,18 @@ impl Twins {
     }
 }
 
+/// The names of next hops; behind it stands the peer's address between the nodes.
+const NEXT_HOPS: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x7271, 0, 0);
+
 /// How a peer is called as the next hop of IPv6 routes. No packet carries it: its Ethernet address is written down.
 pub(crate) fn next_hop(underlay: Ipv4Addr) -> Ipv6Addr {
-    join(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x7271, 0, 0), underlay)
+    join(NEXT_HOPS, underlay)
+}
+
+/// Whether it is one of those: nobody else calls a neighbour so.
+pub(crate) fn is_next_hop(address: IpAddr) -> bool {
+    let IpAddr::V6(address) = address else { return false };
+    address.segments()[..6] == NEXT_HOPS.segments()[..6]
 }
 
 #[cfg(test)]
@@ -132,7 +141,12 @@ mod tests {
         let twins = twins(true, None);
         assert_eq!(twins.of(Ipv4Addr::new(10, 215, 0, 3)).unwrap().to_string(), "fd72:7126:9ac4::ad7:3");
         assert_eq!(twins.of(Ipv4Addr::new(10, 213, 0, 3)), None);
-        assert_eq!(next_hop(Ipv4Addr::new(10, 99, 0, 2)).to_string(), "fe80::7271:a63:2");
+        let hop = next_hop(Ipv4Addr::new(10, 99, 0, 2));
+        assert_eq!(hop.to_string(), "fe80::7271:a63:2");
+        assert!(is_next_hop(hop.into()));
+        for other in ["fe80::7272:a63:2", "fd80::7271:a63:2", "fe80::1:0:7271:a63:2", "10.99.0.2"] {
+            assert!(!is_next_hop(other.parse().unwrap()), "{other}");
+        }
     }
 
     #[test]

@@ -148,3 +148,27 @@ fn a_node_that_is_taken_down_leaves_its_data_alone() {
     });
     lab.finish();
 }
+
+#[test]
+fn a_damaged_store_keeps_nobody_from_taking_a_node_down() {
+    let lab = Lab::routed("torn", 2);
+    let (first, gone) = (lab.node(1), lab.node(2));
+    first.load(&images::archive("busybox"));
+    first.rctl(&["cluster", "update", "--encrypt", "on"]).ok();
+    gone.rctl(&["run", "--name", "plain", "--publish", "8081:80", images::BUSYBOX, "true"]).ok();
+    wait_until("what encrypts is there", SOON, || {
+        let found = network_of(gone);
+        hold(found.iter().any(|line| line.contains(": rqw")), || format!("{found:?}"))
+    });
+    lab.kill(2);
+    let store = gone.data_dir().join("node/db");
+    let torn = vec![0xa5; fs::metadata(&store).unwrap().len().try_into().unwrap()];
+    fs::write(&store, torn).unwrap();
+    wait_until("the kernel has let go of the daemon, and it is taken down", SOON, || {
+        let output = take_down(&lab, gone);
+        hold(output.code == 0 && output.stderr.contains("is damaged"), || output.tell())
+    });
+    assert_eq!(network_of(gone), BTreeSet::new());
+    assert_eq!(places_of(&lab, gone), Vec::<String>::new());
+    lab.finish();
+}
