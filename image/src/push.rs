@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use tokio::sync::watch;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -137,15 +138,23 @@ async fn carry_out(
         .map(|(digest, size)| (digest.clone(), *size, mounts.get(digest).cloned()))
         .collect();
     let report = &report;
+    let (give_up, in_vain) = watch::channel(false);
+    let in_vain = &in_vain;
     let mut sending = stream::iter(blobs)
         .map(|(digest, size, from)| async move {
-            send(store, registry, reference, (&digest, size, from.as_deref()), report).await
+            send(store, registry, reference, (&digest, size, from.as_deref()), in_vain, report).await
         })
         .buffer_unordered(PARALLEL_BLOBS);
+    let mut all = Ok(());
     while let Some(sent) = sending.next().await {
-        sent?;
+        // The others give up by themselves, so that nothing of them is left in the registry.
+        if sent.is_err() && all.is_ok() {
+            all = sent;
+            give_up.send_replace(true);
+        }
     }
     drop(sending);
+    all?;
     let top = plan.manifests.last().map(|(digest, ..)| digest.clone());
     let top = top.ok_or_else(|| Error::NoSuchImage(reference.familiar()))?;
     for (digest, media_type, bytes) in &plan.manifests {
@@ -165,9 +174,13 @@ async fn send(
     registry: &RegistryClient,
     reference: &Reference,
     (digest, size_bytes, mount_from): (&Digest, u64, Option<&str>),
+    in_vain: &watch::Receiver<bool>,
     report: &Report,
 ) -> Result<()> {
     const STEP: u64 = 1 << 20;
+    if *in_vain.borrow() {
+        return Ok(());
+    }
     let (told, named, observed) = (std::sync::atomic::AtomicU64::new(0), digest.clone(), Arc::clone(report));
     let observer = Arc::new(move |done_bytes: u64| {
         use std::sync::atomic::Ordering::Relaxed;
@@ -178,9 +191,10 @@ async fn send(
         }
     });
     let path = store.path_of(digest);
-    let blob = Outgoing { digest, path: &path, size_bytes, mount_from, observer };
+    let blob = Outgoing { digest, path: &path, size_bytes, mount_from, observer, in_vain: in_vain.clone() };
     let digest = digest.clone();
-    report(match registry.upload(reference, &blob).await? {
+    let Some(uploaded) = registry.upload(reference, &blob).await? else { return Ok(()) };
+    report(match uploaded {
         Uploaded::Present => PushProgress::Present { digest },
         Uploaded::Mounted(from) => PushProgress::Mounted { digest, from },
         Uploaded::Sent => PushProgress::Sent { digest },

@@ -8,12 +8,13 @@
 //! ```
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RANGE};
 use http::{Method, StatusCode};
+use tokio::sync::watch;
 
 use super::auth::encoded;
 use super::body::Content;
@@ -46,7 +47,12 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) mount_from: Option<&'a str>,
     /// Is told how much was sent.
     pub(crate) observer: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Becomes true when the whole is in vain, because another blob could not be sent.
+    pub(crate) in_vain: watch::Receiver<bool>,
 }
+
+/// How long a registry is asked to take away what came of a blob.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An error, and how long the registry asks to wait.
 type Failed = (RegistryError, Option<Duration>);
@@ -62,15 +68,28 @@ struct Upload {
 }
 
 impl RegistryClient {
-    /// Has the blob in the reference's repository.
-    pub(crate) async fn upload(&self, reference: &Reference, blob: &Outgoing<'_>) -> Result<Uploaded> {
+    /// Has the blob in the reference's repository; `None` if that was given up as being in vain. Then the registry is told
+    /// to keep nothing of it.
+    pub(crate) async fn upload(
+        &self,
+        reference: &Reference,
+        blob: &Outgoing<'_>,
+    ) -> Result<Option<Uploaded>> {
         let what = format!("blob {}", blob.digest);
         let uploaded = async {
             let session = self.home(reference)?;
             let from: Vec<String> = blob.mount_from.iter().map(|from| (*from).to_owned()).collect();
             let scope = Scope::push(reference.repository(), &from);
-            let sending = Sending { client: self, session: &session, reference, what: &what, scope: &scope };
-            sending.blob(blob).await
+            let begun = Mutex::new(None);
+            let sending =
+                Sending { client: self, session: &session, reference, what: &what, scope: &scope, begun };
+            let mut in_vain = blob.in_vain.clone();
+            tokio::select! {
+                sent = sending.blob(blob) => return sent.map(Some),
+                Ok(_) = in_vain.wait_for(|in_vain| *in_vain) => {}
+            }
+            sending.cancel().await;
+            Ok(None)
         };
         uploaded.await.map_err(|source| self.error(reference.registry(), &what, source))
     }
@@ -110,6 +129,8 @@ struct Sending<'a> {
     reference: &'a Reference,
     what: &'a str,
     scope: &'a Scope,
+    /// Where the upload is that the registry has begun.
+    begun: Mutex<Option<String>>,
 }
 
 impl Sending<'_> {
@@ -170,7 +191,20 @@ impl Sending<'_> {
             return Ok(None);
         }
         let location = self.session.location(&answer)?;
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(location.clone());
         Ok(Some(Upload { location, sent_bytes: 0 }))
+    }
+
+    /// Gives the upload up. One that the registry keeps all the same expires there.
+    async fn cancel(&self) {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(location) = begun else { return };
+        let asked = self.session.send(self.call(&Method::DELETE, &location, &[], None));
+        match tokio::time::timeout(CANCEL_TIMEOUT, asked).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(what = self.what, %error, "an upload was not given up"),
+            Err(_) => tracing::debug!(what = self.what, "an upload was not given up in time"),
+        }
     }
 
     /// How far the registry says that it is; `None` when the upload is gone, or nothing of it was kept.
