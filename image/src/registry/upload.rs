@@ -4,7 +4,8 @@
 //! HEAD ─ there ─► done
 //!   └─ POST (mount from another repository) ─ 201 ─► done
 //!        └─ PUT, all at once ─► done
-//!             └─ broke: GET how far it is ─► PATCH the rest, PUT ─► done
+//!             ├─ broke: GET how far it is ─► PATCH the rest, PUT ─► done
+//!             └─ in vain, since another blob failed: DELETE
 //! ```
 
 use std::path::Path;
